@@ -1,0 +1,1 @@
+"""Compute: sequences and KV blocks in, tokens out. Knows no tenants, deadlines or HTTP."""

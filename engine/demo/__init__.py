@@ -1,0 +1,1 @@
+"""The default checkpoint: generated from a fixed seed in Hugging Face format."""

@@ -1,0 +1,128 @@
+"""What an engine is asked and what it answers. Torch-free: services import it without loading a tensor library."""
+
+from typing import Annotated, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+
+class Sampling(msgspec.Struct, omit_defaults=True):
+    """How a sequence's next token is chosen. `temperature` 0 is greedy.
+
+    Random numbers depend on (`seed`, output position) alone, so a request's tokens do not depend on its batch mates.
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    """0: all tokens."""
+    seed: int = 0
+    ignore_eos: bool = False
+    """Go on past the model's end-of-sequence tokens (benchmarks)."""
+
+
+class SequenceStart(msgspec.Struct):
+    """A sequence new to the engine, or back after a preemption."""
+
+    sequence: int
+    tokens: bytes
+    """Prompt and kept output token ids, int32 little-endian."""
+    num_prompt_tokens: int
+    sampling: Sampling
+
+
+class Step(msgspec.Struct):
+    """One forward pass over rows of any length, prefill chunks and decodes alike.
+
+    Arrays over rows: `sequences` int64, `positions` int32, `num_tokens` int32, `samples` bool, `num_new_blocks` int32;
+    `new_blocks` int32 flat in row order, appended to each row's block table before the pass. Block ids start at 0 as
+    the scheduler counts them; an engine that keeps a scratch block shifts them itself.
+    A row at `positions == known tokens` is a decode: its input is the token sampled last, which never left the device.
+    """
+
+    step: int
+    sequences: NDArray[np.int64]
+    positions: NDArray[np.int32]
+    num_tokens: NDArray[np.int32]
+    samples: NDArray[np.bool_]
+    num_new_blocks: NDArray[np.int32]
+    new_blocks: NDArray[np.int32]
+    starts: list[SequenceStart]
+    released: list[int]
+
+
+class StepOutput(msgspec.Struct):
+    """Tokens of the sampling rows, in row order, and when they were computed."""
+
+    step: int
+    tokens: NDArray[np.int32]
+    ended: NDArray[np.bool_]
+    """The token is an end-of-sequence token of the model and the sequence does not ignore it."""
+    launched_ns: int
+    """`time.monotonic_ns()` when the pass was given to the device."""
+    computed_ns: int
+    """When its tokens were on the host."""
+
+
+class EngineInfo(msgspec.Struct):
+    """What an engine has to offer, said once at start."""
+
+    model: str
+    architecture: str
+    num_parameters: int
+    dtype: str
+    device: str
+    attention: str
+    num_blocks: int
+    """Blocks the scheduler may allocate, numbered from 0."""
+    block_tokens: int
+    max_sequence_tokens: int
+    vocabulary_size: int
+    max_steps_in_flight: int = 2
+
+
+class Engine(Protocol):
+    """Runs steps in the order given."""
+
+    info: EngineInfo
+
+    def launch(self, step: Step) -> None:
+        """Start a step; returns once the device has it (on a CPU: once it is computed)."""
+
+    def collect(self) -> StepOutput:
+        """Wait for the oldest launched step and return its tokens.
+
+        Raises:
+            RuntimeError: nothing was launched.
+        """
+
+    def forget(self, sequences: list[int]) -> None:
+        """Drop the state of sequences that ended while no step was to run."""
+
+
+class EngineError(Exception):
+    """The engine cannot do what was asked; the sentence says what is wrong and what is supported."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `engine:` section of deployment.yaml: read once at start."""
+
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Annotated[str, Meta(pattern=r"^(auto|float32|bfloat16|float16)$")] = "auto"
+    """auto: float32 on CPU, the checkpoint's own on CUDA."""
+    attention: Annotated[str, Meta(pattern=r"^(auto|cpu_gather|sdpa_gather|xformers_splitk)$")] = "auto"
+    kv_block_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens in a KV block; 0: 16 on CPU, 64 with xformers_splitk."""
+    kv_pool_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens of KV memory; 0: what fits in `kv_memory` of the free device memory, on a CPU at most 1 GiB."""
+    kv_memory: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    max_sequence_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Context length offered; 0: the model's own."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """torch intra-op threads; 0: one for each core."""
+    max_steps_in_flight: Annotated[int, Meta(ge=1, le=2)] = 2
+    kind: Annotated[str, Meta(pattern=r"^(torch|paced)$")] = "torch"
+    """paced: a synthetic engine that samples pseudo-random tokens at `paced_step_s` (benchmarks; no weights)."""
+    paced_step_s: Annotated[float, Meta(ge=0)] = 0.02

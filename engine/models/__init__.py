@@ -1,0 +1,1 @@
+"""Decoder architectures built from the shared layers."""

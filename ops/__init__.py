@@ -1,0 +1,1 @@
+"""Deployment, benchmarks and images."""

@@ -1,0 +1,1 @@
+"""What is decided, by which rule. Pure: no clock, socket, await, logging, torch or global randomness."""

@@ -1,0 +1,1 @@
+"""Who may enter, in which order: classification, the fair queue, the in-flight window and its ledger."""

@@ -1,0 +1,162 @@
+"""Everything a core may ask for.
+
+A command is a value with a reason: returned, never logged, raised or sent from inside a core. Arrays are numpy, so
+that a step of 256 sequences is a handful of objects; `encode` turns any command list into bytes that compare equal
+exactly when two runs decided the same.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended, as it crosses the wire; 0 is reserved for "goes on"."""
+
+    STOP = 1
+    """End-of-sequence token, or a stop string found by the gateway."""
+    LENGTH = 2
+    CANCELLED = 3
+    ERROR = 4
+
+
+class Command(msgspec.Struct, tag=True, tag_field="command", omit_defaults=True):
+    """Something a core wants done."""
+
+
+class WakeAt(Command):
+    """Hand the core a `Woke` at this core time (a later one replaces an earlier one)."""
+
+    at_s: float
+
+
+# --- admission ---------------------------------------------------------------------------------------------------
+
+
+class Release(Command):
+    """Send a request to the scheduler."""
+
+    request: int
+    slo_class: str
+    waited_s: float
+    reason: str
+
+
+class Refuse(Command):
+    """A terminal answer: the request will not be served."""
+
+    request: int
+    code: str
+    """`context_length_exceeded`, `queue_full`, `queue_timeout`, `no_capacity`, ... (see services/errors.py)."""
+    message: str
+    """One sentence naming the limit, what was asked and what to do."""
+    retry_after_s: float | None = None
+
+
+class Withdraw(Command):
+    """A queued request was cancelled before release: terminal."""
+
+    request: int
+    reason: str
+
+
+class CancelReleased(Command):
+    """Pass a cancel on to the scheduler; the terminal command follows when the scheduler reports the end."""
+
+    request: int
+    reason: str
+
+
+class Settle(Command):
+    """A released request ended; its charges are final: terminal."""
+
+    request: int
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    outcome: str
+
+
+# --- scheduling --------------------------------------------------------------------------------------------------
+
+
+class StepPlan(msgspec.Struct):
+    """One step, as changes only. Row order: as planned, stage by stage.
+
+    Arrays over rows: `sequences` int64, `positions` int32 (KV position of the row's first token), `num_tokens` int32,
+    `samples` bool (the row's last token samples an output token), `stages` int8 (index of the stage that planned the
+    row; the implicit carry-over stage is -1), `num_new_blocks` int32. `new_blocks` int32 is flat, in row order.
+    """
+
+    sequences: Int64Array
+    positions: Int32Array
+    num_tokens: Int32Array
+    samples: BoolArray
+    stages: NDArray[np.int8]
+    num_new_blocks: Int32Array
+    new_blocks: Int32Array
+    starts: list[int]
+    """Sequences the executor must be given (prompt and kept tokens) with this step: first plan, or resumed."""
+    released: list[int]
+    """Sequences the executor forgets before this step: finished, cancelled or preempted."""
+
+
+class StartStep(Command):
+    """Run this plan on an executor."""
+
+    executor: int
+    step: int
+    revision: int
+    plan: StepPlan
+
+
+class Deliver(Command):
+    """Results of a step that may reach readers. Rows of ended or cancelled sequences are left out."""
+
+    executor: int
+    step: int
+    rows: Int32Array
+    """Indices into the step's *sampling* rows (rows with `samples`, in plan order)."""
+    finish: NDArray[np.int8]
+    """Parallel to `rows`: 0 or a `FinishReason`."""
+
+
+class Forget(Command):
+    """Nothing is to run but an executor still holds state of these sequences: drop it."""
+
+    executor: int
+    released: list[int]
+
+
+class Finish(Command):
+    """All choices of a request are done, whatever the outcome: terminal."""
+
+    request: int
+    outcome: str
+    """`finished`, `cancelled`, `refused` or `error`."""
+    output_tokens: int
+    code: str = ""
+    """For `refused` and `error`: the code of services/errors.py."""
+    message: str = ""
+
+
+def _encode_array(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    raise TypeError(f"a command holds a {type(value).__name__}, which has no encoding")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+
+
+def encode(commands: Iterable[Command]) -> bytes:
+    """Bytes of a command list; equal bytes mean equal decisions."""
+    return _encoder.encode(list(commands))

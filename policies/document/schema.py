@@ -1,0 +1,250 @@
+"""Every knob an operator can turn: its type, unit, bound, default and one sentence.
+
+Owns the shape of a policy document and nothing else: no defaults live anywhere but here, no file is read here, and
+no other module declares a knob. `schema.json` is generated from these types.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+OrderKey = Literal["arrival", "admission", "prompt_tokens", "class_priority", "last_schedulable_time"]
+VictimKind = Literal["newest_started_prefill", "newest", "newest_decode", "self"]
+PrefillSource = Literal["waiting", "started"]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A part of the document. Unknown keys are errors, values never change after loading."""
+
+
+class SloClass(Section, frozen=True):
+    """A service level: what its readers may expect. Classes are listed by priority, the most important first."""
+
+    name: Name
+    ttft_s: Annotated[Seconds, Meta(description="Time to first token promised to this class, seconds.")]
+    tbt_s: Annotated[Seconds, Meta(description="Longest gap between tokens promised to this class, seconds.")]
+
+
+class Match(Section, frozen=True):
+    """What a request must look like for a classify rule to apply; every field given must agree."""
+
+    tier: Annotated[str | None, Meta(description="The tenant's tier in tenants.yaml.")] = None
+    tenant: Annotated[str | None, Meta(description="The tenant's name in tenants.yaml.")] = None
+    service_tier: Annotated[str | None, Meta(description="The request's own `service_tier` field.")] = None
+
+
+class ClassifyRule(Section, frozen=True):
+    """The first rule that matches gives a request its class; the last rule matches everything."""
+
+    class_: Annotated[Name, Meta(description="The class given; one of `classes`.")] = field(name="class")
+    when: Annotated[Match | None, Meta(description="Conditions; absent means always.")] = None
+
+
+class WeightedTokens(Section, frozen=True):
+    """Cost of a request: `prompt` x prompt tokens + `output` x output tokens (VTC, section 3)."""
+
+    kind: Literal["weighted_tokens"] = "weighted_tokens"
+    prompt: Annotated[float, Meta(gt=0, description="Price of a prompt token.")] = 1.0
+    output: Annotated[float, Meta(gt=0, description="Price of an output token.")] = 2.0
+
+
+class Fairness(Section, frozen=True):
+    """Who is released next, and how many tokens may be in flight (the `M` of VTC's bound)."""
+
+    kind: Annotated[
+        Literal["vtc", "fcfs"],
+        Meta(description="vtc: the backlogged tenant with the smallest virtual token counter; fcfs: by arrival."),
+    ] = "vtc"
+    cost: Annotated[WeightedTokens, Meta(description="What a token costs its tenant.")] = WeightedTokens()
+    window_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        Meta(description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds."),
+    ] = "auto"
+    max_requests: Annotated[Count, Meta(description="Requests in flight, whatever their size.")] = 1000
+
+
+class Queue(Section, frozen=True):
+    """How long the backlog may grow before a request is refused instead of kept waiting."""
+
+    per_tenant_max: Annotated[Count, Meta(description="Requests of one tenant that may wait.")] = 500
+    total_max: Annotated[Count, Meta(description="Requests that may wait in all.")] = 10_000
+    ttl_s: Annotated[float, Meta(gt=0, description="Longest wait before a refusal, seconds.")] = 60.0
+
+
+class Routing(Section, frozen=True):
+    """Which executor a released sequence goes to."""
+
+    kind: Annotated[
+        Literal["least_kv"], Meta(description="least_kv: the executor with the fewest KV tokens held or promised.")
+    ] = "least_kv"
+
+
+class AtLeast(Section, frozen=True):
+    """A lower bound on a count."""
+
+    at_least: Annotated[int, Meta(ge=0, description="The count from which the condition holds.")]
+
+
+class StageCondition(Section, frozen=True):
+    """When a stage takes part in a plan."""
+
+    decoding: Annotated[
+        AtLeast | None, Meta(description="Holds when this many sequences are decoding, planned or not.")
+    ] = None
+
+
+class DecodeStage(Section, frozen=True):
+    """Offers the remaining budget to decodes: one token for each sequence."""
+
+    when: Annotated[Literal["any", "due"], Meta(description="due: only decodes past their last schedulable time.")] = (
+        "any"
+    )
+    order: Annotated[tuple[OrderKey, ...], Meta(description="Ascending, lexicographic; ties by age.")] = ("arrival",)
+    exclusive: Annotated[bool, Meta(description="If this stage planned anything, later stages are skipped.")] = False
+    if_: Annotated[StageCondition | None, Meta(description="Skip the stage unless this holds.")] = field(
+        name="if", default=None
+    )
+
+
+class PrefillStage(Section, frozen=True):
+    """Offers the remaining budget to prompts, whole or in chunks."""
+
+    from_: Annotated[
+        PrefillSource | tuple[PrefillSource, ...],
+        Meta(description="waiting: no KV held yet; started: prompt partly computed; started come first in a list."),
+    ] = field(name="from")
+    order: Annotated[tuple[OrderKey, ...], Meta(description="Ascending, lexicographic; ties by age.")] = ("arrival",)
+    merge: Annotated[bool, Meta(description="Order started and waiting together instead of started first.")] = False
+    chunked: Annotated[bool, Meta(description="false: a prompt that does not fit the budget ends the stage.")] = True
+    chunk: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Chunks are multiples of this many tokens (a final piece may be shorter)."),
+    ] = None
+    max_sequences: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Prompts this stage may plan in one step.")
+    ] = None
+    exclusive: Annotated[bool, Meta(description="If this stage planned anything, later stages are skipped.")] = False
+    if_: Annotated[StageCondition | None, Meta(description="Skip the stage unless this holds.")] = field(
+        name="if", default=None
+    )
+
+
+class Stage(Section, frozen=True):
+    """One stage: exactly one of `decode` and `prefill`."""
+
+    decode: DecodeStage | None = None
+    prefill: PrefillStage | None = None
+
+
+class Batching(Section, frozen=True):
+    """A step plan: stages that each offer the remaining token budget to one kind of work, in this order."""
+
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1, description="Offered the budget in this order.")]
+    token_budget: Annotated[
+        Annotated[int, Meta(ge=1)] | Literal["none"],
+        Meta(description="Tokens in one step; none: no limit, only when every prefill stage has chunked: false."),
+    ] = 512
+    max_sequences: Annotated[Count, Meta(description="Sequences holding KV blocks, planned or not.")] = 128
+    max_decodes: Annotated[Count, Meta(description="Decodes in one step.")] = 128
+
+
+class OffsetSteps(Section, frozen=True):
+    """SLAI's Theta: how many mean steps before its deadline a decode becomes due."""
+
+    below: Annotated[float, Meta(ge=0, description="While KV use is below `kv_threshold`.")] = 5.0
+    above: Annotated[float, Meta(ge=0, description="From `kv_threshold` on: decode eagerly, free blocks.")] = 10.0
+    kv_threshold: Annotated[Fraction, Meta(description="Share of KV blocks in use.")] = 0.96
+
+
+class Ewma(Section, frozen=True):
+    """An exponentially weighted mean."""
+
+    ewma: Annotated[float, Meta(gt=0, le=1, description="Weight of the newest step.")]
+
+
+class Deadlines(Section, frozen=True):
+    """When a decode must be planned to keep its class's TBT (SLAI, eq. 8)."""
+
+    step_time: Annotated[
+        Literal["mean"] | Ewma, Meta(description="Estimate of a step's time: mean of all since start, or an EWMA.")
+    ] = "mean"
+    offset_steps: OffsetSteps = OffsetSteps()
+
+
+class Kv(Section, frozen=True):
+    """What a sequence reserves of the KV pool when it starts."""
+
+    admit: Annotated[
+        Literal["prompt", "max_length"],
+        Meta(description="prompt: blocks of the whole prompt; max_length: of the longest it may become."),
+    ] = "prompt"
+    watermark: Annotated[Fraction, Meta(description="Share of blocks kept free when a sequence starts.")] = 0.01
+
+
+class Preemption(Section, frozen=True):
+    """Who gives blocks back when a decode finds none free."""
+
+    victim: Annotated[
+        tuple[VictimKind, ...], Meta(min_length=1, description="Tried in this order; the last resort is self.")
+    ] = ("newest", "self")
+
+
+class Policy(Section, frozen=True):
+    """One versioned document for all services."""
+
+    version: Annotated[Literal[1], Meta(description="Version of this format.")]
+    name: Annotated[Name, Meta(description="Shown on every plan, trace and metric.")]
+    classes: Annotated[tuple[SloClass, ...], Meta(min_length=1, description="Service levels by priority.")]
+    batching: Batching
+    description: Annotated[str, Meta(description="For people.")] = ""
+    classify: Annotated[
+        tuple[ClassifyRule, ...], Meta(description="First match wins; empty: everything gets the last class.")
+    ] = ()
+    limits: Annotated[tuple[()], Meta(description="Hard contracts. None can be set yet.")] = ()
+    fairness: Fairness = Fairness()
+    queue: Queue = Queue()
+    routing: Routing = Routing()
+    deadlines: Deadlines = Deadlines()
+    kv: Kv = Kv()
+    preemption: Preemption = Preemption()
+
+
+PLANNED_SECTIONS = ("admission", "prediction", "elastic", "padded_batching", "autotune", "tracing")
+"""Sections of the format that no code reads yet: naming one is an error that says so, never a silent no-op."""
+
+
+class HashedKey(Section, frozen=True):
+    """An API key as stored: SHA-256 of a 256-bit random secret (no salt needed at that entropy)."""
+
+    id: Annotated[str, Meta(description="Public name of the key, shown in listings and logs.")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="Hex digest of the whole key.")]
+    project: Annotated[Name, Meta(description="The project it belongs to.")] = "default"
+    revoked: Annotated[bool, Meta(description="A revoked key is refused and kept for the record.")] = False
+
+
+class Tenant(Section, frozen=True):
+    """Who is billed and protected: the top of tenant / project / key."""
+
+    name: Name
+    tier: Annotated[str, Meta(description="Matched by `classify` rules.")] = "free"
+    weight: Annotated[float, Meta(gt=0, description="Share of service relative to the other tenants.")] = 1.0
+    classes: Annotated[tuple[str, ...], Meta(description="Classes it may use; empty: any.")] = ()
+    keys: Annotated[tuple[HashedKey, ...], Meta(description="Its API keys.")] = ()
+
+
+class Tenants(Section, frozen=True):
+    """The second file: tenants and hashed API keys. A policy is shared, keys are not."""
+
+    version: Literal[1] = 1
+    tenants: tuple[Tenant, ...] = ()
+
+
+def json_schema() -> dict[str, object]:
+    """JSON Schema of a policy document, for editors to complete and check YAML with."""
+    return msgspec.json.schema(Policy)

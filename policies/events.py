@@ -1,0 +1,187 @@
+"""Everything that can happen to a core.
+
+An event carries what a decision needs and no payload: counts, not token ids or text. Times are seconds; a duration or
+an age, never another process's clock. Both cores take `(event, now)`; `now` never goes backwards.
+
+Ids: a request of `n` choices owns the sequence ids `request .. request + n - 1`.
+"""
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", omit_defaults=True):
+    """Something that happened, as a core sees it and as the event log stores it."""
+
+
+class Started(Event, frozen=True):
+    """The first event: maps core time to wall time."""
+
+    wall_s: float
+
+
+class PolicyApplied(Event, frozen=True):
+    """A policy revision takes effect now. Always the second event; later ones replace the policy while running."""
+
+    revision: int
+    document: bytes
+    """The YAML text, already validated: compiling it again cannot fail."""
+
+
+class Woke(Event, frozen=True):
+    """The time asked for by a `WakeAt` has come."""
+
+
+class CancelRequested(Event, frozen=True):
+    """The client went away, or somebody else decided that a request must end. Unknown requests are ignored."""
+
+    request: int
+    reason: str = "client_gone"
+
+
+# --- admission ---------------------------------------------------------------------------------------------------
+
+
+class Arrived(Event, frozen=True):
+    """A request passed the gateway: its tenant is known and its prompt counted."""
+
+    request: int
+    tenant: str
+    tier: str
+    prompt_tokens: int
+    max_output_tokens: int
+    num_choices: int = 1
+    weight: float = 1.0
+    project: str = "default"
+    key: str = ""
+    service_tier: str | None = None
+    allowed_classes: tuple[str, ...] = ()
+    """Classes this tenant may use; empty: any."""
+
+
+class CapacityChanged(Event, frozen=True):
+    """What the executors behind the scheduler hold together. Zero executors: nothing can be released."""
+
+    num_executors: int
+    kv_tokens: int
+    """Tokens of KV in all pools."""
+    max_sequence_tokens: int
+    """Longest sequence (prompt + output) that one pool and the model allow."""
+
+
+class TokensProduced(Event, frozen=True):
+    """One output token for each sequence id listed (one event per step)."""
+
+    sequences: list[int]
+
+
+class RequestFinished(Event, frozen=True):
+    """The scheduler is done with a request."""
+
+    request: int
+    output_tokens: int
+    """Tokens that count, all choices together: what the reader got, after stop strings."""
+    outcome: str = "finished"
+
+
+class SchedulerLost(Event, frozen=True):
+    """The scheduler's stream closed: whatever was in flight is settled as delivered so far."""
+
+
+# --- scheduling --------------------------------------------------------------------------------------------------
+
+
+class ExecutorJoined(Event, frozen=True):
+    """An executor is ready with an empty KV pool."""
+
+    executor: int
+    num_blocks: int
+    """Blocks that may be allocated (a scratch block of the engine is not among them)."""
+    block_tokens: int
+    max_sequence_tokens: int
+    """The model's context length."""
+    max_steps_in_flight: int = 2
+
+
+class ExecutorLost(Event, frozen=True):
+    """An executor is gone with its KV; its sequences are recomputed elsewhere or when it returns."""
+
+    executor: int
+
+
+class Released(Event, frozen=True):
+    """Admission let a request in."""
+
+    request: int
+    slo_class: str
+    prompt_tokens: int
+    max_output_tokens: int
+    num_choices: int = 1
+    waited_s: float = 0.0
+    """Time since the request was received."""
+    gateway: int = 0
+    """Where its tokens go."""
+
+
+class StepEnded(Event, frozen=True):
+    """An executor finished a step."""
+
+    executor: int
+    step: int
+    step_time_s: float
+    """`ended_n - max(launched_n, ended_{n-1})` on the executor's clock."""
+    ended: list[int] = []
+    """Sequences that sampled an end-of-sequence token in this step."""
+    ended_ago_s: float = 0.0
+    """How long ago it ended (the way back to the scheduler)."""
+
+
+class StopFound(Event, frozen=True):
+    """The gateway found a stop string: a sequence ends with this many output tokens counted."""
+
+    sequence: int
+    output_tokens: int
+
+
+class GatewayStalled(Event, frozen=True):
+    """A gateway stopped reading its stream (its transport's buffer is above the high-water mark)."""
+
+    gateway: int
+
+
+class GatewayResumed(Event, frozen=True):
+    """A stalled gateway reads again."""
+
+    gateway: int
+
+
+class GatewayLost(Event, frozen=True):
+    """A gateway's stream closed: its sequences are cancelled."""
+
+    gateway: int
+
+
+AdmissionEvent = (
+    Started
+    | PolicyApplied
+    | Woke
+    | CancelRequested
+    | Arrived
+    | CapacityChanged
+    | TokensProduced
+    | RequestFinished
+    | SchedulerLost
+)
+SchedulerEvent = (
+    Started
+    | PolicyApplied
+    | Woke
+    | CancelRequested
+    | ExecutorJoined
+    | ExecutorLost
+    | Released
+    | StepEnded
+    | StopFound
+    | GatewayStalled
+    | GatewayResumed
+    | GatewayLost
+)

@@ -1,0 +1,1 @@
+"""What each step computes: sequences, deadlines, KV blocks, stages, preemption and routing."""

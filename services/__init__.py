@@ -1,0 +1,1 @@
+"""The shells: sockets, processes and clocks live here and only here."""

@@ -1,0 +1,1 @@
+"""The shell around AdmissionCore: backlog payloads, release to the scheduler, policy revisions."""

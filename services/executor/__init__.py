@@ -1,0 +1,1 @@
+"""The shell around an engine: one step at a time, no event loop."""

@@ -1,0 +1,1 @@
+"""The shell around SchedulerCore: token payloads, executors, token frames."""

@@ -1,0 +1,122 @@
+"""What a running process cannot change: addresses, paths, sizes and the engine.
+
+The only module that reads the environment. `deployment.yaml` has one home for each value; `fairlead up` writes the
+resolved file into its run folder and names it to its children in `FAIRLEAD_DEPLOYMENT`.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from engine.interface import EngineSettings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEPLOYMENT_VARIABLE = "FAIRLEAD_DEPLOYMENT"
+
+Bytes = Annotated[int, Meta(ge=1)]
+
+
+class SettingsError(Exception):
+    """A deployment that cannot be used; the sentence names the file, the key and what is allowed."""
+
+
+class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where clients connect and how much one of them may send."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """0: any free port."""
+    max_body_bytes: Bytes = 4 * 2**20
+    max_choices: Annotated[int, Meta(ge=1)] = 16
+    max_prompts: Annotated[int, Meta(ge=1)] = 64
+    stream_buffer_bytes: Bytes = 256 * 2**10
+    """Text a slow reader may leave unread before its request is cancelled."""
+    drain_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long running requests may take to finish after SIGTERM."""
+
+
+class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the services reach one another."""
+
+    admission: str = "unix://{run}/admission.sock"
+    scheduler: str = "unix://{run}/scheduler.sock"
+    secret_file: str = "{data}/streams.secret"  # noqa: S105  a path, not a secret
+    max_frame_bytes: Bytes = 64 * 2**20
+    buffer_bytes: Bytes = 8 * 2**20
+    """Unsent bytes of one stream from which its peer counts as stalled."""
+
+
+class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
+    """One deployment: one model, one of each service by default."""
+
+    version: Annotated[int, Meta(ge=1, le=1)] = 1
+    model: str = "demo"
+    """A checkpoint folder; `demo`: a small one, generated into the data folder."""
+    policy: str = "policies/slai.yaml"
+    tenants: str = "{data}/tenants.yaml"
+    data: str = ".fairlead"
+    """What outlives a run: keys, secrets, the demo checkpoint."""
+    run: str = "{data}/run"
+    """What does not: sockets and state of the running processes."""
+    record: str = ""
+    """A folder for the event logs of both cores; empty: none."""
+    check: bool = False
+    """Assert every core invariant after every event."""
+    http: HttpSettings = HttpSettings()
+    streams: StreamSettings = StreamSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def resolved(self) -> "Deployment":
+        """The same with every path absolute and `{data}` and `{run}` filled in."""
+        data = _absolute(self.data)
+        run = _absolute(self.run.replace("{data}", data))
+
+        def fill(value: str) -> str:
+            return value.replace("{data}", data).replace("{run}", run)
+
+        return msgspec.structs.replace(
+            self,
+            data=data,
+            run=run,
+            model=self.model if self.model == "demo" else _absolute(fill(self.model)),
+            policy=_absolute(fill(self.policy)),
+            tenants=_absolute(fill(self.tenants)),
+            record=_absolute(fill(self.record)) if self.record else "",
+            streams=msgspec.structs.replace(
+                self.streams,
+                admission=fill(self.streams.admission),
+                scheduler=fill(self.streams.scheduler),
+                secret_file=_absolute(fill(self.streams.secret_file)),
+            ),
+        )
+
+
+def load_deployment(path: Path | None = None) -> Deployment:
+    """The deployment of `path`, of `FAIRLEAD_DEPLOYMENT`, or of ops/deployment.yaml; relative paths start at the
+    repository.
+
+    Raises:
+        SettingsError: the file cannot be read or does not fit the schema.
+    """
+    if path is None:
+        path = Path(os.environ.get(DEPLOYMENT_VARIABLE) or REPOSITORY / "ops" / "deployment.yaml")
+    try:
+        return msgspec.convert(yaml.safe_load(path.read_text()) or {}, Deployment)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def child_environment(deployment_file: Path) -> dict[str, str]:
+    """The environment of a service process started for this deployment."""
+    return {**os.environ, DEPLOYMENT_VARIABLE: str(deployment_file)}
+
+
+def _absolute(path: str) -> str:
+    expanded = Path(path).expanduser()
+    return str(expanded if expanded.is_absolute() else REPOSITORY / expanded)

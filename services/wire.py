@@ -1,0 +1,292 @@
+"""The messages between the services, and their codec.
+
+Tokens travel columnar: one `TokenFrame` per (step, gateway), integer arrays as little-endian bytes, the step's stamps
+once. Every stamp is `time.monotonic_ns()` of the process that took it. Unknown fields are ignored and new fields have
+defaults, so that neighbours one version apart understand each other. Never imports torch.
+"""
+
+import msgspec
+
+from engine.interface import EngineInfo, Sampling, SequenceStart
+
+PROTOCOL = 1
+"""Raised when a message changes so that the previous version cannot read it."""
+
+
+class Message(msgspec.Struct, tag=True, tag_field="t", omit_defaults=True):
+    """Anything that crosses a stream after the handshake."""
+
+
+# --- handshake (transport.py) ------------------------------------------------------------------------------------
+
+
+class Challenge(Message, tag="challenge"):
+    """The listener's first frame: prove that you know the secret."""
+
+    nonce: bytes
+    protocol: int = PROTOCOL
+
+
+class Hello(Message, tag="hello"):
+    """The connector's answer."""
+
+    protocol: int
+    service: str
+    instance: str
+    epoch: int
+    """Grows with every start of the instance; frames of an older epoch are dropped."""
+    nonce: bytes
+    proof: bytes
+    """HMAC-SHA256(secret, b"connect" + challenge nonce + own nonce + service/instance/epoch)."""
+
+
+class Welcome(Message, tag="welcome"):
+    """The listener's proof in return; from here on frames are messages."""
+
+    service: str
+    instance: str
+    epoch: int
+    proof: bytes
+
+
+# --- requests: gateway -> admission -> scheduler -----------------------------------------------------------------
+
+
+class Submit(Message, tag="submit"):
+    """A request with everything the later services need of it; tokens are int32 little-endian."""
+
+    request: int
+    """Unique over all gateways; owns sequence ids `request .. request + num_choices - 1`."""
+    tenant: str
+    tier: str
+    prompt: bytes
+    max_output_tokens: int
+    sampling: list[Sampling]
+    """One for each choice (they differ in their seed)."""
+    weight: float = 1.0
+    project: str = "default"
+    key: str = ""
+    service_tier: str | None = None
+    allowed_classes: tuple[str, ...] = ()
+    received_ns: int = 0
+    tokenized_ns: int = 0
+    traceparent: str = ""
+
+
+class Dispatch(Message, tag="dispatch"):
+    """A released request, admission -> scheduler."""
+
+    submit: Submit
+    slo_class: str
+    waited_s: float
+    gateway: int
+    """Upper 32 bits of its request ids: where its tokens go."""
+    queued_ns: int = 0
+    released_ns: int = 0
+
+
+class Cancel(Message, tag="cancel"):
+    """A request must end. Idempotent; sent to admission and to the scheduler, whoever has it acts."""
+
+    request: int
+    reason: str = "client_gone"
+
+
+class Stopped(Message, tag="stopped"):
+    """Gateway -> scheduler: a stop string ended a sequence after this many output tokens."""
+
+    sequence: int
+    output_tokens: int
+
+
+class Refused(Message, tag="refused"):
+    """Admission -> gateway: the terminal answer of a request that is not served."""
+
+    request: int
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class Admitted(Message, tag="admitted"):
+    """Admission -> gateway: released under this class and revision."""
+
+    request: int
+    slo_class: str
+    revision: int
+    queued_ns: int
+    released_ns: int
+
+
+# --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------
+
+
+class TokenFrame(Message, tag="tokens"):
+    """One step's tokens for one gateway."""
+
+    step: int
+    executor: int
+    revision: int
+    sequences: bytes
+    """int64 each."""
+    tokens: bytes
+    """int32 each."""
+    finish: bytes
+    """int8 each: 0 or a FinishReason."""
+    ready_ns: bytes
+    """int64 each: when the token could first have been planned."""
+    planned_ns: int
+    launched_ns: int
+    computed_ns: int
+    returned_ns: int
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+
+
+class RequestEnded(Message, tag="ended"):
+    """Scheduler -> gateway and admission: terminal for a released request."""
+
+    request: int
+    outcome: str
+    output_tokens: int
+    code: str = ""
+    message: str = ""
+
+
+class Usage(Message, tag="usage"):
+    """Scheduler -> admission, once per step: one output token for each sequence id (int64)."""
+
+    sequences: bytes
+
+
+class Capacity(Message, tag="capacity"):
+    """Scheduler -> admission and gateways, whenever it changes."""
+
+    num_executors: int
+    kv_tokens: int
+    max_sequence_tokens: int
+    engines: list[EngineInfo] = []
+
+
+# --- steps: scheduler <-> executor -------------------------------------------------------------------------------
+
+
+class ExecutorReady(Message, tag="executor_ready"):
+    """Executor -> scheduler, after its weights are loaded and the pool is empty."""
+
+    info: EngineInfo
+
+
+class StepMessage(Message, tag="step"):
+    """engine.interface.Step with arrays as bytes."""
+
+    step: int
+    sequences: bytes
+    positions: bytes
+    num_tokens: bytes
+    samples: bytes
+    num_new_blocks: bytes
+    new_blocks: bytes
+    starts: list[SequenceStart]
+    released: list[int]
+
+
+class ForgetMessage(Message, tag="forget"):
+    """Scheduler -> executor: drop sequences while no step is to run."""
+
+    released: list[int]
+
+
+class StepResult(Message, tag="step_result"):
+    """engine.interface.StepOutput with arrays as bytes, and when the executor sent it."""
+
+    step: int
+    tokens: bytes
+    ended: bytes
+    launched_ns: int
+    computed_ns: int
+    returned_ns: int
+
+
+class StepFailed(Message, tag="step_failed"):
+    """The executor cannot go on; the sentence says why. It exits after sending this."""
+
+    step: int
+    message: str
+
+
+# --- policy revisions: admission -> scheduler, gateways ----------------------------------------------------------
+
+
+class PolicyPrepare(Message, tag="policy_prepare"):
+    """Validate and compile this revision; do not use it yet."""
+
+    revision: int
+    document: bytes
+
+
+class PolicyPrepared(Message, tag="policy_prepared"):
+    """The answer; `error` is empty when ready."""
+
+    revision: int
+    error: str = ""
+
+
+class PolicyCommit(Message, tag="policy_commit"):
+    """Use the prepared revision from the next decision on."""
+
+    revision: int
+
+
+class PolicyAbort(Message, tag="policy_abort"):
+    """Forget the prepared revision."""
+
+    revision: int
+
+
+class PolicyNow(Message, tag="policy_now"):
+    """Admission -> a service that joins: the revision in force, prepared and committed at once."""
+
+    revision: int
+    document: bytes
+
+
+class PolicyStatus(Message, tag="policy_status"):
+    """Admission -> gateways: what became of the last save of the policy file."""
+
+    revision: int
+    """The revision in force."""
+    outcome: str
+    """`applied` or `rejected`."""
+    error: str = ""
+
+
+AnyMessage = (
+    Challenge
+    | Hello
+    | Welcome
+    | Submit
+    | Dispatch
+    | Cancel
+    | Stopped
+    | Refused
+    | Admitted
+    | TokenFrame
+    | RequestEnded
+    | Usage
+    | Capacity
+    | ExecutorReady
+    | StepMessage
+    | ForgetMessage
+    | StepResult
+    | StepFailed
+    | PolicyPrepare
+    | PolicyPrepared
+    | PolicyCommit
+    | PolicyAbort
+    | PolicyNow
+    | PolicyStatus
+)
+
+encoder = msgspec.msgpack.Encoder()
+decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
