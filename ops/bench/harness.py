@@ -1,0 +1,146 @@
+"""How a benchmark measures and speaks: pairs of rounds, ratios, one table (`fairlead bench NAME [--json]`).
+
+Each figure is a ratio to a reference measured in the same run, the two in turn, after a warm-up; the statistic is the
+median of the per-round ratios. A figure whose rounds spread by more than 20 % is said to be so, never hidden.
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+BENCHMARKS = {
+    "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
+    "scheduler": "time of one step plan, against a heap and a loop",
+    "slow-reader": "token gaps of fast readers beside a slow one",
+    "wire": "round trip and codec cost of the streams between services",
+}
+"""Name -> what it measures; `slow-reader` lives in ops/bench/slow_reader.py."""
+
+NOISY_SPREAD = 0.2
+
+
+class Paired(msgspec.Struct, frozen=True):
+    """Medians over rounds of two figures measured in turn, and of their per-round ratio ours / reference."""
+
+    ours: float
+    reference: float
+    ratio: float
+    ratios: tuple[float, ...]
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of the ratios over their median."""
+        first, _, third = statistics.quantiles(self.ratios, n=4)
+        return (third - first) / self.ratio if self.ratio else 0.0
+
+    def inverted(self) -> "Paired":
+        """The same rounds with the ratio turned over (reference / ours): how many times cheaper ours is."""
+        ratios = tuple(1 / ratio for ratio in self.ratios)
+        return Paired(self.ours, self.reference, statistics.median(ratios), ratios)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One line of a benchmark's answer."""
+
+    metric: str
+    unit: str
+    ours: float
+    reference: float
+    ratio: float
+    must: float
+    stretch: float
+    ok: bool
+    rounds: int
+    spread: float
+    load_average: float
+    """Over one minute, when the row was made; above the number of cores the figures are doubtful."""
+
+
+def interleave(
+    ours: Callable[[], float], reference: Callable[[], float], *, rounds: int = 5, warmup: int = 1
+) -> Paired:
+    """Run the two in turn; each call runs one round and returns its figure."""
+    pairs = []
+    for index in range(warmup + rounds):
+        pair = (ours(), reference())
+        if index >= warmup:
+            pairs.append(pair)
+        _progress(index + 1, warmup + rounds)
+    ratios = tuple(a / b for a, b in pairs)
+    return Paired(
+        ours=statistics.median(a for a, _ in pairs),
+        reference=statistics.median(b for _, b in pairs),
+        ratio=statistics.median(ratios),
+        ratios=ratios,
+    )
+
+
+def at_most(metric: str, unit: str, paired: Paired, *, must: float, stretch: float) -> Row:
+    """A row that holds when the ratio does not exceed `must`."""
+    return _row(metric, unit, paired, must, stretch, ok=paired.ratio <= must)
+
+
+def at_least(metric: str, unit: str, paired: Paired, *, must: float, stretch: float) -> Row:
+    """A row that holds when the ratio reaches `must`."""
+    return _row(metric, unit, paired, must, stretch, ok=paired.ratio >= must)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fairlead bench`."""
+    parser.add_argument("name", choices=sorted(BENCHMARKS), help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, at least 5 for a figure to quote")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one benchmark; the exit status is 1 when a row misses its `must`."""
+    if args.rounds < 2:
+        print("bench: --rounds must be at least 2: a median needs rounds", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"ops.bench.{args.name.replace('-', '_')}")
+    rows: list[Row] = module.run(args.rounds)
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+    else:
+        print(_table(rows))
+    return 0 if all(row.ok for row in rows) else 1
+
+
+def _row(metric: str, unit: str, paired: Paired, must: float, stretch: float, *, ok: bool) -> Row:
+    return Row(
+        metric=metric,
+        unit=unit,
+        ours=paired.ours,
+        reference=paired.reference,
+        ratio=paired.ratio,
+        must=must,
+        stretch=stretch,
+        ok=ok,
+        rounds=len(paired.ratios),
+        spread=paired.spread,
+        load_average=os.getloadavg()[0],
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [f"{'metric':<44} {'ours':>10} {'reference':>10} {'ratio':>7} {'must':>6} {'stretch':>7}  verdict"]
+    for row in rows:
+        verdict = "ok" if row.ok else "MISSED"
+        if row.spread > NOISY_SPREAD:
+            verdict += f" (noisy: rounds spread by {row.spread:.0%})"
+        lines.append(
+            f"{row.metric:<44} {row.ours:>10.4g} {row.reference:>10.4g} {row.ratio:>7.3f} "
+            f"{row.must:>6.3g} {row.stretch:>7.3g}  {verdict}  [{row.unit}]"
+        )
+    return "\n".join(lines)
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{'#' * done}{'.' * (total - done)} round {done} of {total}", end=end, file=sys.stderr, flush=True)
