@@ -1,0 +1,239 @@
+"""Frames and the handshake without I/O: what asyncio streams and the executor's blocking sockets share.
+
+A frame is a 4-byte little-endian length and a msgpack message. Owns bytes, proofs and addresses; knows no socket, no
+event loop and no clock. Errors are raised for the caller to close that one connection.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Message, Welcome, decoder, encoder
+
+HEADER_BYTES = 4
+NONCE_BYTES = 32
+MAX_HANDSHAKE_FRAME_BYTES = 4096
+"""Until the peer has proved itself, it cannot make us hold more than this."""
+MAX_UNIX_PATH_BYTES = 107
+"""What the kernel's sockaddr_un holds, without the final zero."""
+
+
+class StreamError(Exception):
+    """This connection cannot go on; the sentence says why. Other connections are not concerned."""
+
+
+class FrameError(StreamError):
+    """Bytes that are no frame of ours, or a frame above the limit."""
+
+
+class HandshakeError(StreamError):
+    """The peer is not who it should be, or speaks another protocol."""
+
+
+class AddressError(Exception):
+    """An address that cannot be used; the sentence names it and says what is allowed."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who is at an end of a stream. A larger epoch of the same (service, instance) replaces a smaller one."""
+
+    service: str
+    instance: str = "0"
+    epoch: int = 0
+
+
+Peer = Identity
+
+
+def encode_frame(message: Message) -> bytearray:
+    """A message as one frame, encoded in place behind its length."""
+    frame = bytearray(HEADER_BYTES)
+    encoder.encode_into(message, frame, HEADER_BYTES)
+    frame[:HEADER_BYTES] = (len(frame) - HEADER_BYTES).to_bytes(HEADER_BYTES, "little")
+    return frame
+
+
+def decode_message(frame: memoryview) -> AnyMessage:
+    """The message of a frame.
+
+    Raises:
+        FrameError: the bytes are no message of ours.
+    """
+    try:
+        return decoder.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"malformed frame of {len(frame)} bytes: {error}") from error
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frames. Whole frames are handed out as views of the bytes received, uncopied."""
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self.max_frame_bytes = max_frame_bytes
+        self._partial = bytearray()
+        """The beginning of a frame whose rest has not come yet."""
+        self._needed_bytes = 0
+        """Length of `_partial` from which it holds at least one whole frame, as far as known."""
+
+    def feed(self, data: bytes) -> Iterator[memoryview]:
+        """Take in `data`, yield the frames it completes; to be exhausted before the next call.
+
+        Raises:
+            FrameError: a frame announces more than `max_frame_bytes`.
+        """
+        received: bytes | bytearray = data
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._needed_bytes:
+                return
+            received, self._partial = self._partial, bytearray()
+        view = memoryview(received)
+        start, end = 0, len(view)
+        needed = HEADER_BYTES
+        while end - start >= HEADER_BYTES:
+            length = int.from_bytes(view[start : start + HEADER_BYTES], "little")
+            if length > self.max_frame_bytes:
+                raise FrameError(f"a frame of {length} bytes; at most {self.max_frame_bytes} are allowed")
+            needed = HEADER_BYTES + length
+            if end - start < needed:
+                break
+            yield view[start + HEADER_BYTES : start + needed]
+            start += needed
+            needed = HEADER_BYTES
+        if start < end:
+            self._partial += view[start:]
+            self._needed_bytes = needed
+
+
+class ListenerHandshake:
+    """The listener's side: send `challenge`, feed the answer to `answer`, send what it returns."""
+
+    def __init__(self, identity: Identity, secret: bytes) -> None:
+        self.identity = identity
+        self.challenge = Challenge(nonce=secrets.token_bytes(NONCE_BYTES))
+        self._secret = secret
+
+    def answer(self, message: AnyMessage) -> tuple[Peer, Welcome]:
+        """Who connected, and our proof in return.
+
+        Raises:
+            HandshakeError: not a Hello, another protocol, or a proof made with another secret.
+        """
+        if not isinstance(message, Hello):
+            raise HandshakeError(f"the first message is a {type(message).__name__}, not a Hello")
+        _check_protocol(message.protocol)
+        _check_nonce(message.nonce)
+        peer = Peer(message.service, message.instance, message.epoch)
+        expected = _proof(self._secret, b"connect", self.challenge.nonce, message.nonce, peer)
+        if not hmac.compare_digest(expected, message.proof):
+            raise HandshakeError(f"{peer.service} {peer.instance} does not know the secret of this deployment")
+        me = self.identity
+        proof = _proof(self._secret, b"listen", message.nonce, self.challenge.nonce, me)
+        return peer, Welcome(service=me.service, instance=me.instance, epoch=me.epoch, proof=proof)
+
+
+class ConnectorHandshake:
+    """The connector's side: feed the Challenge to `answer`, send the Hello it returns, feed the Welcome to `finish`."""
+
+    def __init__(self, identity: Identity, secret: bytes) -> None:
+        self.identity = identity
+        self._secret = secret
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._challenge_nonce = b""
+
+    @property
+    def challenged(self) -> bool:
+        """The Challenge has come and was answered."""
+        return bool(self._challenge_nonce)
+
+    def answer(self, message: AnyMessage) -> Hello:
+        """Our proof.
+
+        Raises:
+            HandshakeError: not a Challenge, or another protocol.
+        """
+        if not isinstance(message, Challenge):
+            raise HandshakeError(f"the first message is a {type(message).__name__}, not a Challenge")
+        _check_protocol(message.protocol)
+        _check_nonce(message.nonce)
+        self._challenge_nonce = message.nonce
+        me = self.identity
+        proof = _proof(self._secret, b"connect", message.nonce, self._nonce, me)
+        return Hello(PROTOCOL, me.service, me.instance, me.epoch, self._nonce, proof)
+
+    def finish(self, message: AnyMessage) -> Peer:
+        """Who we are connected to.
+
+        Raises:
+            HandshakeError: not a Welcome, or a proof made with another secret.
+        """
+        if not isinstance(message, Welcome):
+            raise HandshakeError(f"the answer to our Hello is a {type(message).__name__}, not a Welcome")
+        peer = Peer(message.service, message.instance, message.epoch)
+        expected = _proof(self._secret, b"listen", self._nonce, self._challenge_nonce, peer)
+        if not hmac.compare_digest(expected, message.proof):
+            raise HandshakeError(f"{peer.service} {peer.instance} does not know the secret of this deployment")
+        return peer
+
+
+class UnixAddress(NamedTuple):
+    """unix:///path"""
+
+    path: Path
+
+
+class TcpAddress(NamedTuple):
+    """tcp://host:port"""
+
+    host: str
+    port: int
+
+
+Address = UnixAddress | TcpAddress
+
+
+def parse_address(address: str, *, allow_plaintext: bool = False) -> Address:
+    """The parts of `unix:///path` or `tcp://host:port` ([host] for IPv6).
+
+    Raises:
+        AddressError: another form, a path the kernel cannot hold, or TCP beyond this machine without
+            `allow_plaintext` (streams are authenticated, not encrypted).
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "unix" and rest.startswith("/"):
+        if len(rest.encode()) > MAX_UNIX_PATH_BYTES:
+            raise AddressError(
+                f"{address}: a Unix socket path holds at most {MAX_UNIX_PATH_BYTES} bytes, this one has "
+                f"{len(rest.encode())}; choose a shorter data folder"
+            )
+        return UnixAddress(Path(rest))
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
+        raise AddressError(f"{address}: not an address; unix:///path and tcp://host:port are allowed")
+    host = host.removeprefix("[").removesuffix("]")
+    if host not in {"127.0.0.1", "::1", "localhost"} and not allow_plaintext:
+        raise AddressError(
+            f"{address}: streams are not encrypted yet, so TCP is limited to 127.0.0.1, ::1 and localhost; "
+            "set streams.allow_plaintext: true where the network between the machines is private"
+        )
+    return TcpAddress(host, int(port))
+
+
+def _proof(secret: bytes, side: bytes, theirs: bytes, ours: bytes, identity: Identity) -> bytes:
+    name = f"{identity.service}/{identity.instance}/{identity.epoch}".encode()
+    return hmac.digest(secret, side + theirs + ours + name, hashlib.sha256)
+
+
+def _check_protocol(protocol: int) -> None:
+    if protocol != PROTOCOL:
+        raise HandshakeError(f"the peer speaks protocol {protocol}, this process speaks {PROTOCOL}")
+
+
+def _check_nonce(nonce: bytes) -> None:
+    if len(nonce) != NONCE_BYTES:
+        raise HandshakeError(f"a nonce of {len(nonce)} bytes instead of {NONCE_BYTES}")

@@ -1,0 +1,228 @@
+"""One end of a stream of messages: what a service sees of it, and the asyncio Protocol behind it.
+
+Owns the handshake and the frames of one connection; knows no address, no other connection and no message's meaning.
+"""
+
+import asyncio
+import logging
+from typing import Protocol
+
+from services.framing import (
+    MAX_HANDSHAKE_FRAME_BYTES,
+    ConnectorHandshake,
+    FrameBuffer,
+    ListenerHandshake,
+    Peer,
+    StreamError,
+    decode_message,
+    encode_frame,
+)
+from services.wire import AnyMessage, Message
+
+HANDSHAKE_S = 5.0
+"""A peer that has not proved itself by then is disconnected."""
+FLUSH_S = 2.0
+"""A closing stream waits this long for its peer to read the rest."""
+OVERRUN = 8
+"""Unsent bytes, in multiples of the buffer, from which a stalled stream is closed: memory stays bounded."""
+
+log = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """One end of an open stream."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+
+    @property
+    def is_open(self) -> bool:
+        """Messages can be sent."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes given to `send` that the kernel has not taken yet."""
+
+    def send(self, message: Message) -> None:
+        """Send a message, at once or as soon as the peer reads; never blocks. On a closed stream: nothing."""
+
+    def close(self) -> None:
+        """Close after what was sent is flushed; the receiver gets `closed`."""
+
+
+class Receiver(Protocol):
+    """What becomes of a stream: plain callbacks in the event loop. `opened` comes first, `closed` last."""
+
+    def opened(self, stream: Stream) -> None:
+        """The handshake is done; `stream.peer` is known."""
+
+    def received(self, stream: Stream, message: AnyMessage) -> None:
+        """The peer sent a message."""
+
+    def closed(self, stream: Stream, reason: str) -> None:
+        """The stream ended, whoever ended it."""
+
+    def stalled(self, stream: Stream) -> None:
+        """Unsent bytes passed the limit: the peer does not read."""
+
+    def resumed(self, stream: Stream) -> None:
+        """A stalled peer reads again."""
+
+
+class Registry(Protocol):
+    """Who knows all streams of a listener."""
+
+    def admit(self, stream: "SocketStream", peer: Peer) -> None:
+        """A peer has proved itself; raises `HandshakeError` if its epoch is too old."""
+
+    def forget(self, stream: "SocketStream") -> None:
+        """The connection is gone, whether or not it opened."""
+
+
+class SocketStream(asyncio.Protocol):
+    """A stream over a socket. `registry` is None at the end that connected."""
+
+    def __init__(
+        self,
+        handshake: ListenerHandshake | ConnectorHandshake,
+        receiver: Receiver,
+        *,
+        max_frame_bytes: int,
+        buffer_bytes: int,
+        registry: Registry | None = None,
+    ) -> None:
+        self.peer = Peer("unknown")
+        self.is_open = False
+        self.was_open = False
+        """The handshake was completed once."""
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Resolves to the reason when the connection is gone, even if it never opened."""
+        self._handshake: ListenerHandshake | ConnectorHandshake | None = handshake
+        self._receiver = receiver
+        self._registry = registry
+        self._max_frame_bytes = max_frame_bytes
+        self._buffer_bytes = buffer_bytes
+        self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._timeout: asyncio.TimerHandle | None = None
+        self._stalled = False
+        self._reason = ""
+        """Why this end closed; empty while it has not."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what asyncio gives a stream protocol
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._buffer_bytes)
+        loop = asyncio.get_running_loop()
+        self._timeout = loop.call_later(HANDSHAKE_S, self.fail, f"no handshake within {HANDSHAKE_S:g} s")
+        if isinstance(self._handshake, ListenerHandshake):
+            transport.write(encode_frame(self._handshake.challenge))
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on every message that `data` completes."""
+        try:
+            for frame in self._frames.feed(data):
+                message = decode_message(frame)
+                if self._handshake is None:
+                    self._receiver.received(self, message)
+                else:
+                    self._shake(self._handshake, message)
+                if self._reason:
+                    return
+        except StreamError as error:
+            self.fail(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the receiver, once."""
+        self._transport = None
+        self._end(str(exc) if exc else "closed by the peer")
+        if not self.ended.done():
+            self.ended.set_result(self._reason)
+
+    def pause_writing(self) -> None:
+        """The peer does not read."""
+        self._stalled = True
+        if self.is_open:
+            self._receiver.stalled(self)
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._stalled = False
+        if self.is_open:
+            self._receiver.resumed(self)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes given to `send` that the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def send(self, message: Message) -> None:
+        """Send a message; never blocks."""
+        transport = self._transport
+        if transport is None or not self.is_open:
+            return
+        transport.write(encode_frame(message))
+        if self._stalled and transport.get_write_buffer_size() > OVERRUN * self._buffer_bytes:
+            self.fail(f"{transport.get_write_buffer_size()} bytes were sent and not read")
+
+    def close(self) -> None:
+        """Flush, then close."""
+        self._reason = self._reason or "closed by this process"
+        if self._transport is not None:
+            self._transport.close()
+        elif not self.ended.done():
+            self.ended.set_result(self._reason)
+
+    async def shut(self) -> None:
+        """Close and wait until the connection is gone; a peer that does not read is cut off after a moment."""
+        self.close()
+        await asyncio.wait([self.ended], timeout=FLUSH_S)
+        if self._transport is not None:
+            self._transport.abort()
+        await self.ended
+
+    def fail(self, reason: str) -> None:
+        """Log the reason and cut the connection; the receiver is told when it is gone."""
+        if self._transport is not None and not self._reason:
+            log.warning("stream of %s %s closed: %s", self.peer.service, self.peer.instance, reason)
+            self._reason = reason
+            self._transport.abort()
+
+    def supersede(self) -> None:
+        """End at once: the peer has opened a newer stream, and `closed` of this one must come before its `opened`."""
+        self._end("replaced by a newer connection of the same instance")
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _shake(self, handshake: ListenerHandshake | ConnectorHandshake, message: AnyMessage) -> None:
+        assert self._transport is not None  # noqa: S101  bytes come only while connected
+        if isinstance(handshake, ListenerHandshake):
+            peer, welcome = handshake.answer(message)
+            if self._registry is not None:
+                self._registry.admit(self, peer)
+            self._transport.write(encode_frame(welcome))
+            self._open(peer)
+        elif handshake.challenged:
+            self._open(handshake.finish(message))
+        else:
+            self._transport.write(encode_frame(handshake.answer(message)))
+
+    def _open(self, peer: Peer) -> None:
+        assert self._timeout is not None  # noqa: S101  set when the connection was made
+        self._timeout.cancel()
+        self._handshake = None
+        self._frames.max_frame_bytes = self._max_frame_bytes
+        self.peer, self.is_open, self.was_open = peer, True, True
+        self._receiver.opened(self)
+
+    def _end(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        if self._timeout is not None:
+            self._timeout.cancel()
+        if self._registry is not None:
+            self._registry.forget(self)
+        if self.is_open:
+            self.is_open = False
+            self._receiver.closed(self, self._reason)
