@@ -5,7 +5,7 @@ Owns the handshake and the frames of one connection; knows no address, no other 
 
 import asyncio
 import logging
-from typing import Protocol
+from typing import Protocol, cast
 
 from services.framing import (
     MAX_HANDSHAKE_FRAME_BYTES,
@@ -112,13 +112,12 @@ class SocketStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what asyncio gives a stream protocol
-        self._transport = transport
-        transport.set_write_buffer_limits(high=self._buffer_bytes)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._buffer_bytes)
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(HANDSHAKE_S, self.fail, f"no handshake within {HANDSHAKE_S:g} s")
         if isinstance(self._handshake, ListenerHandshake):
-            transport.write(encode_frame(self._handshake.challenge))
+            self._transport.write(encode_frame(self._handshake.challenge))
 
     def data_received(self, data: bytes) -> None:
         """Hand on every message that `data` completes."""
