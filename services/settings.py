@@ -70,6 +70,16 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     streams: StreamSettings = StreamSettings()
     engine: EngineSettings = EngineSettings()
 
+    @property
+    def model_folder(self) -> Path:
+        """The checkpoint's folder, of a resolved deployment."""
+        return Path(self.data) / "demo" if self.model == "demo" else Path(self.model)
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.model if self.model == "demo" else Path(self.model).name
+
     def resolved(self) -> "Deployment":
         """The same with every path absolute and `{data}` and `{run}` filled in."""
         data = _absolute(self.data)

@@ -1,0 +1,124 @@
+"""What must exist before the services start: folders, the streams' secret, a first API key, the demo checkpoint.
+
+Everything here may run any number of times: what exists is kept. `fairlead up` does it before it starts the services,
+`fairlead setup` does it alone (a container deployment runs it once).
+"""
+
+import argparse
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import msgspec
+
+from engine.config import load_config
+from engine.demo.checkpoint import ensure_demo_checkpoint
+from engine.interface import EngineError
+from engine.tokenizer import Tokenizer
+from policies.document.loading import PolicyError, load_policy
+from services.keys import ensure_demo_key
+from services.settings import Deployment, SettingsError, load_deployment
+
+SECRET_BYTES = 32
+
+
+class SetupError(Exception):
+    """The deployment cannot start as it is; the sentence says what is wrong and what to do."""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """What a newcomer needs to know."""
+
+    model_line: str
+    key: str
+    """The plain demo key, or empty when the operator manages keys."""
+
+    def welcome(self, deployment: Deployment, url: str) -> str:
+        """URL, key and a curl line that works when pasted."""
+        key = self.key or "YOUR_KEY"
+        body = {
+            "model": deployment.model_name,
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 32,
+        }
+        lines = [f"Fairlead serves {deployment.model_name} at {url}/v1"]
+        if self.key:
+            lines.append(f"API key: {self.key}")
+        else:
+            lines.append("API key: make one with `fairlead keys add --tenant NAME`")
+        headers = f"-H 'Authorization: Bearer {key}' -H 'Content-Type: application/json'"
+        lines += ["Try it:", f"curl {url}/v1/chat/completions {headers} -d '{json.dumps(body)}'"]
+        return "\n".join(lines)
+
+
+def prepare(deployment: Deployment) -> Prepared:
+    """Check and make everything a (resolved) deployment needs.
+
+    Raises:
+        SetupError: a folder cannot be written, the policy is invalid or the model folder unreadable.
+    """
+    _load_policy(Path(deployment.policy))
+    try:
+        for folder in (deployment.data, deployment.run):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder).chmod(0o700)
+        _ensure_secret(Path(deployment.streams.secret_file))
+        model_line = _check_model(deployment)
+        key = ensure_demo_key(deployment)
+    except OSError as error:
+        raise SetupError(f"{error.filename or deployment.data}: cannot be written: {error.strerror}") from error
+    return Prepared(model_line=model_line, key=key)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fairlead setup`."""
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="where clients will reach the gateway")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the deployment of the environment and say how to reach it."""
+    try:
+        deployment = load_deployment().resolved()
+        prepared = prepare(deployment)
+    except (SettingsError, SetupError) as error:
+        print(f"fairlead: {error}", file=sys.stderr)
+        return 2
+    print(prepared.model_line)
+    print(prepared.welcome(deployment, args.url))
+    return 0
+
+
+def _load_policy(path: Path) -> None:
+    try:
+        load_policy(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SetupError(f"policy {path} cannot be read: {error.strerror}") from error
+    except PolicyError as error:
+        first, *others = error.problems
+        more = f" (and {len(others)} more: fairlead policy check {path})" if others else ""
+        raise SetupError(f"{first}{more}") from error
+
+
+def _check_model(deployment: Deployment) -> str:
+    """Read what can be read without loading weights; returns the line that says which model serves."""
+    folder = deployment.model_folder
+    if deployment.model == "demo":
+        ensure_demo_checkpoint(folder)
+        line = f"Model: a small checkpoint generated from a fixed seed, in {folder}: real tokens, no meaning"
+    else:
+        line = f"Model: {folder}"
+    try:
+        load_config(folder)
+        Tokenizer.load(folder)
+    except EngineError as error:
+        raise SetupError(f"model: {error}") from error
+    return line
+
+
+def _ensure_secret(path: Path) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
