@@ -26,10 +26,37 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # Modules whose sources hold much English: what merges are learned from.
-CORPUS = """
-argparse ast cmd codecs configparser datetime difflib doctest fractions heapq inspect locale mailbox optparse pdb random
-shutil smtplib statistics string subprocess tarfile tempfile textwrap threading tokenize typing uuid zipfile
-""".split()
+CORPUS = [
+    "argparse",
+    "ast",
+    "cmd",
+    "codecs",
+    "configparser",
+    "datetime",
+    "difflib",
+    "doctest",
+    "fractions",
+    "heapq",
+    "inspect",
+    "locale",
+    "mailbox",
+    "optparse",
+    "pdb",
+    "random",
+    "shutil",
+    "smtplib",
+    "statistics",
+    "string",
+    "subprocess",
+    "tarfile",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "tokenize",
+    "typing",
+    "uuid",
+    "zipfile",
+]
 
 
 def ensure_demo_checkpoint(folder: Path) -> Path:

@@ -1,0 +1,54 @@
+"""What the decoder asks of attention, and what a step's rows look like to a backend."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """The rows of a step, those of one token first and among them shorter contexts first.
+
+    A row's queries are its last `num_tokens` positions of `contexts`; queries lie flat in row order.
+    """
+
+    num_decodes: int
+    """Rows of one token."""
+    num_tokens: NDArray[np.int64]
+    contexts: NDArray[np.int64]
+    """Tokens each row sees: all before the step and its own."""
+    tables: NDArray[np.int64]
+    """Block ids [rows, blocks], scratch block where a row has fewer."""
+
+
+class StepAttention(Protocol):
+    """Attention of one step: what all layers share was computed once."""
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """[tokens, heads, head_dim] to the same shape; keys and values of the step are in the cache already."""
+
+
+class Attention(Protocol):
+    """A backend."""
+
+    name: str
+
+    def plan(self, rows: Rows) -> StepAttention:
+        """Prepare a step."""
+
+
+def first_block(position: int, window: int | None, block_tokens: int) -> int:
+    """The first block that a query at `position` sees."""
+    return 0 if window is None else max(0, position - window + 1) // block_tokens
+
+
+def buckets(blocks: NDArray[np.int64], limit: int = 4, fill: float = 0.7) -> list[slice]:
+    """Rows in ascending number of blocks, cut into at most `limit` runs so that most hold little padding."""
+    cuts: list[slice] = []
+    stop = len(blocks)
+    while stop:
+        start = int(np.searchsorted(blocks[:stop], fill * blocks[stop - 1])) if len(cuts) < limit - 1 else 0
+        cuts.append(slice(start, stop))
+        stop = start
+    return cuts

@@ -1,0 +1,37 @@
+"""Keys and values of all layers in blocks. Who holds which block is the scheduler's business."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config import ModelConfig
+
+SCRATCH_BLOCKS = 1
+"""Block 0 takes the writes of padding and of sequences that are gone; the scheduler's block b is our b + 1."""
+
+
+class KvCache:
+    """For each layer keys and values [num_blocks + 1, block_tokens, kv_heads, head_dim].
+
+    On a CPU the memory is zero pages that cost nothing until a block is first written. Zeros also matter elsewhere: a
+    masked slot has weight 0, and 0 times a stray NaN would not be 0.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_tokens = block_tokens
+        self.num_blocks = num_blocks
+        shape = (config.num_layers, 2, num_blocks + SCRATCH_BLOCKS, block_tokens, config.num_kv_heads, config.head_dim)
+        if device.type == "cpu":
+            memory = torch.from_numpy(np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8))
+            pool = memory.view(dtype).view(shape)
+        else:
+            pool = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = [layer[0] for layer in pool]
+        self.values = [layer[1] for layer in pool]
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store [tokens, kv_heads, head_dim] at `slots` [tokens], where slot = block * block_tokens + offset."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)

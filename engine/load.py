@@ -1,0 +1,26 @@
+"""From a checkpoint folder and settings to an engine that is ready to run. Torch is loaded only for a real one."""
+
+from pathlib import Path
+
+from engine.config import read_config
+from engine.interface import Engine, EngineError, EngineSettings
+from engine.paced import PacedEngine
+
+
+def load_engine(folder: Path, settings: EngineSettings) -> Engine:
+    """The engine that `settings.kind` names, warm: its first step is as fast as the others.
+
+    Raises:
+        EngineError: the checkpoint cannot be read, its model is not supported, or it does not fit into memory.
+    """
+    config = read_config(folder)
+    if settings.max_sequence_tokens > config.max_positions:
+        raise EngineError(
+            f"engine.max_sequence_tokens: {settings.max_sequence_tokens} is more than the "
+            f"{config.max_positions} positions of {folder}"
+        )
+    if settings.kind == "paced":
+        return PacedEngine(settings, config.vocabulary_size, config.max_positions)
+    from engine.torch_engine import load_torch_engine  # noqa: PLC0415  torch takes seconds to load
+
+    return load_torch_engine(folder, config, settings)

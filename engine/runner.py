@@ -1,0 +1,193 @@
+"""Runs steps: a flat batch of all rows through the decoder, then a token for each row that samples.
+
+Owns the sequences and the KV memory; knows neither tenants nor deadlines, and takes the scheduler's word for which
+block belongs to whom.
+"""
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.attention.interface import Attention, Rows
+from engine.interface import EngineError, EngineInfo, Step, StepOutput
+from engine.kv_cache import KvCache
+from engine.models.decoder import Decoder, Inputs
+from engine.sampling import sample
+from engine.sequences import NOBODY, Sequences
+
+
+class TorchEngine:
+    """The engine of `engine.interface`, on a CPU or one CUDA device.
+
+    A step may hold rows of sequences that ended meanwhile: they compute into the scratch block, and their tokens mean
+    nothing.
+    """
+
+    def __init__(
+        self, info: EngineInfo, model: Decoder, cache: KvCache, attention: Attention, eos_ids: frozenset[int]
+    ) -> None:
+        self.info = info
+        self._model = model
+        self._cache = cache
+        self._attention = attention
+        self._eos_ids = np.array(sorted(eos_ids), np.int32)
+        self._device = cache.keys[0].device
+        max_blocks = -(-info.max_sequence_tokens // info.block_tokens) + 1
+        self._sequences = Sequences(max_blocks, self._device)
+        self._launched: deque[_Launched] = deque()
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> None:
+        """As `Engine.launch`.
+
+        Raises:
+            EngineError: a row reaches beyond its sequence's known tokens or blocks.
+        """
+        launched_ns = time.monotonic_ns()
+        sequences = self._sequences
+        sequences.release(step.released)
+        for start in step.starts:
+            sequences.start(start)
+        slots = sequences.slots(step.sequences)
+        sequences.append_blocks(slots, step.num_new_blocks, step.new_blocks)
+        rows = _arrange(step, slots)
+        self._check(rows)
+        if not len(slots):
+            self._launched.append(_Launched(step.step, launched_ns, _nothing(), np.zeros(0, np.bool_)))
+            return
+        samples = np.flatnonzero(step.samples)
+        sampling_slots = self._on_device(slots[samples])
+        inputs = self._inputs(rows, rows.last_token_of_row[samples])
+        logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
+        output_positions = step.positions[samples].astype(np.int64) + step.num_tokens[samples]
+        tokens = sample(logits, sequences.sampling(slots[samples], output_positions))
+        sequences.last_sampled[sampling_slots] = tokens
+        self._launched.append(_Launched(step.step, launched_ns, _to_host(tokens), sequences.ignore_eos[slots[samples]]))
+
+    def collect(self) -> StepOutput:
+        """As `Engine.collect`."""
+        if not self._launched:
+            raise RuntimeError("collect: no step was launched that is not collected yet")
+        launched = self._launched.popleft()
+        copy = launched.copy
+        if copy.done is not None:
+            copy.done.synchronize()
+        tokens = copy.tokens.numpy().astype(np.int32)
+        ended = np.isin(tokens, self._eos_ids) & ~launched.ignore_eos
+        computed_ns = copy.computed_ns or time.monotonic_ns()
+        return StepOutput(launched.step, tokens, ended, launched.launched_ns, computed_ns)
+
+    def forget(self, sequences: list[int]) -> None:
+        """As `Engine.forget`."""
+        self._sequences.release(sequences)
+
+    def _check(self, rows: "_Arranged") -> None:
+        """A row that runs out of tokens or blocks would read what is not its own."""
+        sequences = self._sequences
+        known = sequences.num_known[rows.slots]
+        ends = rows.positions + rows.num_tokens
+        held = rows.slots != NOBODY
+        beyond = held & (rows.num_tokens > 1) & (ends > known)
+        short = held & (ends > sequences.num_blocks[rows.slots] * self.info.block_tokens)
+        for wrong, what in ((beyond, "tokens"), (short, "KV blocks")):
+            if wrong.any():
+                row = int(rows.order[np.flatnonzero(wrong)[0]])
+                raise EngineError(f"row {row} of the step reaches beyond the {what} its sequence has")
+
+    def _inputs(self, rows: "_Arranged", sampled: NDArray[np.int64]) -> Inputs:
+        """The flat batch. Tokens that only the device knows are put in there."""
+        sequences, size = self._sequences, self.info.block_tokens
+        total = int(rows.num_tokens.sum())
+        row_of = np.repeat(np.arange(len(rows.slots)), rows.num_tokens)
+        positions = np.arange(total) - np.repeat(rows.starts - rows.positions, rows.num_tokens)
+        blocks = sequences.tables[rows.slots[row_of], positions // size].astype(np.int64)
+        host = np.zeros(total, np.int64)
+        from_host = rows.positions < sequences.num_known[rows.slots]
+        for row in np.flatnonzero(from_host & (rows.slots != NOBODY)).tolist():
+            start, position, length = rows.starts[row], rows.positions[row], rows.num_tokens[row]
+            host[start : start + length] = sequences.tokens[int(rows.slots[row])][position : position + length]
+        tokens = self._on_device(host)
+        decodes = np.flatnonzero(~from_host & (rows.num_tokens == 1))
+        if len(decodes):
+            where = self._on_device(rows.starts[decodes])
+            tokens[where] = sequences.last_sampled[self._on_device(rows.slots[decodes])]
+        return Inputs(
+            tokens,
+            self._on_device(positions),
+            self._on_device(blocks * size + positions % size),
+            self._on_device(sampled),
+        )
+
+    def _attention_rows(self, rows: "_Arranged") -> Rows:
+        contexts = rows.positions + rows.num_tokens
+        width = int(-(-contexts.max() // self.info.block_tokens))
+        tables = self._sequences.tables[rows.slots, :width].astype(np.int64)
+        return Rows(int((rows.num_tokens == 1).sum()), rows.num_tokens, contexts, tables)
+
+    def _on_device(self, array: NDArray[np.int64]) -> Tensor:
+        host = torch.from_numpy(array)
+        return host if self._device.type == "cpu" else host.pin_memory().to(self._device, non_blocking=True)
+
+
+class _HostCopy(NamedTuple):
+    """Tokens on their way to the host."""
+
+    tokens: Tensor
+    computed_ns: int
+    """0: not known before `done`."""
+    done: torch.cuda.Event | None
+
+
+class _Launched(NamedTuple):
+    """A step that nobody collected yet."""
+
+    step: int
+    launched_ns: int
+    copy: _HostCopy
+    ignore_eos: NDArray[np.bool_]
+
+
+class _Arranged(NamedTuple):
+    """A step's rows in the order of the flat batch: single tokens first, among them shorter contexts first."""
+
+    order: NDArray[np.int64]
+    """The step's row at each place."""
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """Where each row's tokens begin in the flat batch."""
+    last_token_of_row: NDArray[np.int64]
+    """For each row of the step, in its own order, where its last token is in the flat batch."""
+
+
+def _arrange(step: Step, slots: NDArray[np.int64]) -> _Arranged:
+    # A sequence that is gone has no context to read: it computes as if at its beginning.
+    positions = np.where(slots == NOBODY, 0, step.positions)
+    order = np.lexsort((positions, step.num_tokens > 1))
+    num_tokens = step.num_tokens[order].astype(np.int64)
+    ends = np.cumsum(num_tokens)
+    last_token_of_row = np.empty(len(order), np.int64)
+    last_token_of_row[order] = ends - 1
+    return _Arranged(order, slots[order], positions[order], num_tokens, ends - num_tokens, last_token_of_row)
+
+
+def _nothing() -> "_HostCopy":
+    """Of a step without rows, which only releases sequences."""
+    return _HostCopy(torch.empty(0, dtype=torch.int64), time.monotonic_ns(), None)
+
+
+def _to_host(tokens: Tensor) -> _HostCopy:
+    """Starts the copy; on a CPU the tokens are there already."""
+    if tokens.device.type == "cpu":
+        return _HostCopy(tokens, time.monotonic_ns(), None)
+    pinned = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    pinned.copy_(tokens, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+    return _HostCopy(pinned, 0, done)

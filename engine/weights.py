@@ -1,0 +1,84 @@
+"""Reads the tensors of a checkpoint folder from safetensors files, one or sharded. Never pickle.
+
+Knows names, shapes and bytes; not what a model does with them.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.config import read_json
+from engine.interface import EngineError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Checkpoint:
+    """The tensors of one folder, read when asked for and converted to one dtype on one device.
+
+    Raises:
+        EngineError: the folder has no safetensors, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self.device = device
+        self.num_parameters = 0
+        """Numbers handed out so far."""
+        self._files = self._open()
+
+    def _open(self) -> dict[str, tuple[Path, Any]]:
+        if (self.folder / INDEX).exists():
+            named = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(named, dict):
+                raise EngineError(f"{self.folder / INDEX}: has no weight_map, which names the file of each tensor")
+            names = sorted(set(named.values()))
+        elif (self.folder / SINGLE).exists():
+            names = [SINGLE]
+        else:
+            raise EngineError(
+                f"{self.folder}: has no weights; needed is {SINGLE} or {INDEX} (pickled .bin files are never read)"
+            )
+        files: dict[str, tuple[Path, Any]] = {}
+        for name in names:
+            path = self.folder / name
+            try:
+                reader: Any = safe_open(path, framework="pt")
+            except FileNotFoundError as error:
+                raise EngineError(f"{path}: is missing; {INDEX} names it") from error
+            except (OSError, SafetensorError) as error:
+                raise EngineError(f"{path}: is not a readable safetensors file: {error}") from error
+            files.update((tensor, (path, reader)) for tensor in reader.offset_keys())
+        return files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def count(self) -> int:
+        """Numbers in all tensors, from the files' headers."""
+        return sum(math.prod(reader.get_slice(name).get_shape()) for name, (_, reader) in self._files.items())
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+        """The tensor `name`, which must have `shape`.
+
+        Raises:
+            EngineError: it is missing, of another shape or of no supported dtype.
+        """
+        if name not in self._files:
+            raise EngineError(f"{self.folder}: tensor {name} is missing from its {len(self._files)} tensors")
+        path, reader = self._files[name]
+        found = reader.get_slice(name)
+        if tuple(found.get_shape()) != shape:
+            raise EngineError(
+                f"{path}: tensor {name} has shape {list(found.get_shape())}; config.json asks for {list(shape)}"
+            )
+        tensor: torch.Tensor = reader.get_tensor(name)
+        if tensor.dtype not in FLOATS:
+            raise EngineError(f"{path}: tensor {name} is {tensor.dtype}; supported are {', '.join(map(str, FLOATS))}")
+        self.num_parameters += tensor.numel()
+        return tensor.to(self.device, self.dtype)
