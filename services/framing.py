@@ -7,7 +7,8 @@ event loop and no clock. Errors are raised for the caller to close that one conn
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ import msgspec
 
 from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Message, Welcome, decoder, encoder
 
-HEADER_BYTES = 4
+HEADER = struct.Struct("<I")
+HEADER_BYTES = HEADER.size
 NONCE_BYTES = 32
 MAX_HANDSHAKE_FRAME_BYTES = 4096
 """Until the peer has proved itself, it cannot make us hold more than this."""
@@ -50,12 +52,11 @@ class Identity(msgspec.Struct, frozen=True):
 Peer = Identity
 
 
-def encode_frame(message: Message) -> bytearray:
-    """A message as one frame, encoded in place behind its length."""
-    frame = bytearray(HEADER_BYTES)
-    encoder.encode_into(message, frame, HEADER_BYTES)
-    frame[:HEADER_BYTES] = (len(frame) - HEADER_BYTES).to_bytes(HEADER_BYTES, "little")
-    return frame
+def encode_frame(message: Message) -> bytes:
+    """A message as one frame."""
+    body = encoder.encode(message)
+    # Copying a body of a few kilobytes is cheaper than encoding behind a reserved header.
+    return HEADER.pack(len(body)) + body
 
 
 def decode_message(frame: memoryview) -> AnyMessage:
@@ -80,12 +81,22 @@ class FrameBuffer:
         self._needed_bytes = 0
         """Length of `_partial` from which it holds at least one whole frame, as far as known."""
 
-    def feed(self, data: bytes) -> Iterator[memoryview]:
-        """Take in `data`, yield the frames it completes; to be exhausted before the next call.
+    def feed(self, data: bytes) -> Iterable[memoryview]:
+        """Take in `data`, give the frames it completes; to be exhausted before the next call.
 
         Raises:
             FrameError: a frame announces more than `max_frame_bytes`.
         """
+        # What nearly always comes is one whole frame: it skips the general way, half of a round trip's Python.
+        if (
+            not self._partial
+            and HEADER_BYTES <= len(data) <= self.max_frame_bytes
+            and HEADER.unpack_from(data)[0] == len(data) - HEADER_BYTES
+        ):
+            return (memoryview(data)[HEADER_BYTES:],)
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Iterator[memoryview]:
         received: bytes | bytearray = data
         if self._partial:
             self._partial += data
@@ -96,7 +107,7 @@ class FrameBuffer:
         start, end = 0, len(view)
         needed = HEADER_BYTES
         while end - start >= HEADER_BYTES:
-            length = int.from_bytes(view[start : start + HEADER_BYTES], "little")
+            (length,) = HEADER.unpack_from(view, start)
             if length > self.max_frame_bytes:
                 raise FrameError(f"a frame of {length} bytes; at most {self.max_frame_bytes} are allowed")
             needed = HEADER_BYTES + length
