@@ -1,7 +1,8 @@
 """Every knob an operator can turn: its type, unit, bound, default and one sentence.
 
 Owns the shape of a policy document and nothing else: no defaults live anywhere but here, no file is read here, and
-no other module declares a knob. `schema.json` is generated from these types.
+no other module declares a knob. `schema.json` is generated from these types. A Meta's `extra` holds what error messages
+need: the `unit` of a number, or the `words` for a pattern.
 """
 
 from typing import Annotated, Literal
@@ -9,8 +10,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
-Seconds = Annotated[float, Meta(ge=0)]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=64,
+        extra={"words": "a name of at most 64 lowercase letters, digits and _, starting with a letter"},
+    ),
+]
+Seconds = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -64,7 +72,10 @@ class Fairness(Section, frozen=True):
     cost: Annotated[WeightedTokens, Meta(description="What a token costs its tenant.")] = WeightedTokens()
     window_tokens: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
-        Meta(description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds."),
+        Meta(
+            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds.",
+            extra={"unit": "tokens"},
+        ),
     ] = "auto"
     max_requests: Annotated[Count, Meta(description="Requests in flight, whatever their size.")] = 1000
 
@@ -74,7 +85,9 @@ class Queue(Section, frozen=True):
 
     per_tenant_max: Annotated[Count, Meta(description="Requests of one tenant that may wait.")] = 500
     total_max: Annotated[Count, Meta(description="Requests that may wait in all.")] = 10_000
-    ttl_s: Annotated[float, Meta(gt=0, description="Longest wait before a refusal, seconds.")] = 60.0
+    ttl_s: Annotated[
+        float, Meta(gt=0, description="Longest wait before a refusal, seconds.", extra={"unit": "seconds"})
+    ] = 60.0
 
 
 class Routing(Section, frozen=True):
@@ -124,7 +137,10 @@ class PrefillStage(Section, frozen=True):
     chunked: Annotated[bool, Meta(description="false: a prompt that does not fit the budget ends the stage.")] = True
     chunk: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Meta(description="Chunks are multiples of this many tokens (a final piece may be shorter)."),
+        Meta(
+            description="Chunks are multiples of this many tokens (a final piece may be shorter).",
+            extra={"unit": "tokens"},
+        ),
     ] = None
     max_sequences: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="Prompts this stage may plan in one step.")
@@ -148,7 +164,10 @@ class Batching(Section, frozen=True):
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, description="Offered the budget in this order.")]
     token_budget: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["none"],
-        Meta(description="Tokens in one step; none: no limit, only when every prefill stage has chunked: false."),
+        Meta(
+            description="Tokens in one step; none: no limit, only when every prefill stage has chunked: false.",
+            extra={"unit": "tokens"},
+        ),
     ] = 512
     max_sequences: Annotated[Count, Meta(description="Sequences holding KV blocks, planned or not.")] = 128
     max_decodes: Annotated[Count, Meta(description="Decodes in one step.")] = 128
@@ -223,7 +242,14 @@ class HashedKey(Section, frozen=True):
     """An API key as stored: SHA-256 of a 256-bit random secret (no salt needed at that entropy)."""
 
     id: Annotated[str, Meta(description="Public name of the key, shown in listings and logs.")]
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="Hex digest of the whole key.")]
+    sha256: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9a-f]{64}$",
+            description="Hex digest of the whole key.",
+            extra={"words": "64 hexadecimal digits in lowercase"},
+        ),
+    ]
     project: Annotated[Name, Meta(description="The project it belongs to.")] = "default"
     revoked: Annotated[bool, Meta(description="A revoked key is refused and kept for the record.")] = False
 
