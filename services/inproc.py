@@ -36,7 +36,7 @@ class InprocStream:
         self.is_reading = True
         self._receiver = receiver
         self._buffer_bytes = buffer_bytes
-        self._unread: deque[bytearray] = deque()
+        self._unread: deque[bytes] = deque()
         """What the other end sent."""
         self._stalled = False
 
@@ -74,7 +74,7 @@ class InprocStream:
         self.is_reading = True
         asyncio.get_running_loop().call_soon(self._read)
 
-    def arrive(self, frame: bytearray) -> None:
+    def arrive(self, frame: bytes) -> None:
         """The other end sent a frame."""
         self._unread.append(frame)
         asyncio.get_running_loop().call_soon(self._read)

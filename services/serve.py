@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from services import runtime
 from services.health import SERVICES
@@ -12,18 +13,22 @@ from services.settings import SettingsError, load_deployment
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead serve`."""
     parser.add_argument("service", choices=SERVICES)
+    parser.add_argument("--supervised", action="store_true", help="end when the process that started this one dies")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until told to stop."""
+    """Run until told to stop. Exit status 2: the deployment cannot be used; 1: the service failed."""
+    if args.supervised:
+        runtime.die_with_parent()
+    runtime.set_up_logging(args.service)
     try:
         deployment = load_deployment().resolved()
-    except SettingsError as error:
-        print(f"fairlead: {error}", file=sys.stderr)
+        # Imported by name, so that a gateway's process never loads torch nor an executor's an HTTP server.
+        module = importlib.import_module(f"services.{args.service}.service")
+        if args.service == "executor":
+            status: int = module.main(deployment)
+            return status
+        return runtime.serve(module.build(deployment), Path(deployment.run))
+    except (SettingsError, runtime.StartError) as error:
+        print(f"fairlead {args.service}: {error}", file=sys.stderr)
         return 2
-    # Imported by name, so that a gateway's process never loads torch nor an executor's an HTTP server.
-    module = importlib.import_module(f"services.{args.service}.service")
-    if args.service == "executor":
-        status: int = module.main(deployment)
-        return status
-    return runtime.serve(module.build(deployment))

@@ -110,7 +110,7 @@ class Supervisor:
         logs.mkdir(exist_ok=True)
         with (logs / f"{service}.log").open("ab") as log:
             self._children[service] = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "serve", service],
+                [sys.executable, "-m", "services.cli", "serve", service, "--supervised"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

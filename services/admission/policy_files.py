@@ -1,0 +1,217 @@
+"""The active policy file and the agreement on its revisions.
+
+Admission alone watches the file. A save that can be used becomes a revision: `Prepare` to every service, `Commit` when
+all of them are ready, `Abort` when one refuses or does not answer within two seconds. A save that cannot be used
+changes nothing and says why. Knows documents as bytes; what they mean is the cores' matter.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from policies.document.loading import load_policy
+from policies.document.problems import PolicyError
+from services.runtime import describe
+from services.transport import Stream
+from services.wire import Message, PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
+
+POLL_S = 0.1
+ANSWER_S = 2.0
+
+log = logging.getLogger(__name__)
+
+Signature = tuple[int, int, int]
+
+
+def validate(document: bytes, file: str) -> str:
+    """What is wrong with a policy document, one problem a line; empty if nothing is."""
+    try:
+        load_policy(document, file)
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+class PolicyFile:
+    """Watches one file by looking at it: whatever way an editor saves (in place, or by renaming) is seen.
+
+    A save is taken when the file has looked the same twice, so that half a file is not.
+    """
+
+    def __init__(self, path: Path, changed: Callable[[bytes], None]) -> None:
+        self.path = path
+        self._changed = changed
+        self._content: bytes | None = None
+        self._looked: Signature | None = None
+        self._read: Signature | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def read(self) -> bytes:
+        """The file's content now; what `changed` is called for comes later. Raises `OSError`."""
+        self._looked = self._read = _signature(self.path)
+        self._content = self.path.read_bytes()
+        return self._content
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def look(self) -> bytes | None:
+        """One look at the file: its content if that is new and settled. Blocks on the disk."""
+        try:
+            signature = _signature(self.path)
+            settled, self._looked = signature == self._looked, signature
+            if not settled or signature == self._read:
+                return None
+            content = self.path.read_bytes()
+            if _signature(self.path) != signature:
+                return None
+        except OSError:
+            # Between the removal and the rename of an editor there is no file: the next look finds it.
+            return None
+        self._read = signature
+        if content == self._content:
+            return None
+        self._content = content
+        return content
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            content = await asyncio.to_thread(self.look)
+            if content is not None:
+                self._changed(content)
+
+
+class PolicyRevisions:
+    """Agrees with the other services on each revision, one at a time, in the order of the saves.
+
+    Revisions count from 1 and a number is never used twice, whatever became of it.
+    """
+
+    def __init__(self, file: str, apply: Callable[[int, bytes], None]) -> None:
+        self.revision = 0
+        self.document = b""
+        self._file = file
+        self._apply = apply
+        self._streams: list[Stream] = []
+        self._newest = 0
+        self._proposed: bytes | None = None
+        self._unanswered: list[Stream] = []
+        self._saved: deque[bytes] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._status: PolicyStatus | None = None
+
+    def first(self, document: bytes) -> None:
+        """The revision of the start, valid already."""
+        self._newest = 1
+        self._put_in_force(1, document)
+
+    def saved(self, document: bytes) -> None:
+        """The file was saved with new content."""
+        problems = validate(document, self._file)
+        if problems:
+            self._reject(problems)
+            return
+        self._saved.append(document)
+        self._propose_next()
+
+    def joined(self, stream: Stream) -> None:
+        """A service has connected: it gets the revision in force, and takes part in the one proposed."""
+        self._streams.append(stream)
+        stream.send(PolicyNow(self.revision, self.document))
+        if self._status is not None and stream.peer.service == "gateway":
+            stream.send(self._status)
+        if self._proposed is not None:
+            self._unanswered.append(stream)
+            stream.send(PolicyPrepare(self._newest, self._proposed))
+
+    def left(self, stream: Stream) -> None:
+        """A service is gone; nobody waits for its answer."""
+        self._streams.remove(stream)
+        self._answered(stream)
+
+    def prepared(self, stream: Stream, message: PolicyPrepared) -> None:
+        """A service answered; answers about another revision are too late."""
+        if self._proposed is None or message.revision != self._newest:
+            return
+        if message.error:
+            self._abort(f"{describe(stream)} cannot use it: {message.error}")
+        else:
+            self._answered(stream)
+
+    def stop(self) -> None:
+        """Forget the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _propose_next(self) -> None:
+        if self._proposed is not None or not self._saved:
+            return
+        self._newest += 1
+        self._proposed = self._saved.popleft()
+        self._unanswered = list(self._streams)
+        self._send(PolicyPrepare(self._newest, self._proposed))
+        self._timer = asyncio.get_running_loop().call_later(ANSWER_S, self._too_late)
+        self._commit_if_agreed()
+
+    def _answered(self, stream: Stream) -> None:
+        if stream in self._unanswered:
+            self._unanswered.remove(stream)
+            self._commit_if_agreed()
+
+    def _commit_if_agreed(self) -> None:
+        if self._proposed is None or self._unanswered:
+            return
+        document = self._close()
+        self._send(PolicyCommit(self._newest))
+        self._put_in_force(self._newest, document)
+        self._announce(PolicyStatus(self.revision, "applied"))
+        self._propose_next()
+
+    def _too_late(self) -> None:
+        late = ", ".join(describe(stream) for stream in self._unanswered)
+        self._abort(f"no answer within {ANSWER_S:g} s from {late}")
+
+    def _abort(self, why: str) -> None:
+        self._close()
+        self._send(PolicyAbort(self._newest))
+        self._reject(why)
+        self._propose_next()
+
+    def _close(self) -> bytes:
+        document, self._proposed = self._proposed or b"", None
+        self._unanswered = []
+        self.stop()
+        return document
+
+    def _put_in_force(self, revision: int, document: bytes) -> None:
+        self.revision, self.document = revision, document
+        log.info("policy revision %d is in force (%s)", revision, self._file)
+        self._apply(revision, document)
+
+    def _reject(self, why: str) -> None:
+        log.error("the policy file was saved but not applied, revision %d stays in force:\n%s", self.revision, why)
+        self._announce(PolicyStatus(self.revision, "rejected", why))
+
+    def _announce(self, status: PolicyStatus) -> None:
+        self._status = status
+        for stream in self._streams:
+            if stream.peer.service == "gateway":
+                stream.send(status)
+
+    def _send(self, message: Message) -> None:
+        for stream in self._streams:
+            stream.send(message)
+
+
+def _signature(path: Path) -> Signature:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

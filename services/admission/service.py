@@ -1,0 +1,248 @@
+"""The shell around AdmissionCore: streams in and out, payloads of what waits, the watch on the policy file.
+
+Owns the requests' payloads until they are released; never looks into their tokens.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from policies.admission.core import AdmissionCore
+from policies.commands import CancelReleased, Command, Refuse, Release, Settle, Withdraw
+from policies.events import (
+    Arrived,
+    CancelRequested,
+    CapacityChanged,
+    RequestFinished,
+    SchedulerLost,
+    TokensProduced,
+)
+from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
+from services.pump import Pump, open_event_log
+from services.runtime import StartError, describe, open_link, open_listener
+from services.settings import Deployment
+from services.transport import Identity, Link, Listener, Stream
+from services.wire import (
+    Admitted,
+    AnyMessage,
+    Cancel,
+    Capacity,
+    Dispatch,
+    PolicyPrepared,
+    Refused,
+    RequestEnded,
+    Submit,
+    Usage,
+)
+
+INT32_BYTES = 4
+
+log = logging.getLogger(__name__)
+
+
+class Waiting(msgspec.Struct):
+    """A request that was not released yet."""
+
+    submit: Submit
+    queued_ns: int
+
+
+class AdmissionService:
+    """One admission process: listens for gateways, keeps a link to the scheduler. Also the receiver of both."""
+
+    name = "admission"
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._pump = Pump(
+            AdmissionCore(),
+            self._perform,
+            event_log=open_event_log(deployment, "admission"),
+            check=deployment.check,
+        )
+        self._revisions = PolicyRevisions(deployment.policy, self._pump.apply)
+        self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
+        self._waiting: dict[int, Waiting] = {}
+        self._gateways: dict[int, Stream] = {}
+        self._scheduler: Stream | None = None
+        self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
+        self._listener: Listener | None = None
+        self._link: Link | None = None
+
+    async def start(self) -> None:
+        """Load the policy, listen for gateways, connect to the scheduler.
+
+        Raises:
+            StartError: the policy cannot be read or used.
+        """
+        try:
+            document = self._file.read()
+        except OSError as error:
+            raise StartError(f"{self._file.path}: the policy cannot be read: {error.strerror}") from error
+        problems = validate(document, str(self._file.path))
+        if problems:
+            raise StartError(problems)
+        self._revisions.first(document)
+        streams = self._deployment.streams
+        self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
+        self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
+        self._file.start()
+
+    def not_ready(self) -> str:
+        """Ready when the scheduler has an executor."""
+        if self._scheduler is None:
+            return "no scheduler"
+        return "" if self._capacity.num_executors else "no executor"
+
+    async def drain(self) -> None:
+        """Nothing to wait for: what waits is refused by the gateway when its stream closes."""
+
+    async def stop(self) -> None:
+        """Close everything."""
+        self._file.stop()
+        self._revisions.stop()
+        if self._listener is not None:
+            await self._listener.close()
+        if self._link is not None:
+            await self._link.close()
+        self._pump.close()
+
+    # --- streams --------------------------------------------------------------------------------------------------
+
+    def opened(self, stream: Stream) -> None:
+        """A gateway or the scheduler is there."""
+        log.info("%s connected", describe(stream))
+        if stream.peer.service == "scheduler":
+            self._scheduler = stream
+        elif stream.peer.service == "gateway":
+            self._gateways[int(stream.peer.instance)] = stream
+            stream.send(self._capacity)
+        else:
+            log.warning("%s has nothing to do here", describe(stream))
+            stream.close()
+            return
+        self._revisions.joined(stream)
+
+    def closed(self, stream: Stream, reason: str) -> None:
+        """What a gone gateway had waiting is withdrawn; a gone scheduler ends what it had."""
+        log.info("%s disconnected: %s", describe(stream), reason)
+        if stream.peer.service == "scheduler":
+            self._scheduler = None
+            self._revisions.left(stream)
+            self._set_capacity(Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0))
+            self._pump.handle(SchedulerLost())
+        elif stream.peer.service == "gateway":
+            gateway = int(stream.peer.instance)
+            del self._gateways[gateway]
+            self._revisions.left(stream)
+            for request in [request for request in self._waiting if request >> 32 == gateway]:
+                self._pump.handle(CancelRequested(request, "gateway_lost"))
+
+    def stalled(self, stream: Stream) -> None:
+        """Nothing here is large: the scheduler is the one that leaves out a gateway's sequences."""
+        log.warning("%s does not read", describe(stream))
+
+    def resumed(self, stream: Stream) -> None:
+        """It reads again."""
+        log.info("%s reads again", describe(stream))
+
+    def received(self, stream: Stream, message: AnyMessage) -> None:
+        """Messages become events."""
+        match message:
+            case Usage():
+                self._pump.handle(TokensProduced(np.frombuffer(message.sequences, np.int64).tolist()))
+            case Submit():
+                self._submitted(message)
+            case RequestEnded():
+                self._pump.handle(RequestFinished(message.request, message.output_tokens, message.outcome))
+            case Cancel():
+                self._pump.handle(CancelRequested(message.request, message.reason))
+            case Capacity():
+                self._set_capacity(message)
+            case PolicyPrepared():
+                self._revisions.prepared(stream, message)
+            case _:
+                log.warning("%s sent a %s, which means nothing here", describe(stream), type(message).__name__)
+
+    def _submitted(self, submit: Submit) -> None:
+        self._waiting[submit.request] = Waiting(submit, time.monotonic_ns())
+        self._pump.handle(
+            Arrived(
+                request=submit.request,
+                tenant=submit.tenant,
+                tier=submit.tier,
+                prompt_tokens=len(submit.prompt) // INT32_BYTES,
+                max_output_tokens=submit.max_output_tokens,
+                num_choices=len(submit.sampling),
+                weight=submit.weight,
+                project=submit.project,
+                key=submit.key,
+                service_tier=submit.service_tier,
+                allowed_classes=submit.allowed_classes,
+            )
+        )
+
+    def _set_capacity(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        for gateway in self._gateways.values():
+            gateway.send(capacity)
+        self._pump.handle(CapacityChanged(capacity.num_executors, capacity.kv_tokens, capacity.max_sequence_tokens))
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Release():
+                self._release(command)
+            case Refuse():
+                del self._waiting[command.request]
+                self._to_gateway(
+                    command.request,
+                    Refused(command.request, command.code, command.message, command.retry_after_s),
+                )
+            case Withdraw():
+                del self._waiting[command.request]
+            case CancelReleased():
+                if self._scheduler is not None:
+                    self._scheduler.send(Cancel(command.request, command.reason))
+            case Settle():
+                log.debug("request %d %s after %d tokens", command.request, command.outcome, command.output_tokens)
+            case _:
+                raise TypeError(f"admission cannot perform a {type(command).__name__}")
+
+    def _release(self, command: Release) -> None:
+        waiting = self._waiting.pop(command.request)
+        released_ns = time.monotonic_ns()
+        gateway = command.request >> 32
+        if self._scheduler is not None:
+            self._scheduler.send(
+                Dispatch(
+                    submit=waiting.submit,
+                    slo_class=command.slo_class,
+                    waited_s=command.waited_s,
+                    gateway=gateway,
+                    queued_ns=waiting.queued_ns,
+                    released_ns=released_ns,
+                )
+            )
+        self._to_gateway(
+            command.request,
+            Admitted(command.request, command.slo_class, self._revisions.revision, waiting.queued_ns, released_ns),
+        )
+
+    def _to_gateway(self, request: int, message: Refused | Admitted) -> None:
+        gateway = self._gateways.get(request >> 32)
+        if gateway is not None:
+            gateway.send(message)
+
+
+def build(deployment: Deployment) -> AdmissionService:
+    """The service of this deployment.
+
+    Raises:
+        StartError: the event log cannot be written.
+    """
+    return AdmissionService(deployment)

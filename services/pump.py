@@ -1,0 +1,147 @@
+"""Drives a core live: events in, commands out, one wake-up, and the event log of it all.
+
+The live half of "one core, two drivers" (DESIGN section 2); the other half is policies/simulation. Knows no policy and
+no socket.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from policies.commands import Command, WakeAt
+from policies.event_log import encode_record
+from policies.events import Event, PolicyApplied, Started, Woke
+from services.runtime import StartError
+from services.settings import Deployment
+
+
+class Core(Protocol):
+    """A decision core."""
+
+    def handle(self, event: Any, now: float) -> list[Command]:
+        """What to do about an event at `now`, seconds."""
+
+    def check(self) -> None:
+        """Raise if an invariant does not hold."""
+
+
+class EventLog:
+    """Appends every event and what the core answered to a file (`fairlead replay --log DIR --verify` reads it)."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+
+    def write(self, now: float, event: Any, commands: list[Command]) -> None:
+        """Append a record."""
+        self._file.write(encode_record(now, event, commands))
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
+    """The event log of a core if this deployment records.
+
+    Raises:
+        StartError: the folder cannot be written.
+    """
+    if not deployment.record:
+        return None
+    path = Path(deployment.record) / f"{service}.log"
+    try:
+        return EventLog(path)
+    except OSError as error:
+        raise StartError(f"{path}: the event log cannot be written: {error.strerror}") from error
+
+
+class Pump:
+    """Hands events to a core, one at a time, and has its commands performed in order.
+
+    The core hears nothing before its first policy: events that come earlier wait.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        perform: Callable[[Any], None],
+        *,
+        event_log: EventLog | None = None,
+        check: bool = False,
+    ) -> None:
+        self._core = core
+        self._perform = perform
+        self._event_log = event_log
+        self._check = check
+        self._inbox: deque[Event] = deque()
+        self._running = False
+        self._wake: asyncio.TimerHandle | None = None
+        self.revision = 0
+        """The policy revision in force; 0 before the first."""
+
+    def apply(self, revision: int, document: bytes) -> None:
+        """A policy revision takes effect now; the first one starts the core."""
+        event = PolicyApplied(revision, document)
+        if self.revision:
+            self.revision = revision
+            self.handle(event)
+            return
+        self.revision = revision
+        self._inbox.extendleft((event, Started(time.time())))
+        self._run()
+
+    def handle(self, event: Event) -> None:
+        """Hand an event to the core and perform what it asks for."""
+        self._inbox.append(event)
+        if self.revision:
+            self._run()
+
+    def close(self) -> None:
+        """Forget the wake-up and close the log."""
+        if self._wake is not None:
+            self._wake.cancel()
+        if self._event_log is not None:
+            self._event_log.close()
+
+    def _run(self) -> None:
+        # An event that arises while another's commands are performed waits for its turn.
+        if self._running:
+            return
+        self._running = True
+        try:
+            while self._inbox:
+                self._one(self._inbox.popleft())
+        finally:
+            self._running = False
+
+    def _one(self, event: Event) -> None:
+        # The clock of `loop.time()`, but not its value: uvloop's is cached and in whole milliseconds.
+        now = time.monotonic()
+        commands = self._core.handle(event, now)
+        if self._event_log is not None:
+            self._event_log.write(now, event, commands)
+        for command in commands:
+            if isinstance(command, WakeAt):
+                self._wake_at(command.at_s)
+            else:
+                self._perform(command)
+        if self._check:
+            self._core.check()
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at_s - time.monotonic())
+        self._wake = asyncio.get_running_loop().call_later(delay_s, self._on_wake, at_s)
+
+    def _on_wake(self, at_s: float) -> None:
+        # Timers are rounded to milliseconds: one that fires early would wake the core before its time, for nothing.
+        if time.monotonic() < at_s:
+            self._wake = asyncio.get_running_loop().call_later(0.001, self._on_wake, at_s)
+            return
+        self._wake = None
+        self.handle(Woke())

@@ -1,0 +1,206 @@
+"""What every service process does: run, log, say when it is ready, drain on a signal.
+
+A crash of any callback is logged and ends the process with status 1: a service that goes on after losing an event
+would be wrong in silence. Knows no message and no policy.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvloop
+
+from services.health import ready_file
+from services.settings import Deployment
+from services.streams import Stream
+from services.transport import AddressError, Identity, Link, Listener, Receiver, listen
+
+READY_CHECK_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """A service cannot start; the sentence says what is wrong, where, and what is right."""
+
+
+class Service(Protocol):
+    """What `serve` runs."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Open what others connect to and begin to connect; raises `StartError` or `AddressError`."""
+
+    def not_ready(self) -> str:
+        """What is still missing before work can be done; empty when ready."""
+
+    async def drain(self) -> None:
+        """Take no new work, return when the running work is done (or its limit has passed)."""
+
+    async def stop(self) -> None:
+        """Close everything."""
+
+
+def serve(service: Service, run_folder: Path) -> int:
+    """Run a service until SIGTERM or SIGINT; a second signal cuts the drain short.
+
+    While it is ready, `{run}/{name}.ready` exists and holds its process id. Returns the process's exit status: 1 when
+    it could not start or a callback crashed.
+    """
+    return uvloop.run(_serve(service, ReadyFile(run_folder, service.name)))
+
+
+class ReadyFile:
+    """The file that tells the supervisor and health checks that a service can do its work."""
+
+    def __init__(self, run_folder: Path, service: str) -> None:
+        self._path = ready_file(str(run_folder), service)
+        self._said: str | None = None
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.remove()
+
+    def update(self, missing: str) -> None:
+        """Make or remove the file; `missing` says what is not there yet, empty when ready."""
+        if missing == self._said:
+            return
+        self._said = missing
+        if missing:
+            log.info("not ready: %s", missing)
+            self.remove()
+        else:
+            log.info("ready")
+            self._path.write_text(f"{os.getpid()}\n")
+
+    def remove(self) -> None:
+        """Not ready (any more)."""
+        self._path.unlink(missing_ok=True)
+
+
+async def _serve(service: Service, ready: ReadyFile) -> int:
+    loop = asyncio.get_running_loop()
+    terminated, killed = asyncio.Event(), asyncio.Event()
+    status = 0
+
+    def on_signal() -> None:
+        (killed if terminated.is_set() else terminated).set()
+
+    def on_crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal status
+        error = context.get("exception")
+        if error is None or (isinstance(error, OSError) and "transport" in context):
+            log.warning("%s: %s", context["message"], error)
+            return
+        log.critical("%s; this process ends", context["message"], exc_info=error)
+        status = 1
+        terminated.set()
+        killed.set()
+
+    loop.set_exception_handler(on_crash)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await service.start()
+    except (StartError, AddressError) as error:
+        log.error("%s", error)  # noqa: TRY400  the sentence says it all
+        await service.stop()
+        return 1
+    gc.collect()
+    gc.freeze()
+    readiness = loop.create_task(_keep_ready(service, ready))
+    # A crash of the task itself would otherwise wait for its result to be asked for.
+    readiness.add_done_callback(lambda task: task.cancelled() or task.result())
+    await terminated.wait()
+    readiness.cancel()
+    ready.remove()
+    log.info("draining")
+    drained = loop.create_task(service.drain())
+    cut_short = loop.create_task(killed.wait())
+    await asyncio.wait([drained, cut_short], return_when=asyncio.FIRST_COMPLETED)
+    for task in (drained, cut_short):
+        task.cancel()
+    await service.stop()
+    log.info("stopped")
+    return status
+
+
+async def _keep_ready(service: Service, ready: ReadyFile) -> None:
+    while True:
+        ready.update(service.not_ready())
+        await asyncio.sleep(READY_CHECK_S)
+
+
+def set_up_logging(service: str) -> None:
+    """One line an entry on stderr: time, level, service, what happened."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s.%(msecs)03d %(levelname)s {service}: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the supervisor dies, however it dies (Linux; elsewhere nothing)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def read_secret(deployment: Deployment) -> bytes:
+    """The secret that both ends of every stream must know.
+
+    Raises:
+        StartError: it cannot be read.
+    """
+    try:
+        return Path(deployment.streams.secret_file).read_bytes()
+    except OSError as error:
+        raise StartError(
+            f"{deployment.streams.secret_file}: the secret of the streams cannot be read: {error.strerror}; "
+            "`fairlead up` makes one"
+        ) from error
+
+
+async def open_listener(deployment: Deployment, address: str, service: str, receiver: Receiver) -> Listener:
+    """Listen with the deployment's secret and limits; raises `StartError` or `AddressError`."""
+    streams = deployment.streams
+    return await listen(
+        address,
+        Identity(service, epoch=time.time_ns()),
+        read_secret(deployment),
+        receiver,
+        max_frame_bytes=streams.max_frame_bytes,
+        buffer_bytes=streams.buffer_bytes,
+        allow_plaintext=streams.allow_plaintext,
+    )
+
+
+def open_link(deployment: Deployment, address: str, identity: Identity, receiver: Receiver) -> Link:
+    """A started link with the deployment's secret and limits; raises `StartError` or `AddressError`."""
+    streams = deployment.streams
+    link = Link(
+        address,
+        identity,
+        read_secret(deployment),
+        receiver,
+        max_frame_bytes=streams.max_frame_bytes,
+        buffer_bytes=streams.buffer_bytes,
+        allow_plaintext=streams.allow_plaintext,
+    )
+    link.start()
+    return link
+
+
+def describe(stream: Stream) -> str:
+    """A stream's peer in words."""
+    return f"{stream.peer.service} {stream.peer.instance}"
