@@ -1,0 +1,181 @@
+"""A policy in words: what it will do, for whoever is about to save it.
+
+Speaks only of what the document says; predicts nothing.
+"""
+
+from policies.document.rules import sources_of
+from policies.document.schema import (
+    ClassifyRule,
+    DecodeStage,
+    Ewma,
+    Policy,
+    PrefillStage,
+    Stage,
+    StageCondition,
+    VictimKind,
+)
+
+ORDERS = {
+    "arrival": "the earliest arrival",
+    "admission": "the earliest start",
+    "prompt_tokens": "the shortest prompt",
+    "class_priority": "the most important class",
+    "last_schedulable_time": "the nearest deadline",
+}
+VICTIMS: dict[VictimKind, str] = {
+    "newest_started_prefill": "the newest unfinished prompt",
+    "newest": "the newest sequence",
+    "newest_decode": "the newest decode",
+    "self": "the one that needs the block",
+}
+SOURCES = {"waiting": "waiting prompts", "started": "started prompts"}
+
+
+def explain(policy: Policy) -> str:
+    """What a policy will do: one heading a section, one sentence a line."""
+    parts = [
+        ("Classes, the most important first", _classes(policy)),
+        ("Who gets which class", _classify(policy)),
+        ("Admission", _admission(policy)),
+        ("Each step", _batching(policy)),
+        ("Deadlines", _deadlines(policy)),
+        ("KV memory", _kv(policy)),
+    ]
+    title = f"{policy.name}: {policy.description}" if policy.description else policy.name
+    lines = [title]
+    for heading, sentences in parts:
+        lines += ["", f"{heading}:", *(f"  {sentence}" for sentence in sentences)]
+    return "\n".join(lines) + "\n"
+
+
+def stage_in_words(stage: Stage) -> str:
+    """One stage as a sentence."""
+    if stage.decode is not None:
+        return _decode(stage.decode)
+    if stage.prefill is not None:
+        return _prefill(stage.prefill)
+    return "Nothing."
+
+
+def rule_in_words(rule: ClassifyRule) -> str:
+    """One classify rule as a sentence."""
+    when = rule.when
+    fields = () if when is None else (("tier", when.tier), ("tenant", when.tenant), ("service_tier", when.service_tier))
+    conditions = [f'{name} is "{value}"' for name, value in fields if value is not None]
+    return f"{' and '.join(conditions) or 'everything else'}: {rule.class_}."
+
+
+def _classes(policy: Policy) -> list[str]:
+    return [
+        f"{one.name}: the first token within {one.ttft_s:g} s, then never more than {one.tbt_s:g} s between tokens."
+        for one in policy.classes
+    ]
+
+
+def _classify(policy: Policy) -> list[str]:
+    if not policy.classify:
+        return [f"everything: {policy.classes[-1].name}."]
+    if len(policy.classify) == 1:
+        return [f"everything: {policy.classify[0].class_}."]
+    return [rule_in_words(rule) for rule in policy.classify]
+
+
+def _admission(policy: Policy) -> list[str]:
+    fairness, queue = policy.fairness, policy.queue
+    if fairness.kind == "vtc":
+        order = (
+            "The waiting tenant that was served least for its weight goes next; "
+            f"a prompt token costs {fairness.cost.prompt:g}, an output token {fairness.cost.output:g}."
+        )
+    else:
+        order = "Requests go in order of arrival, whoever sent them."
+    window = (
+        "what the KV pool holds" if fairness.window_tokens == "auto" else f"{fairness.window_tokens} tokens at a time"
+    )
+    backlog = (
+        f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
+        f"{queue.ttl_s:g} s each; beyond that a request is refused."
+    )
+    return [
+        order,
+        f"In flight at most: {window} (prompt and declared output), and {fairness.max_requests} requests.",
+        backlog,
+        "No limits on single tenants.",
+        "A released request goes to the executor with the fewest KV tokens held or promised.",
+    ]
+
+
+def _batching(policy: Policy) -> list[str]:
+    batching = policy.batching
+    limit = batching.token_budget if isinstance(batching.token_budget, int) else None
+    budget = "A step has no limit of tokens" if limit is None else f"A step has {limit} tokens, offered in this order"
+    lines = [
+        f"{budget}; at most {batching.max_decodes} decodes a step and {batching.max_sequences} sequences holding KV.",
+        *(f"{number}. {stage_in_words(stage)}" for number, stage in enumerate(batching.stages, 1)),
+    ]
+    prefills = [stage.prefill for stage in batching.stages if stage.prefill is not None]
+    if limit is not None and not any(stage.chunked for stage in prefills if "waiting" in sources_of(stage)):
+        lines.append(f"Prompts longer than {limit} tokens are refused, because no stage cuts them.")
+    return lines
+
+
+def _decode(stage: DecodeStage) -> str:
+    what = "Decodes that are due" if stage.when == "due" else "All decodes still left out"
+    return f"{_condition(stage.if_)}{what}, one token each; {_order(stage.order)} first.{_exclusive(stage.exclusive)}"
+
+
+def _prefill(stage: PrefillStage) -> str:
+    sources = sources_of(stage)
+    if len(sources) == 1:
+        what = SOURCES[sources[0]]
+    else:
+        what = "started and waiting prompts together" if stage.merge else "started prompts, then waiting ones"
+    if not stage.chunked:
+        size = "whole"
+    elif stage.chunk is not None:
+        size = f"in chunks of multiples of {stage.chunk} tokens"
+    else:
+        size = "cut to what is left of the budget"
+    most = "" if stage.max_sequences is None else f", at most {stage.max_sequences} a step"
+    what = f"{_condition(stage.if_)}{what[0].upper()}{what[1:]}"
+    return f"{what}, {size}{most}; {_order(stage.order)} first.{_exclusive(stage.exclusive)}"
+
+
+def _condition(condition: StageCondition | None) -> str:
+    if condition is None or condition.decoding is None:
+        return ""
+    return f"When at least {condition.decoding.at_least} sequences are decoding: "
+
+
+def _order(keys: tuple[str, ...]) -> str:
+    return ", then ".join(ORDERS[key] for key in keys) or ORDERS["arrival"]
+
+
+def _exclusive(exclusive: bool) -> str:
+    return " If there were any, nothing else runs in this step." if exclusive else ""
+
+
+def _deadlines(policy: Policy) -> list[str]:
+    if not any(stage.decode is not None and stage.decode.when == "due" for stage in policy.batching.stages):
+        return ["No stage asks for them: decodes are planned as soon as there is room."]
+    deadlines, offset = policy.deadlines, policy.deadlines.offset_steps
+    mean = (
+        f"an average with weight {deadlines.step_time.ewma:g} for the newest step"
+        if isinstance(deadlines.step_time, Ewma)
+        else "the mean of all steps"
+    )
+    due = (
+        f"A decode is due {offset.below:g} step times before its class's gap between tokens runs out, "
+        f"{offset.above:g} once {offset.kv_threshold:.0%} of the KV blocks are in use; a step time is {mean}."
+    )
+    return [due]
+
+
+def _kv(policy: Policy) -> list[str]:
+    kv = policy.kv
+    victims = ", else ".join(VICTIMS[victim] for victim in policy.preemption.victim)
+    held = "its whole prompt" if kv.admit == "prompt" else "the longest it may become"
+    return [
+        f"A sequence starts when there are blocks for {held} and {kv.watermark:.1%} of the pool stay free.",
+        f"When a decode finds no free block, {victims} gives its blocks back and is recomputed later.",
+    ]

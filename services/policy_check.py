@@ -1,0 +1,29 @@
+"""`fairlead policy check FILE`: everything wrong with a policy file, or what it will do in words."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from policies.document.explain import explain
+from policies.document.loading import load_policy
+from policies.document.problems import PolicyError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a policy document, such as policies/slai.yaml")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explanation to stdout and 0, or one line a problem to stderr and 2."""
+    path: Path = args.file
+    try:
+        policy = load_policy(path.read_bytes(), str(path))
+    except OSError as error:
+        print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(explain(policy), end="")
+    return 0
