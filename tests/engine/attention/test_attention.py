@@ -1,0 +1,194 @@
+"""Backends are chosen by what they need, and agree with plain attention over the whole context."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.attention.interface import Rows, buckets
+from engine.config import ModelConfig, Rope
+from engine.interface import EngineError, EngineSettings
+
+CONTEXTS, LENGTHS = (1, 30, 100, 7, 90), (1, 1, 1, 7, 33)
+
+
+def model(windows: tuple[int | None, ...] = (None, 20), head_dim: int = 16) -> ModelConfig:
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocabulary_size=10,
+        hidden_size=64,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=head_dim,
+        max_positions=512,
+        norm_eps=1e-6,
+        tied_embeddings=False,
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        windows=windows,
+        rope=Rope(),
+        dtype="float32",
+    )
+
+
+def filled_cache(block_tokens: int, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Rows]:
+    """Random keys and values everywhere, and rows whose blocks lie scattered over the pool."""
+    import torch
+
+    from engine.kv_cache import KvCache
+
+    torch.manual_seed(0)
+    cache = KvCache(model(), 60, block_tokens, getattr(torch, dtype), torch.device(device))
+    for pool in (*cache.keys, *cache.values):
+        pool.normal_()
+    counts = [-(-context // block_tokens) for context in CONTEXTS]
+    free = np.random.default_rng(3).permutation(np.arange(1, 61))
+    tables = np.zeros((len(CONTEXTS), max(counts)), np.int64)
+    for row, count in enumerate(counts):
+        tables[row, :count], free = free[:count], free[count:]
+    return cache, Rows(3, np.array(LENGTHS), np.array(CONTEXTS), tables)
+
+
+def plain(cache: Any, rows: Rows, query: Any, layer: int) -> Any:
+    """Scores of every query with every key it may see, one head at a time."""
+    import torch
+
+    out, offset = torch.empty_like(query), 0
+    window = model().windows[layer] or 10**6
+    for row, (length, context) in enumerate(zip(LENGTHS, CONTEXTS, strict=True)):
+        keys, values = (pool[layer][rows.tables[row]].flatten(0, 1)[:context] for pool in (cache.keys, cache.values))
+        for index in range(length):
+            position = context - length + index
+            seen = slice(max(0, position - window + 1), position + 1)
+            for head in range(6):
+                scores = keys[seen, head // 3] @ query[offset + index, head] / 16**0.5
+                out[offset + index, head] = scores.softmax(0) @ values[seen, head // 3]
+        offset += length
+    return out
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_gathered_attention_is_plain_attention(block_tokens: int, layer: int) -> None:
+    import torch
+
+    from engine.attention.gather import GatherAttention
+
+    cache, rows = filled_cache(block_tokens)
+    query = torch.randn(sum(LENGTHS), 6, 16)
+    attended = GatherAttention("cpu_gather", model(), cache).plan(rows).attend(layer, query)
+    assert (attended - plain(cache, rows, query, layer)).abs().max() < 2e-6
+
+
+def test_long_chunks_are_taken_in_pieces_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from engine.attention import gather
+
+    monkeypatch.setattr(gather, "PIECE", 5)
+    cache, rows = filled_cache(16)
+    query = torch.randn(sum(LENGTHS), 6, 16)
+    for layer in (0, 1):
+        attended = gather.GatherAttention("cpu_gather", model(), cache).plan(rows).attend(layer, query)
+        assert (attended - plain(cache, rows, query, layer)).abs().max() < 2e-6
+
+
+def test_buckets_hold_little_padding_and_every_row_once() -> None:
+    blocks = np.sort(np.random.default_rng(0).integers(1, 500, 64))
+    cuts = buckets(blocks)
+    assert sorted(row for cut in cuts for row in range(64)[cut]) == list(range(64))
+    assert len(cuts) == 4
+    assert all(blocks[cut].min() >= 0.7 * blocks[cut].max() for cut in cuts[:3])
+    assert buckets(np.zeros(0, np.int64)) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # xformers says that there is no GPU
+@pytest.mark.parametrize("window", [None, 20])
+def test_the_paged_bias_of_decodes_lets_each_query_see_its_context(window: int | None) -> None:
+    import torch
+
+    from engine.attention.xformers_splitk import decode_bias
+
+    tables = torch.tensor([[3, 1], [2, 0], [4, 5]], dtype=torch.int32)
+    contexts = [1, 64, 100]
+    mask = decode_bias(contexts, tables, 64, window).materialize((3, 3 * 128))
+    seen = torch.zeros(3, 6 * 64, dtype=torch.bool)
+    for row, context in enumerate(contexts):
+        for position in range(max(0, context - (window or context)), context):
+            seen[row, int(tables[row, position // 64]) * 64 + position % 64] = True
+    assert ((mask == 0) == seen).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_bias_of_prefills_is_causal_from_the_end_of_each_context(window: int | None) -> None:
+    import torch
+
+    from engine.attention.xformers_splitk import context_slots, prefill_bias
+
+    lengths, contexts = [4, 9], [12, 9]
+    mask = prefill_bias(lengths, contexts, window, torch.device("cpu")).materialize((13, 21))
+    seen = torch.zeros(13, 21, dtype=torch.bool)
+    for row, (first_query, first_key) in enumerate(((0, 0), (4, 12))):
+        for index in range(lengths[row]):
+            position = contexts[row] - lengths[row] + index
+            start = max(0, position - (window or 99) + 1)
+            seen[first_query + index, first_key + start : first_key + position + 1] = True
+    assert ((mask == 0) == seen).all()
+    assert context_slots(torch.tensor([2, 5]), 6, 4).tolist() == [8, 9, 10, 11, 20, 21]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "changes", "name", "reasons"),
+    [
+        ("cpu", "float32", 64, {}, "cpu_gather", {"xformers_splitk": "cuda device", "sdpa_gather": "cuda device"}),
+        ("cuda", "bfloat16", 64, {}, "xformers_splitk", {"sdpa_gather": "comes first", "cpu_gather": "cpu device"}),
+        ("cuda", "float32", 64, {}, "sdpa_gather", {"xformers_splitk": "needs bfloat16 or float16, this is float32"}),
+        ("cuda", "float16", 80, {}, "sdpa_gather", {"xformers_splitk": "this model has 80"}),
+        ("cuda", "float16", 64, {"kv_block_tokens": 16}, "sdpa_gather", {"xformers_splitk": "a multiple of 64"}),
+        ("cuda", "float16", 64, {"attention": "sdpa_gather"}, "sdpa_gather", {"xformers_splitk": "name sdpa_gather"}),
+    ],
+)
+def test_the_first_backend_whose_needs_are_met_is_chosen(  # noqa: PLR0917  columns of the table
+    device: str, dtype: str, head_dim: int, changes: dict[str, Any], name: str, reasons: dict[str, str]
+) -> None:
+    import torch
+
+    from engine.attention.choice import choose
+
+    choice = choose(EngineSettings(**changes), model(head_dim=head_dim), torch.device(device), getattr(torch, dtype))
+    assert choice.name == name
+    assert choice.block_tokens == (64 if name == "xformers_splitk" else changes.get("kv_block_tokens", 16))
+    assert set(choice.against) == {"xformers_splitk", "cpu_gather", "sdpa_gather"} - {name}
+    assert all(reason in choice.against[other] for other, reason in reasons.items())
+
+
+def test_a_backend_that_cannot_run_is_refused_with_one_that_can() -> None:
+    import torch
+
+    from engine.attention.choice import choose
+
+    settings = EngineSettings(attention="xformers_splitk", kv_block_tokens=32)
+    with pytest.raises(
+        EngineError, match="it needs kv_block_tokens to be a multiple of 64, this is 32; here you can use"
+    ):
+        choose(settings, model(), torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layer", [0, 1])
+def test_xformers_attention_is_plain_attention(layer: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from engine.attention.xformers_splitk import XformersAttention
+
+    cache, rows = filled_cache(64, "cuda", "bfloat16")
+    query = torch.randn(sum(LENGTHS), 6, 16, device="cuda", dtype=torch.bfloat16)
+    attended = XformersAttention(model(), cache).plan(rows).attend(layer, query)
+    assert (attended - plain(cache, rows, query, layer)).abs().max() < 0.05

@@ -1,0 +1,108 @@
+"""What an engine says about itself, and why it may refuse to start."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import torch_engine
+from engine.demo.checkpoint import ensure_demo_checkpoint
+from engine.interface import EngineError, EngineSettings
+from engine.load import load_engine
+
+
+def test_an_engine_says_what_it_offers(demo: Path, open_engine: Any) -> None:
+    info = open_engine(demo).info
+    assert (info.model, info.architecture, info.num_parameters) == ("demo", "LlamaForCausalLM", 4_851_968)
+    assert (info.dtype, info.device, info.attention) == ("float32", "cpu", "cpu_gather")
+    assert (info.num_blocks, info.block_tokens) == (512, 16)
+    assert (info.max_sequence_tokens, info.vocabulary_size) == (8192, 4096)
+
+
+def test_the_demo_decodes_into_varied_tokens(demo: Path, open_engine: Any, driver: Any) -> None:
+    run = driver(open_engine(demo), in_flight=2)
+    run.add(1, [10, 20, 30])
+    run.run(40, 64)
+    assert len(set(run.outputs[1])) > 10
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs_on_a_cpu(dtype: str, demo: Path, open_engine: Any, driver: Any) -> None:
+    engine = open_engine(demo, dtype=dtype)
+    run = driver(engine)
+    run.add(1, list(range(10, 60)))
+    run.run(5, 16)
+    assert engine.info.dtype == dtype
+    assert len(set(run.outputs[1])) > 1
+
+
+def test_the_pool_of_a_cpu_is_bounded(demo: Path) -> None:
+    info = load_engine(demo, EngineSettings(device="cpu", threads=1)).info
+    assert 0 < info.num_blocks * info.block_tokens * 4096 <= 2**30  # 4096 bytes a token
+    few = load_engine(demo, EngineSettings(device="cpu", threads=1, max_sequence_tokens=128)).info
+    assert (few.num_blocks * few.block_tokens, few.max_sequence_tokens) == (64 * 128, 128)
+
+
+def test_a_pool_that_does_not_fit_says_by_how_much(demo: Path, open_engine: Any) -> None:
+    with pytest.raises(EngineError, match=r"the KV pool needs 3814\d\.\d\d GiB and .* too much; lower engine\.kv_pool"):
+        open_engine(demo, kv_pool_tokens=10**10)
+
+
+def test_a_model_that_does_not_fit_says_by_how_much(
+    demo: Path, open_engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal:  99999 kB\nMemAvailable:  8192 kB\n")
+    monkeypatch.setattr(torch_engine, "MEMORY_FILE", memory)
+    with pytest.raises(
+        EngineError, match=r"its weights need 0\.02 GiB as float32 and 0\.01 GiB are free on cpu: 0\.01"
+    ):
+        open_engine(demo)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"kv_pool_tokens": 3}, "engine.kv_pool_tokens: 3 is less than a block, 16"),
+        ({"max_sequence_tokens": 9000}, "engine.max_sequence_tokens: 9000 is more than the 8192 positions of"),
+        ({"device": "cuda:77"}, "engine.device: cuda:77 is not there; CUDA devices: "),
+        ({"attention": "xformers_splitk"}, "it needs a cuda device, this is cpu; here you can use cpu_gather"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(
+    changes: dict[str, Any], sentence: str, demo: Path, open_engine: Any
+) -> None:
+    with pytest.raises(EngineError) as raised:
+        open_engine(demo, **changes)
+    assert sentence in str(raised.value)
+
+
+def test_the_demo_checkpoint_is_written_once_and_always_the_same(demo: Path, tmp_path: Path) -> None:
+    again = ensure_demo_checkpoint(tmp_path / "new" / "demo")
+    files = sorted(file.name for file in again.iterdir())
+    assert files == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", *files[4:]]
+    assert all((again / name).read_bytes() == (demo / name).read_bytes() for name in files)
+    assert [entry.name for entry in again.parent.iterdir()] == ["demo"]
+    written = (again / "config.json").stat().st_mtime_ns
+    assert ensure_demo_checkpoint(again) == again
+    assert (again / "config.json").stat().st_mtime_ns == written
+
+
+def test_the_demo_checkpoint_leaves_nothing_where_it_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine.txt").write_text("not a checkpoint")
+    with pytest.raises(OSError, match="not empty"):
+        ensure_demo_checkpoint(tmp_path / "demo")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
+
+
+def test_transformers_reads_the_demo_checkpoint_and_agrees(
+    demo: Path, greedy: Any, open_engine: Any, driver: Any
+) -> None:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(demo).eval()
+    run = driver(open_engine(demo))
+    run.add(1, [10, 20, 30, 40])
+    run.run(16, 3)
+    assert run.outputs[1] == greedy(model, [10, 20, 30, 40], 16)

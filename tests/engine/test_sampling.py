@@ -1,0 +1,88 @@
+"""Tokens follow the distribution, a row's random numbers are its own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import sampling
+from engine.sampling import SamplingRows, sample, uniform
+
+
+def rows(num_rows: int, **columns: Any) -> SamplingRows:
+    """Temperature 1 and nothing cut, unless said otherwise; output positions 0, 1, 2 ..."""
+    defaults: dict[str, Any] = {"temperatures": 1.0, "top_ps": 1.0, "top_ks": 0, "seeds": 7}
+    values = {name: np.full(num_rows, columns.get(name, default)) for name, default in defaults.items()}
+    return SamplingRows(
+        values["temperatures"].astype(np.float32),
+        values["top_ps"].astype(np.float32),
+        values["top_ks"].astype(np.int64),
+        values["seeds"].astype(np.int64),
+        np.arange(num_rows),
+    )
+
+
+def frequencies(logits: list[float], num_draws: int = 20000, **columns: Any) -> list[float]:
+    import torch
+
+    tokens = sample(torch.tensor(logits).repeat(num_draws, 1), rows(num_draws, **columns))
+    return (np.bincount(tokens.numpy(), minlength=len(logits)) / num_draws).tolist()
+
+
+LOGITS = np.log([0.4, 0.1, 0.3, 0.2]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, [0.4, 0.1, 0.3, 0.2]),
+        ({"temperatures": 0.5}, [16 / 30, 1 / 30, 9 / 30, 4 / 30]),
+        ({"temperatures": 0.0}, [1, 0, 0, 0]),
+        ({"top_ks": 2}, [4 / 7, 0, 3 / 7, 0]),
+        ({"top_ks": 99}, [0.4, 0.1, 0.3, 0.2]),
+        ({"top_ps": 0.65}, [4 / 7, 0, 3 / 7, 0]),
+        ({"top_ps": 0.75}, [4 / 9, 0, 3 / 9, 2 / 9]),
+        ({"top_ps": 0.0001}, [1, 0, 0, 0]),
+        ({"top_ks": 3, "top_ps": 0.7}, [4 / 7, 0, 3 / 7, 0]),
+    ],
+)
+def test_tokens_follow_the_distribution_that_is_left(columns: dict[str, Any], expected: list[float]) -> None:
+    assert frequencies(LOGITS, **columns) == pytest.approx(expected, abs=0.015)
+
+
+def test_sorting_for_a_wide_top_k_means_the_same_as_selecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(1))
+    selected = sample(logits, rows(64, top_ks=500))
+    monkeypatch.setattr(sampling, "SMALL_TOP_K", 0)
+    assert sample(logits, rows(64, top_ks=500)).tolist() == selected.tolist()
+    ranks = (logits > logits.gather(1, selected[:, None])).sum(1)
+    assert 100 < ranks.max() < 500
+
+
+def test_every_row_is_as_if_alone() -> None:
+    import torch
+
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(2))
+    mixed = rows(6)._replace(
+        temperatures=np.array([0, 1, 1, 0.7, 0, 2], np.float32),
+        top_ps=np.array([1, 0.9, 1, 0.5, 0.3, 1], np.float32),
+        top_ks=np.array([0, 0, 0, 40, 3, 5]),
+    )
+    alone = [int(sample(logits[[row]], mixed.at(np.array([row])))) for row in range(6)]
+    assert sample(logits, mixed).tolist() == alone
+
+
+def test_random_numbers_are_spread_and_depend_on_seed_and_position_alone() -> None:
+    seeds, positions = np.repeat(np.arange(-100, 100), 100), np.tile(np.arange(100), 200)
+    numbers = uniform(seeds, positions)
+    assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx([2000] * 10, abs=200)
+    assert len(np.unique(numbers)) > 19900
+    assert numbers.max() < 1
+    assert (uniform(seeds[::-1], positions[::-1])[::-1] == numbers).all()
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    assert frequencies([-float("inf"), 0.0, -float("inf"), 0.0])[::2] == [0, 0]
