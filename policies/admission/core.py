@@ -11,9 +11,10 @@ from policies.admission.cost import Prices
 from policies.admission.drain import ServiceRate
 from policies.admission.fairness import FairQueue, Queued, jain
 from policies.admission.ledger import Charge, Ledger
+from policies.admission.rules import AdmissionRules
 from policies.admission.window import Window
 from policies.commands import CancelReleased, Command, Refuse, Release, Settle, WakeAt, Withdraw
-from policies.document.compile import AdmissionRules, compile_admission
+from policies.document.compile import compile_admission
 from policies.document.loading import load_policy
 from policies.events import (
     AdmissionEvent,

@@ -1,0 +1,33 @@
+"""What the admission core decides by: a compiled policy.
+
+Owns the shape of the rules. `policies/document/compile.py` makes them; nothing here reads a document.
+"""
+
+from math import floor
+
+from msgspec import Struct
+
+from policies.admission.classify import Classifier
+from policies.admission.cost import Prices
+from policies.admission.fairness import Select
+from policies.document.schema import Queue
+
+
+class AdmissionRules(Struct, frozen=True):
+    """What the admission core decides by."""
+
+    classifier: Classifier
+    prices: Prices
+    select: Select
+    select_reason: str
+    queue: Queue
+    max_requests: int
+    declared_window_tokens: int | None
+    """None: what the KV pool holds, less the watermark."""
+    watermark: float
+
+    def window_tokens(self, kv_tokens: int) -> int:
+        """Tokens that may be in flight over executors whose pools hold `kv_tokens`."""
+        if self.declared_window_tokens is not None:
+            return self.declared_window_tokens
+        return kv_tokens - floor(self.watermark * kv_tokens)
