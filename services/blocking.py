@@ -1,5 +1,6 @@
 """A stream over a blocking socket, for a process without an event loop (the executor)."""
 
+import select
 import socket
 from typing import Self
 
@@ -79,12 +80,10 @@ class BlockingStream:
             messages = self._decode(self._socket.recv(RECEIVE_BYTES))
         return messages
 
-    def poll(self) -> list[AnyMessage]:
-        """The messages that are there already, maybe none."""
-        try:
-            return self._decode(self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return []
+    def poll(self, timeout_s: float = 0.0) -> list[AnyMessage]:
+        """The messages that are there already or come within the timeout, maybe none."""
+        readable, _, _ = select.select([self._socket], [], [], timeout_s)
+        return self._decode(self._socket.recv(RECEIVE_BYTES)) if readable else []
 
     def close(self) -> None:
         """Close the socket."""

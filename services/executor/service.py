@@ -1,0 +1,208 @@
+"""The shell around an engine: blocking, one step after the other, no event loop.
+
+A lost connection drops every sequence and connects again as a new epoch: the scheduler recomputes them. Torch is
+imported by the engine's loader, in this process alone. Knows no tenant, no request and no policy.
+"""
+
+import logging
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+from engine.interface import Engine, EngineError, Step
+from engine.load import load_engine
+from services.blocking import BlockingStream
+from services.framing import AddressError, Identity, StreamError
+from services.runtime import ReadyFile, StartError, read_secret
+from services.settings import Deployment
+from services.wire import AnyMessage, ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
+
+FIRST_RETRY_S = 0.02
+LAST_RETRY_S = 1.0
+LONGEST_LOOK_S = 0.002
+"""While a step computes, the next one is awaited this long, or half a step, before its result is."""
+
+log = logging.getLogger(__name__)
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT came: unwinds whatever blocks. Not an Exception, so that nothing on the way keeps it."""
+
+
+def main(deployment: Deployment) -> int:
+    """Load the engine and serve steps until told to stop; the exit status is 1 when the engine fails.
+
+    Raises:
+        StartError: the checkpoint or the streams' secret cannot be used.
+    """
+    ready = ReadyFile(Path(deployment.run), "executor")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        try:
+            engine = load_engine(deployment.model_folder, deployment.engine)
+        except EngineError as error:
+            raise StartError(str(error)) from error
+        Executor(engine, deployment, ready).run()
+    except _Stopped:
+        log.info("stopped")
+        return 0
+    except EngineError as error:
+        log.critical("the engine cannot go on: %s", error)
+    finally:
+        ready.remove()
+    return 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    # The signal may come again while the first one unwinds.
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)
+    raise _Stopped
+
+
+class Executor:
+    """An engine and its connection to the scheduler."""
+
+    def __init__(self, engine: Engine, deployment: Deployment, ready: ReadyFile) -> None:
+        self._engine = engine
+        self._deployment = deployment
+        self._ready = ready
+        self._secret = read_secret(deployment)
+        # On a CPU a step is computed within `launch`: to launch the next one first would only delay its result.
+        self._depth = 1 if engine.info.device.startswith("cpu") else engine.info.max_steps_in_flight
+        self._launched: deque[int] = deque()
+        self._held: dict[int, None] = {}
+        """Sequences the engine has state of."""
+        self._step_s = 2 * LONGEST_LOOK_S
+        """How long the last step took."""
+
+    def run(self) -> None:
+        """Connect, serve, connect again.
+
+        Raises:
+            EngineError: the engine cannot go on; the scheduler was told.
+            StartError: the scheduler's address cannot be used.
+        """
+        pause_s = FIRST_RETRY_S
+        complaint = ""
+        while True:
+            self._ready.update("no scheduler")
+            try:
+                stream = self._connect()
+            except AddressError as error:
+                raise StartError(str(error)) from error
+            except (OSError, StreamError) as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.info("no stream to %s: %s; trying again", self._deployment.streams.scheduler, complaint)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LAST_RETRY_S)
+                continue
+            pause_s, complaint = FIRST_RETRY_S, ""
+            try:
+                self._serve(stream)
+            except (OSError, StreamError) as error:
+                log.warning("lost the scheduler: %s", error)
+            finally:
+                stream.close()
+            self._reset()
+
+    def _connect(self) -> BlockingStream:
+        streams = self._deployment.streams
+        return BlockingStream.connect(
+            streams.scheduler,
+            Identity("executor", "0", time.time_ns()),
+            self._secret,
+            max_frame_bytes=streams.max_frame_bytes,
+            allow_plaintext=streams.allow_plaintext,
+        )
+
+    def _serve(self, stream: BlockingStream) -> None:
+        stream.send(ExecutorReady(self._engine.info))
+        self._ready.update("")
+        inbox: deque[AnyMessage] = deque()
+        while True:
+            inbox.extend(self._receive(stream, inbox))
+            # Launch ahead of collecting, as far as the engine overlaps steps.
+            while inbox and len(self._launched) < self._depth:
+                self._take(stream, inbox.popleft())
+            if self._launched:
+                self._collect(stream)
+
+    def _receive(self, stream: BlockingStream, inbox: deque[AnyMessage]) -> list[AnyMessage]:
+        if inbox:
+            return []
+        if not self._launched:
+            return stream.wait()
+        if len(self._launched) >= self._depth:
+            return []
+        # The scheduler answers the last result with the next plan: launched in time, the device never waits for it.
+        return stream.poll(min(self._step_s / 2, LONGEST_LOOK_S))
+
+    def _take(self, stream: BlockingStream, message: AnyMessage) -> None:
+        match message:
+            case StepMessage():
+                self._launch(stream, message)
+            case ForgetMessage():
+                self._engine.forget(message.released)
+                self._drop(message.released)
+            case _:
+                log.warning("the scheduler sent a %s, which means nothing here", type(message).__name__)
+
+    def _launch(self, stream: BlockingStream, message: StepMessage) -> None:
+        step = Step(
+            step=message.step,
+            sequences=np.frombuffer(message.sequences, np.int64),
+            positions=np.frombuffer(message.positions, np.int32),
+            num_tokens=np.frombuffer(message.num_tokens, np.int32),
+            samples=np.frombuffer(message.samples, np.bool_),
+            num_new_blocks=np.frombuffer(message.num_new_blocks, np.int32),
+            new_blocks=np.frombuffer(message.new_blocks, np.int32),
+            starts=message.starts,
+            released=message.released,
+        )
+        self._drop(message.released)
+        self._held.update(dict.fromkeys(start.sequence for start in message.starts))
+        try:
+            self._engine.launch(step)
+        except EngineError as error:
+            stream.send(StepFailed(message.step, str(error)))
+            raise
+        self._launched.append(message.step)
+
+    def _collect(self, stream: BlockingStream) -> None:
+        step = self._launched.popleft()
+        try:
+            output = self._engine.collect()
+        except EngineError as error:
+            stream.send(StepFailed(step, str(error)))
+            raise
+        self._step_s = (output.computed_ns - output.launched_ns) / 1e9
+        stream.send(
+            StepResult(
+                step=output.step,
+                tokens=output.tokens.tobytes(),
+                ended=output.ended.tobytes(),
+                launched_ns=output.launched_ns,
+                computed_ns=output.computed_ns,
+                returned_ns=time.monotonic_ns(),
+            )
+        )
+
+    def _drop(self, sequences: list[int]) -> None:
+        for sequence in sequences:
+            self._held.pop(sequence, None)
+
+    def _reset(self) -> None:
+        """Empty the KV pool: a new epoch starts with nothing."""
+        while self._launched:
+            self._launched.popleft()
+            self._engine.collect()
+        self._engine.forget(list(self._held))
+        self._held.clear()

@@ -1,0 +1,63 @@
+"""From a step's tokens to one frame for each gateway.
+
+The per-token work of the scheduler: all but the output lists is columnar.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.commands import Deliver, Int64Array
+from services.scheduler.executors import StepTokens
+from services.scheduler.sequences import Sequences
+from services.wire import TokenFrame
+
+GATEWAY_SHIFT = 32
+"""A gateway's number is the upper 32 bits of its request and sequence ids."""
+
+
+class Delivery:
+    """The tokens of a step that reach readers, kept with their sequences when made."""
+
+    def __init__(self, command: Deliver, step: StepTokens, sequences: Sequences) -> None:
+        self.ids: Int64Array = step.plan.sampling[command.rows]
+        """Sequences that got a token."""
+        self._step = step
+        self._tokens: NDArray[np.int32] = step.tokens[command.rows]
+        self._finish = command.finish
+        ready_ns = []
+        computed_ns = step.result.computed_ns
+        for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
+            held = sequences.by_id[sequence]
+            held.output.append(token)
+            ready_ns.append(held.ready_ns)
+            held.ready_ns = computed_ns
+        self._ready_ns = np.array(ready_ns, np.int64)
+
+    def frames(self) -> Iterator[tuple[int, TokenFrame]]:
+        """Each gateway concerned and its frame."""
+        gateways = self.ids >> GATEWAY_SHIFT
+        if len(gateways) and (gateways == gateways[0]).all():
+            yield int(gateways[0]), self._frame(slice(None))
+            return
+        for gateway in np.unique(gateways).tolist():
+            yield gateway, self._frame(gateways == gateway)
+
+    def _frame(self, rows: "slice | NDArray[np.bool_]") -> TokenFrame:
+        plan, result = self._step.plan, self._step.result
+        return TokenFrame(
+            step=plan.step,
+            executor=self._step.executor,
+            revision=plan.revision,
+            sequences=self.ids[rows].tobytes(),
+            tokens=self._tokens[rows].tobytes(),
+            finish=self._finish[rows].tobytes(),
+            ready_ns=self._ready_ns[rows].tobytes(),
+            planned_ns=plan.planned_ns,
+            launched_ns=result.launched_ns,
+            computed_ns=result.computed_ns,
+            returned_ns=result.returned_ns,
+            num_prefill_tokens=plan.num_prefill_tokens,
+            num_decode_tokens=plan.num_decode_tokens,
+        )

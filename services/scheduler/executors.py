@@ -1,0 +1,123 @@
+"""What the scheduler's shell knows of an executor: its stream, the steps it has been given, how long they took.
+
+Owns the way from a plan to a message and from a result to its step; decides nothing.
+"""
+
+import time
+from collections import deque
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.interface import EngineInfo, SequenceStart
+from policies.commands import Int64Array, StartStep
+from policies.events import StepEnded
+from services.transport import Stream
+from services.wire import StepMessage, StepResult
+
+LONGEST_RETURN_S = 1.0
+"""A result cannot be older than this: clocks of two machines differ by more than their messages take."""
+
+
+class ResultError(Exception):
+    """A result that fits no step; the sentence says why. The executor cannot be believed any more."""
+
+
+class InFlight(msgspec.Struct):
+    """A step that an executor was given."""
+
+    step: int
+    revision: int
+    sampling: Int64Array
+    """Sequences of the sampling rows, in plan order."""
+    planned_ns: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+
+
+class StepTokens(msgspec.Struct):
+    """A step that came back."""
+
+    executor: int
+    plan: InFlight
+    result: StepResult
+    tokens: NDArray[np.int32]
+    """Parallel to `plan.sampling`."""
+
+
+class Executor:
+    """One connection of an executor. Another connection of the same process is another executor."""
+
+    def __init__(self, number: int, stream: Stream, info: EngineInfo) -> None:
+        self.number = number
+        self.stream = stream
+        self.info = info
+        self._in_flight: deque[InFlight] = deque()
+        self._ended_ns = 0
+        """When the step before the oldest in flight ended, on the executor's clock."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of KV in the pool."""
+        return self.info.num_blocks * self.info.block_tokens
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest sequence that the pool and the model allow."""
+        return min(self.info.max_sequence_tokens, self.kv_tokens)
+
+    def start(self, command: StartStep, starts: list[SequenceStart]) -> None:
+        """Send a plan."""
+        plan = command.plan
+        decodes = plan.samples & (plan.num_tokens == 1) & (plan.positions > 0)
+        num_decodes = int(np.count_nonzero(decodes))
+        self._in_flight.append(
+            InFlight(
+                step=command.step,
+                revision=command.revision,
+                sampling=plan.sequences[plan.samples],
+                planned_ns=time.monotonic_ns(),
+                num_prefill_tokens=int(plan.num_tokens.sum()) - num_decodes,
+                num_decode_tokens=num_decodes,
+            )
+        )
+        self.stream.send(
+            StepMessage(
+                step=command.step,
+                sequences=plan.sequences.tobytes(),
+                positions=plan.positions.tobytes(),
+                num_tokens=plan.num_tokens.tobytes(),
+                samples=plan.samples.tobytes(),
+                num_new_blocks=plan.num_new_blocks.tobytes(),
+                new_blocks=plan.new_blocks.tobytes(),
+                starts=starts,
+                released=plan.released,
+            )
+        )
+
+    def finish(self, result: StepResult) -> tuple[StepTokens, StepEnded]:
+        """Match a result with its step.
+
+        Raises:
+            ResultError: it is not the oldest step in flight, or has another number of tokens.
+        """
+        if not self._in_flight or self._in_flight[0].step != result.step:
+            expected = f"step {self._in_flight[0].step}" if self._in_flight else "none"
+            raise ResultError(f"a result of step {result.step}; expected {expected}")
+        plan = self._in_flight.popleft()
+        tokens = np.frombuffer(result.tokens, np.int32)
+        ended = np.frombuffer(result.ended, np.bool_)
+        if not len(tokens) == len(ended) == len(plan.sampling):
+            raise ResultError(f"step {result.step} sampled {len(plan.sampling)} tokens, its result has {len(tokens)}")
+        step_time_ns = result.computed_ns - max(result.launched_ns, self._ended_ns)
+        self._ended_ns = result.computed_ns
+        ago_s = (time.monotonic_ns() - result.computed_ns) / 1e9
+        event = StepEnded(
+            executor=self.number,
+            step=result.step,
+            step_time_s=max(0, step_time_ns) / 1e9,
+            ended=plan.sampling[ended].tolist(),
+            ended_ago_s=min(max(0.0, ago_s), LONGEST_RETURN_S),
+        )
+        return StepTokens(self.number, plan, result, tokens), event

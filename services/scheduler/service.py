@@ -1,0 +1,304 @@
+"""The shell around SchedulerCore: streams of admission, gateways and executors, token payloads, frames.
+
+Owns which stream is which. Every decision is the core's; messages become events, commands become messages.
+"""
+
+import logging
+import time
+
+from policies.commands import Command, Deliver, Finish, Forget, StartStep
+from policies.document.compile import compile_scheduling
+from policies.document.loading import load_policy
+from policies.document.problems import PolicyError
+from policies.events import (
+    CancelRequested,
+    ExecutorJoined,
+    ExecutorLost,
+    GatewayLost,
+    GatewayResumed,
+    GatewayStalled,
+    Released,
+    StopFound,
+)
+from policies.scheduling.core import SchedulerCore
+from services.pump import Pump, open_event_log
+from services.runtime import describe, open_listener
+from services.scheduler.delivery import Delivery
+from services.scheduler.executors import Executor, ResultError, StepTokens
+from services.scheduler.sequences import INT32_BYTES, Sequences
+from services.settings import Deployment
+from services.transport import Listener, Stream
+from services.wire import (
+    AnyMessage,
+    Cancel,
+    Capacity,
+    Dispatch,
+    ExecutorReady,
+    ForgetMessage,
+    PolicyAbort,
+    PolicyCommit,
+    PolicyNow,
+    PolicyPrepare,
+    PolicyPrepared,
+    RequestEnded,
+    StepFailed,
+    StepResult,
+    Stopped,
+    Usage,
+)
+
+log = logging.getLogger(__name__)
+
+
+class SchedulerService:
+    """One scheduler process: listens for admission, gateways and executors. Also the receiver of their streams."""
+
+    name = "scheduler"
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._pump = Pump(
+            SchedulerCore(),
+            self._perform,
+            event_log=open_event_log(deployment, "scheduler"),
+            check=deployment.check,
+        )
+        self._sequences = Sequences()
+        self._gateways: dict[int, Stream] = {}
+        self._executors: dict[int, Executor] = {}
+        self._executor_of: dict[Stream, Executor] = {}
+        self._admission: Stream | None = None
+        self._prepared: tuple[int, bytes] | None = None
+        self._returned: StepTokens | None = None
+        """The step whose end the core is hearing of."""
+        self._num_executors = 0
+        """Executors seen so far: the next one's number."""
+        self._listener: Listener | None = None
+
+    async def start(self) -> None:
+        """Listen; raises `StartError` or `AddressError`."""
+        self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
+
+    def not_ready(self) -> str:
+        """Ready with a policy and an executor."""
+        if not self._pump.revision:
+            return "no policy yet: admission has not connected"
+        return "" if self._executors else "no executor"
+
+    async def drain(self) -> None:
+        """Nothing to wait for: the gateway has drained before."""
+
+    async def stop(self) -> None:
+        """Close everything."""
+        if self._listener is not None:
+            await self._listener.close()
+        self._pump.close()
+
+    # --- streams --------------------------------------------------------------------------------------------------
+
+    def opened(self, stream: Stream) -> None:
+        """Somebody is there. An executor counts only when it says that it is ready."""
+        log.info("%s connected", describe(stream))
+        match stream.peer.service:
+            case "admission":
+                self._admission = stream
+                stream.send(self._capacity())
+            case "gateway":
+                self._gateways[int(stream.peer.instance)] = stream
+                stream.send(self._capacity())
+            case "executor":
+                pass
+            case _:
+                log.warning("%s has nothing to do here", describe(stream))
+                stream.close()
+
+    def closed(self, stream: Stream, reason: str) -> None:
+        """A gone gateway's sequences are cancelled, a gone executor's recomputed; without admission all goes on."""
+        log.info("%s disconnected: %s", describe(stream), reason)
+        match stream.peer.service:
+            case "admission":
+                self._admission = None
+            case "gateway":
+                gateway = int(stream.peer.instance)
+                del self._gateways[gateway]
+                self._pump.handle(GatewayLost(gateway))
+            case "executor":
+                executor = self._executor_of.pop(stream, None)
+                if executor is not None:
+                    del self._executors[executor.number]
+                    self._pump.handle(ExecutorLost(executor.number))
+                    self._tell_capacity()
+
+    def stalled(self, stream: Stream) -> None:
+        """A gateway that does not read is left out of plans."""
+        log.warning("%s does not read", describe(stream))
+        if stream.peer.service == "gateway":
+            self._pump.handle(GatewayStalled(int(stream.peer.instance)))
+
+    def resumed(self, stream: Stream) -> None:
+        """It reads again."""
+        log.info("%s reads again", describe(stream))
+        if stream.peer.service == "gateway":
+            self._pump.handle(GatewayResumed(int(stream.peer.instance)))
+
+    def received(self, stream: Stream, message: AnyMessage) -> None:
+        """Messages become events."""
+        match message:
+            case StepResult():
+                self._step_ended(stream, message)
+            case Dispatch():
+                self._dispatched(stream, message)
+            case Cancel():
+                self._pump.handle(CancelRequested(message.request, message.reason))
+            case Stopped():
+                self._pump.handle(StopFound(message.sequence, message.output_tokens))
+            case ExecutorReady():
+                self._executor_ready(stream, message)
+            case StepFailed():
+                log.error("%s failed in step %d: %s", describe(stream), message.step, message.message)
+                stream.close()
+            case PolicyNow():
+                self._pump.apply(message.revision, message.document)
+            case PolicyPrepare():
+                error = _problems(message.document)
+                self._prepared = None if error else (message.revision, message.document)
+                stream.send(PolicyPrepared(message.revision, error))
+            case PolicyCommit():
+                if self._prepared is not None and self._prepared[0] == message.revision:
+                    self._pump.apply(*self._prepared)
+                self._prepared = None
+            case PolicyAbort():
+                self._prepared = None
+            case _:
+                log.warning("%s sent a %s, which means nothing here", describe(stream), type(message).__name__)
+
+    def _dispatched(self, stream: Stream, dispatch: Dispatch) -> None:
+        submit = dispatch.submit
+        if submit.request in self._sequences:
+            return
+        if dispatch.gateway not in self._gateways:
+            # Its reader left while the request waited: computing it would be for nobody.
+            stream.send(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
+            return
+        self._sequences.add(dispatch, time.monotonic_ns())
+        self._pump.handle(
+            Released(
+                request=submit.request,
+                slo_class=dispatch.slo_class,
+                prompt_tokens=len(submit.prompt) // INT32_BYTES,
+                max_output_tokens=submit.max_output_tokens,
+                num_choices=len(submit.sampling),
+                waited_s=dispatch.waited_s,
+                gateway=dispatch.gateway,
+            )
+        )
+
+    def _executor_ready(self, stream: Stream, ready: ExecutorReady) -> None:
+        info = ready.info
+        executor = Executor(self._num_executors, stream, info)
+        self._num_executors += 1
+        self._executors[executor.number] = self._executor_of[stream] = executor
+        log.info(
+            "executor %d: %s on %s, %d blocks of %d tokens",
+            executor.number,
+            info.model,
+            info.device,
+            info.num_blocks,
+            info.block_tokens,
+        )
+        self._pump.handle(
+            ExecutorJoined(
+                executor=executor.number,
+                num_blocks=info.num_blocks,
+                block_tokens=info.block_tokens,
+                max_sequence_tokens=info.max_sequence_tokens,
+                max_steps_in_flight=info.max_steps_in_flight,
+            )
+        )
+        self._tell_capacity()
+
+    def _step_ended(self, stream: Stream, result: StepResult) -> None:
+        executor = self._executor_of.get(stream)
+        if executor is None:
+            log.warning("%s sent a step result before it was ready", describe(stream))
+            return
+        try:
+            self._returned, event = executor.finish(result)
+        except ResultError as error:
+            log.error("closing %s: %s", describe(stream), error)  # noqa: TRY400  the sentence says it all
+            stream.close()
+            return
+        self._pump.handle(event)
+        self._returned = None
+
+    def _capacity(self) -> Capacity:
+        executors = list(self._executors.values())
+        return Capacity(
+            num_executors=len(executors),
+            kv_tokens=sum(executor.kv_tokens for executor in executors),
+            max_sequence_tokens=max((executor.max_sequence_tokens for executor in executors), default=0),
+            engines=[executor.info for executor in executors],
+        )
+
+    def _tell_capacity(self) -> None:
+        capacity = self._capacity()
+        for gateway in self._gateways.values():
+            gateway.send(capacity)
+        if self._admission is not None:
+            self._admission.send(capacity)
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case StartStep():
+                executor = self._executors.get(command.executor)
+                if executor is not None:
+                    executor.start(command, [self._sequences.start(sequence) for sequence in command.plan.starts])
+            case Deliver():
+                self._deliver(command)
+            case Finish():
+                self._finish(command)
+            case Forget():
+                executor = self._executors.get(command.executor)
+                if executor is not None:
+                    executor.stream.send(ForgetMessage(command.released))
+            case _:
+                raise TypeError(f"the scheduler cannot perform a {type(command).__name__}")
+
+    def _deliver(self, command: Deliver) -> None:
+        step = self._returned
+        if step is None or (step.executor, step.plan.step) != (command.executor, command.step):
+            raise RuntimeError(f"step {command.step} of executor {command.executor} is not the one that came back")
+        delivery = Delivery(command, step, self._sequences)
+        for number, frame in delivery.frames():
+            gateway = self._gateways.get(number)
+            if gateway is not None:
+                gateway.send(frame)
+        if self._admission is not None:
+            self._admission.send(Usage(delivery.ids.tobytes()))
+
+    def _finish(self, command: Finish) -> None:
+        self._sequences.remove(command.request)
+        ended = RequestEnded(command.request, command.outcome, command.output_tokens, command.code, command.message)
+        gateway = self._gateways.get(command.request >> 32)
+        for stream in (gateway, self._admission):
+            if stream is not None:
+                stream.send(ended)
+
+
+def build(deployment: Deployment) -> SchedulerService:
+    """The service of this deployment.
+
+    Raises:
+        StartError: the event log cannot be written.
+    """
+    return SchedulerService(deployment)
+
+
+def _problems(document: bytes) -> str:
+    try:
+        compile_scheduling(load_policy(document))
+    except PolicyError as error:
+        return str(error)
+    return ""
