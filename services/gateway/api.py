@@ -1,0 +1,343 @@
+"""The HTTP face: OpenAI's endpoints, health, and the policy in force.
+
+Owns routes, headers and status codes. Every answer that is an error is JSON in OpenAI's shape, whatever went wrong.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from array import array
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from engine.interface import EngineError
+from engine.tokenizer import Tokenizer
+from policies.document.schema import HashedKey, Tenant
+from services.errors import RequestError
+from services.gateway.auth import Keys
+from services.gateway.backend import Backend
+from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
+from services.gateway.responses import Shape
+from services.gateway.streams import Answer, StreamedAnswer
+from services.settings import HttpSettings
+from services.wire import Submit
+
+JSON = "application/json"
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+BACKGROUND_CHARACTERS = 16 * 2**10
+"""Prompts longer than this are tokenised in a thread: in the loop they would make every stream wait."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger(__name__)
+
+
+class Api:
+    """Handlers over one backend."""
+
+    def __init__(self, http: HttpSettings, model: str, tokenizer: Tokenizer, keys: Keys, backend: Backend) -> None:
+        self._http = http
+        self._model = model
+        self._tokenizer = tokenizer
+        self._keys = keys
+        self._backend = backend
+        self._started = int(time.time())
+        self.draining = False
+        """No new requests; those running go on."""
+
+    def application(self) -> web.Application:
+        """Routes and the middleware that makes every error JSON."""
+        app = web.Application(middlewares=[self._errors], client_max_size=self._http.max_body_bytes)
+        app.add_routes(
+            [
+                web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/completions", self._complete),
+                web.get("/v1/models", self._models),
+                web.get("/v1/models/{model:.+}", self._one_model),
+                web.get("/v1/fairlead/policy", self._policy),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+        return app
+
+    def missing(self) -> list[str]:
+        """Why this gateway is not ready, in words; empty when it is."""
+        return ["draining"] if self.draining else self._backend.missing()
+
+    # --- answers of our own -------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            return self._refusal(error)
+        except web.HTTPNotFound:
+            return self._refusal(RequestError("not_found", f"there is no {request.method} {request.path} here"))
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.path} does not take {request.method}; it takes {allowed}"
+            response = self._refusal(RequestError("method_not_allowed", message))
+            response.headers["allow"] = allowed
+            return response
+        except web.HTTPException as error:
+            return self._refusal(RequestError("invalid_value", f"{error.reason}"))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            return self._refusal(RequestError("internal_error", "the gateway failed on this request; its log says why"))
+
+    def _refusal(self, error: RequestError) -> web.Response:
+        return web.Response(
+            status=error.status, body=error.body, content_type=JSON, headers=self._headers() | error.headers
+        )
+
+    def _headers(self, answer_id: str = "") -> dict[str, str]:
+        headers = {"x-request-id": answer_id or _new_id("req")}
+        if self._backend.revisions.label:
+            headers["x-fairlead-policy"] = self._backend.revisions.label
+        return headers
+
+    def _json(self, document: Any, status: int = 200) -> web.Response:
+        body = msgspec.json.encode(document)
+        return web.Response(status=status, body=body, content_type=JSON, headers=self._headers())
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        self._caller(request)
+        return self._json({"object": "list", "data": [self._model_card()]})
+
+    async def _one_model(self, request: web.Request) -> web.StreamResponse:
+        self._caller(request)
+        self._check_model(request.match_info["model"])
+        return self._json(self._model_card())
+
+    def _model_card(self) -> dict[str, Any]:
+        card = {"id": self._model, "object": "model", "created": self._started, "owned_by": "fairlead"}
+        return card | {"max_model_len": self._tokenizer.max_sequence_tokens}
+
+    async def _healthz(self, _: web.Request) -> web.StreamResponse:
+        return self._json({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.StreamResponse:
+        reasons = self.missing()
+        revisions = self._backend.revisions
+        document = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "policy": revisions.now,
+            "last_save": revisions.last_save,
+            "model": self._model,
+            "requests": len(self._backend.running),
+        }
+        return self._json(document, status=503 if reasons else 200)
+
+    async def _policy(self, request: web.Request) -> web.StreamResponse:
+        self._caller(request)
+        revisions = self._backend.revisions
+        return self._json(
+            {"now": revisions.now, "history": list(revisions.history), "last_rejection": revisions.last_rejection}
+        )
+
+    # --- completions --------------------------------------------------------------------------------------------
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        received_ns = time.monotonic_ns()
+        caller = self._caller(request)
+        body = read_chat(await self._body(request))
+        self._check(body, 1)
+        messages = [message.for_template() for message in body.messages]
+        size = sum(len(message["content"]) for message in messages)
+        try:
+            prompt = await self._in_background(size, lambda: self._tokenizer.encode_chat(messages))
+        except EngineError as error:
+            raise RequestError("invalid_value", f"messages: {error}", param="messages") from error
+        return await self._answer(request, caller, body, [prompt], received_ns)
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        received_ns = time.monotonic_ns()
+        caller = self._caller(request)
+        body = read_completion(await self._body(request))
+        given = body.prompts
+        self._check(body, len(given))
+        size = sum(len(each) for each in given if isinstance(each, str))
+        prompts = await self._in_background(size, lambda: [self._tokens(each) for each in given])
+        return await self._answer(request, caller, body, prompts, received_ns)
+
+    def _caller(self, request: web.Request) -> tuple[Tenant, HashedKey]:
+        return self._keys.find(request.headers.get("authorization", ""))
+
+    async def _body(self, request: web.Request) -> bytes:
+        limit = self._http.max_body_bytes
+        too_large = RequestError("body_too_large", f"the body is larger than {limit} bytes, the limit here")
+        if request.content_length is not None and request.content_length > limit:
+            raise too_large
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise too_large from error
+
+    def _check(self, body: Body, num_prompts: int) -> None:
+        """What can be said before anything is tokenised."""
+        self._check_model(body.model)
+        if num_prompts > self._http.max_prompts:
+            message = f"prompt: {num_prompts} prompts in one request; at most {self._http.max_prompts} are allowed"
+            raise RequestError("invalid_value", message, param="prompt")
+        if body.choices > self._http.max_choices:
+            message = f"n: {body.choices} choices asked for; at most {self._http.max_choices} are allowed"
+            raise RequestError("invalid_value", message, param="n")
+        if self.draining:
+            raise RequestError("draining", "this gateway is shutting down; try again elsewhere or in a moment")
+        self._backend.check_open()
+
+    def _check_model(self, model: str) -> None:
+        if model != self._model:
+            message = f'the model "{model}" does not exist here; the model here is "{self._model}"'
+            raise RequestError("model_not_found", message, param="model")
+
+    async def _in_background(self, size: int, work: Callable[[], Any]) -> Any:
+        return work() if size < BACKGROUND_CHARACTERS else await asyncio.to_thread(work)
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt)
+        size = self._tokenizer.vocabulary_size
+        wrong = next((token for token in prompt if not 0 <= token < size), None)
+        if wrong is not None:
+            message = f"prompt: token id {wrong} is not in the model's vocabulary of {size}"
+            raise RequestError("invalid_value", message, param="prompt")
+        return prompt
+
+    async def _answer(
+        self,
+        request: web.Request,
+        caller: tuple[Tenant, HashedKey],
+        body: ChatBody | CompletionBody,
+        prompts: list[list[int]],
+        received_ns: int,
+    ) -> web.StreamResponse:
+        self._backend.check_open()  # tokenising in the background took a while
+        submits = self._submits(request, caller, body, prompts, received_ns)
+        chat = isinstance(body, ChatBody)
+        shape = Shape(
+            chat=chat,
+            answer_id=_new_id("chatcmpl" if chat else "cmpl"),
+            created=int(time.time()),
+            model=self._model,
+            include_usage=body.include_usage,
+        )
+        prompt_tokens = sum(map(len, prompts))
+        answer: Answer
+        if body.stream:
+            answer = streamed = StreamedAnswer(shape, prompt_tokens, limit_bytes=self._http.stream_buffer_bytes)
+            serve = self._stream(request, streamed)
+        else:
+            answer = Answer(shape, prompt_tokens)
+            serve = self._collect(answer)
+        self._backend.submit(submits, answer, body.stops)
+        try:
+            return await serve
+        finally:
+            # After a whole answer nothing is left to cancel; otherwise the client is gone.
+            self._backend.cancel(answer, RequestError("client_gone", "the client closed the connection"))
+
+    def _submits(
+        self,
+        request: web.Request,
+        caller: tuple[Tenant, HashedKey],
+        body: ChatBody | CompletionBody,
+        prompts: list[list[int]],
+        received_ns: int,
+    ) -> list[Submit]:
+        tenant, key = caller
+        traceparent = request.headers.get("traceparent", "")
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        tokenized_ns = time.monotonic_ns()
+        return [
+            Submit(
+                request=0,  # the backend numbers requests
+                tenant=tenant.name,
+                tier=tenant.tier,
+                prompt=array("i", prompt).tobytes(),
+                max_output_tokens=self._room(len(prompt), body.maximum),
+                sampling=body.sampling(seed, index * body.choices),
+                weight=tenant.weight,
+                project=key.project,
+                key=key.id,
+                service_tier=body.service_tier,
+                allowed_classes=tenant.classes,
+                received_ns=received_ns,
+                tokenized_ns=tokenized_ns,
+                traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else "",
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def _room(self, prompt_tokens: int, asked: int | None) -> int:
+        """Output tokens that a request may make."""
+        capacity = self._backend.capacity
+        limit = self._tokenizer.max_sequence_tokens
+        limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
+        if prompt_tokens == 0:
+            raise RequestError("invalid_value", "the prompt is empty: it must have at least one token", param="prompt")
+        if prompt_tokens + (asked or 1) > limit:
+            wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
+            message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"
+            raise RequestError("context_length_exceeded", message)
+        return asked or limit - prompt_tokens
+
+    async def _collect(self, answer: Answer) -> web.StreamResponse:
+        while not answer.done:
+            await answer.changed()
+        if answer.failure is not None:
+            raise answer.failure
+        headers = self._headers(answer.shape.answer_id)
+        return web.Response(body=answer.document(), content_type=JSON, headers=headers)
+
+    async def _stream(self, request: web.Request, answer: StreamedAnswer) -> web.StreamResponse:
+        # The status line waits for the first text: until then a refusal can still say its own status.
+        while not answer.begun:
+            await answer.changed()
+        if answer.failure is not None:
+            raise answer.failure
+        chunked = request.version >= (1, 1)
+        response = web.StreamResponse(headers=self._headers(answer.shape.answer_id))
+        response.content_type = "text/event-stream"
+        response.headers["cache-control"] = "no-cache"
+        response.headers["x-accel-buffering"] = "no"
+        if chunked:
+            response.enable_chunked_encoding()
+        else:
+            response.force_close()
+        writer = await response.prepare(request)
+        transport = request.transport
+        if writer is None or transport is None:
+            raise ConnectionResetError("the client is gone")
+        answer.on_slow = lambda: self._too_slow(answer, transport)
+        answer.attach(transport, request.protocol, chunked=chunked)
+        while not answer.ended:
+            if answer.holding:
+                await writer.drain()
+                answer.flush()
+            else:
+                await answer.changed()
+        await response.write_eof()
+        return response
+
+    def _too_slow(self, answer: StreamedAnswer, transport: asyncio.Transport) -> None:
+        limit = self._http.stream_buffer_bytes
+        message = f"more than {limit} bytes of the answer were not read"
+        log.info("%s: cancelled: %s", answer.shape.answer_id, message)
+        # What was not read by now will not be: the error could only wait behind it.
+        transport.abort()
+        self._backend.cancel(answer, RequestError("slow_reader", message))
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(12)}"

@@ -1,0 +1,87 @@
+"""Who is asking: bearer keys against the tenants file, read again whenever it changes.
+
+Owns the file's watch. A file that cannot be used changes nothing: the keys of the last good one stay valid.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from policies.document.problems import PolicyError
+from policies.document.schema import HashedKey, Tenant
+from policies.document.tenants import KeyRing, load_tenants
+from services.errors import RequestError
+from services.runtime import StartError
+
+POLL_S = 1.0
+SCHEME = "bearer "
+
+log = logging.getLogger(__name__)
+
+Signature = tuple[int, int, int]
+
+
+class Keys:
+    """The keys of one tenants file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: Signature | None = None
+        self._ring: KeyRing | None = None
+
+    def load(self) -> None:
+        """Read the file for the first time.
+
+        Raises:
+            StartError: it cannot be read or used.
+        """
+        problem = self.refresh()
+        if problem:
+            raise StartError(problem)
+
+    def refresh(self) -> str:
+        """Read the file if it changed. Returns what is wrong with it, or nothing."""
+        try:
+            signature = _signature(self._path)
+            if signature == self._read:
+                return ""
+            self._read = signature
+            self._ring = KeyRing(load_tenants(self._path.read_bytes(), str(self._path)))
+        except OSError as error:
+            self._read = None
+            return f"{self._path}: the tenants file cannot be read: {error.strerror}"
+        except PolicyError as error:
+            return str(error)
+        return ""
+
+    async def watch(self) -> None:
+        """Look at the file for ever."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(POLL_S)
+            problem = self.refresh()
+            # A file that is still unreadable would otherwise be complained of every second.
+            if problem and problem != complaint:
+                log.error("the keys of before stay valid, because the tenants file cannot be used:\n%s", problem)
+            complaint = problem
+
+    def find(self, authorization: str) -> tuple[Tenant, HashedKey]:
+        """Tenant and key of an `Authorization` header.
+
+        Raises:
+            RequestError: there is no bearer key in it, or it is unknown or revoked.
+        """
+        if not authorization.lower().startswith(SCHEME):
+            raise RequestError("invalid_api_key", "no API key given; send the header `Authorization: Bearer YOUR_KEY`")
+        secret = authorization[len(SCHEME) :].strip()
+        found = self._ring.find(secret) if self._ring is not None else None
+        if found is None:
+            revoked = self._ring is not None and self._ring.is_revoked(secret)
+            what = "was revoked" if revoked else "is not known here"
+            raise RequestError("invalid_api_key", f"the API key {what}; ask the operator for a valid one")
+        return found
+
+
+def _signature(path: Path) -> Signature:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

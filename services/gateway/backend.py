@@ -1,0 +1,220 @@
+"""The gateway's side of the streams to admission and scheduler: requests out, answers in.
+
+Owns request ids and which of them are still to end; a request ends exactly once. Knows tokens only by number and
+nothing of HTTP.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from engine.tokenizer import TextStream
+from services.errors import RequestError
+from services.gateway.policy import Revisions
+from services.gateway.streams import Answer, Choice, Pump, Running
+from services.streams import Stream
+from services.wire import (
+    Admitted,
+    AnyMessage,
+    Cancel,
+    Capacity,
+    PolicyAbort,
+    PolicyCommit,
+    PolicyNow,
+    PolicyPrepare,
+    PolicyStatus,
+    Refused,
+    RequestEnded,
+    Stopped,
+    Submit,
+    TokenFrame,
+)
+
+GATEWAY_BITS = 30
+ADMISSION, SCHEDULER = "admission", "scheduler"
+
+log = logging.getLogger(__name__)
+
+
+class Texts(Protocol):
+    """Where detokenisers come from."""
+
+    def stream(self) -> TextStream:
+        """A fresh one."""
+
+
+class Backend:
+    """Receiver of both streams."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.gateway = secrets.randbits(GATEWAY_BITS)
+        """Upper half of every request id: tells this gateway from others and from an earlier start of itself."""
+        self.texts = texts
+        self.revisions = Revisions()
+        self.capacity: Capacity | None = None
+        self.running: dict[int, Running] = {}
+        self.on_idle: Callable[[], None] = _ignore
+        """Called when the last running request has ended."""
+        self._owners: dict[int, Running] = {}
+        """By sequence id, while that choice goes on."""
+        self._next = 0
+        self._pump = Pump(self._choice_ended)
+        self._streams: dict[str, Stream] = {}
+        self._stalled: dict[str, bool] = {}
+
+    # --- what the HTTP side asks --------------------------------------------------------------------------------
+
+    def missing(self) -> list[str]:
+        """What keeps new requests from being served, in words; empty when nothing does."""
+        reasons = [f"no stream to {service}" for service in (ADMISSION, SCHEDULER) if service not in self._streams]
+        reasons += [f"{service} does not read its stream" for service, stalled in self._stalled.items() if stalled]
+        if self.revisions.now is None:
+            reasons.append("no policy revision received")
+        if self.capacity is None or self.capacity.num_executors == 0:
+            reasons.append("no executor is ready")
+        return reasons
+
+    def check_open(self) -> None:
+        """Whether a request can be handed on.
+
+        Raises:
+            RequestError: a stream is down or nothing is known of the executors yet.
+        """
+        if ADMISSION not in self._streams or self._stalled.get(ADMISSION):
+            raise RequestError("admission_lost", "admission cannot be reached at the moment; try again")
+        if SCHEDULER not in self._streams:
+            raise RequestError("no_capacity", "the scheduler cannot be reached at the moment; try again")
+        if self.capacity is None or not self.capacity.max_sequence_tokens:
+            raise RequestError("no_capacity", "no executor is ready yet; try again")
+
+    def submit(self, submits: Sequence[Submit], answer: Answer, stops: Sequence[str]) -> None:
+        """Give each Submit its id and hand it on; the answer gets their choices in this order."""
+        for submit in submits:
+            num_choices = len(submit.sampling)
+            submit.request = request = self.gateway << 32 | self._next
+            self._next = (self._next + num_choices) % 2**32
+            running = Running(request, num_choices, answer)
+            self.running[request] = answer.running[request] = running
+            for sequence in running.sequences:
+                self._owners[sequence] = running
+                self._pump.choices[sequence] = answer.add(self.texts.stream(), stops)
+        for submit in submits:
+            self._send(ADMISSION, submit)
+
+    def cancel(self, answer: Answer, failure: RequestError) -> None:
+        """End what is left of an answer, here and in the services behind."""
+        for running in list(answer.running.values()):
+            self._forget(running)
+            cancel = Cancel(running.request, failure.code)
+            self._send(ADMISSION, cancel)
+            self._send(SCHEDULER, cancel)
+        answer.fail(failure)
+
+    def cancel_all(self, failure: RequestError) -> None:
+        """End everything."""
+        for running in list(self.running.values()):
+            self.cancel(running.answer, failure)
+
+    # --- Receiver -----------------------------------------------------------------------------------------------
+
+    def opened(self, stream: Stream) -> None:
+        """A stream is up."""
+        self._streams[stream.peer.service] = stream
+        self._stalled[stream.peer.service] = False
+
+    def stalled(self, stream: Stream) -> None:
+        """A service does not read."""
+        self._stalled[stream.peer.service] = True
+
+    def resumed(self, stream: Stream) -> None:
+        """It reads again."""
+        self._stalled[stream.peer.service] = False
+
+    def closed(self, stream: Stream, reason: str) -> None:
+        """A stream is down: what depended on it ends now."""
+        service = stream.peer.service
+        if self._streams.get(service) is not stream:  # an older connection, replaced meanwhile
+            return
+        del self._streams[service]
+        log.warning("stream to %s lost: %s", service, reason)
+        if service == ADMISSION:
+            # Running requests go on without it; its backlog is gone.
+            self._fail_all("admission_lost", "admission was lost while the request waited; try again", admitted=False)
+        else:
+            self._fail_all("scheduler_lost", "the scheduler was lost while the request ran; try again", admitted=True)
+
+    def received(self, stream: Stream, message: AnyMessage) -> None:
+        """A message of either service."""
+        match message:
+            case TokenFrame():
+                self._pump.deliver(message)
+            case Admitted():
+                self._admitted(message)
+            case Refused():
+                self._fail(message.request, message.code, message.message, message.retry_after_s)
+            case RequestEnded():
+                self._request_ended(message)
+            case Capacity():
+                self.capacity = message
+            case PolicyPrepare() | PolicyCommit() | PolicyAbort() | PolicyNow() | PolicyStatus():
+                answer = self.revisions.received(message)
+                if answer is not None:
+                    stream.send(answer)
+            case _:
+                log.warning("%s sent a %s, which is not for a gateway", stream.peer.service, type(message).__name__)
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def _admitted(self, message: Admitted) -> None:
+        running = self.running.get(message.request)
+        if running is None:
+            return
+        running.admitted = True
+        if SCHEDULER not in self._streams:
+            # Released to a scheduler that was lost before this message came: nobody else will end it.
+            self._fail(message.request, "scheduler_lost", "the scheduler was lost; try again")
+
+    def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
+        running = self._owners.pop(sequence)
+        del self._pump.choices[sequence]
+        running.num_open -= 1
+        if reason == "stop_string":
+            self._send(SCHEDULER, Stopped(sequence, choice.num_tokens))
+        if running.num_open == 0:
+            self._forget(running)
+
+    def _request_ended(self, message: RequestEnded) -> None:
+        """The scheduler is done with a request. After a whole answer nothing is left here to end."""
+        if message.request not in self.running:
+            return
+        code = message.code or ("cancelled" if message.outcome == "cancelled" else "internal_error")
+        self._fail(message.request, code, message.message or f"the request ended as {message.outcome}")
+
+    def _fail(self, request: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+        running = self.running.get(request)
+        if running is not None:
+            self.cancel(running.answer, RequestError(code, message, retry_after_s=retry_after_s))
+
+    def _fail_all(self, code: str, message: str, *, admitted: bool) -> None:
+        for running in list(self.running.values()):
+            if running.request in self.running and running.admitted == admitted:
+                self.cancel(running.answer, RequestError(code, message))
+
+    def _forget(self, running: Running) -> None:
+        del self.running[running.request]
+        del running.answer.running[running.request]
+        for sequence in running.sequences:
+            self._owners.pop(sequence, None)
+            self._pump.choices.pop(sequence, None)
+        if not self.running:
+            self.on_idle()
+
+    def _send(self, service: str, message: Submit | Cancel | Stopped) -> None:
+        stream = self._streams.get(service)
+        if stream is not None:
+            stream.send(message)
+
+
+def _ignore() -> None:
+    """Nobody asked to be told."""

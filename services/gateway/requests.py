@@ -1,0 +1,275 @@
+"""What a client may ask: OpenAI's request bodies, validated once at the door.
+
+Owns names, types and bounds of parameters. A parameter that would be ignored is refused by name, unless its value asks
+for nothing. Knows no tokens, no tenants and no other service.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.interface import Sampling
+from services.errors import RequestError
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What OpenAI's completions endpoint makes when no maximum is given."""
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+SEED_STEP = 0x9E37_79B9_7F4A_7C15
+SEED_RANGE = 2**63
+
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """A part of a message."""
+
+    text: str
+
+
+class ChatMessage(Struct, forbid_unknown_fields=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: content is one string, and a developer is who they call system."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text, **named}
+
+
+class Body(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both endpoints share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    user: str | None = None
+    service_tier: str | None = None
+    ignore_eos: bool | None = None
+
+    @property
+    def choices(self) -> int:
+        """Outputs asked for, for each prompt."""
+        return self.n or 1
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings, none of them empty."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def include_usage(self) -> bool:
+        """A streamed answer ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, seed: int, first: int) -> list[Sampling]:
+        """One for each choice; `first` counts the choices of the prompts before. Each has a seed of its own."""
+        return [
+            Sampling(
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                top_k=self.top_k or 0,
+                seed=(seed + index * SEED_STEP) % SEED_RANGE,
+                ignore_eos=bool(self.ignore_eos),
+            )
+            for index in range(first, first + self.choices)
+        ]
+
+
+class ChatBody(Body, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+    @property
+    def maximum(self) -> int | None:
+        """Output tokens asked for at most; None: as many as fit."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionBody(Body, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+
+    @property
+    def maximum(self) -> int | None:
+        """Output tokens asked for at most."""
+        return self.max_tokens or DEFAULT_COMPLETION_TOKENS
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, all as text or all as token ids.
+
+        Raises:
+            RequestError: the list is empty or mixes kinds.
+        """
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        texts = [item for item in self.prompt if isinstance(item, str)]
+        ids = [item for item in self.prompt if isinstance(item, int)]
+        lists = [item for item in self.prompt if isinstance(item, list)]
+        if not self.prompt or len(self.prompt) not in {len(texts), len(ids), len(lists)}:
+            raise RequestError(
+                "invalid_value",
+                "prompt: a list must hold only strings, only token ids or only lists of token ids, and not be empty",
+                param="prompt",
+            )
+        return texts or lists or [ids]
+
+
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None,),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0, 0.0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "parallel_tool_calls": (None, True),
+    "prediction": (None,),
+    "presence_penalty": (None, 0, 0.0),
+    "prompt_cache_key": (None,),
+    "prompt_cache_options": (None,),
+    "prompt_cache_retention": (None,),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "safety_identifier": (None,),
+    "store": (None, False),
+    "suffix": (None,),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+"""OpenAI's parameters that are not served -> the values that ask for nothing."""
+
+HARMLESS_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+}
+"""What clients send back when they repeat an answer of ours as a message."""
+
+
+PATH = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+FIELD = re.compile(r"Object (?P<trouble>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def read_chat(data: bytes) -> ChatBody:
+    """The body of a chat request.
+
+    Raises:
+        RequestError: bad JSON, or a parameter that is missing, unknown, unsupported or out of bounds.
+    """
+    fields = _fields(data)
+    messages = fields.get("messages")
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            _drop_harmless(message, HARMLESS_IN_MESSAGES, f"messages[{index}].")
+    body = _convert(fields, ChatBody)
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise RequestError(
+            "invalid_value",
+            f"max_tokens ({body.max_tokens}) and max_completion_tokens ({body.max_completion_tokens}) differ; "
+            "give one of them",
+            param="max_tokens",
+        )
+    return body
+
+
+def read_completion(data: bytes) -> CompletionBody:
+    """The body of a completion request; errors as `read_chat`."""
+    fields = _fields(data)
+    if fields.get("best_of") is not None and fields["best_of"] == (fields.get("n") or 1):
+        del fields["best_of"]
+    return _convert(fields, CompletionBody)
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise RequestError("invalid_json", f"the body is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise RequestError("invalid_json", "the body is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            "invalid_json", f"the body is not valid UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    if not isinstance(fields, dict):
+        raise RequestError("invalid_type", "the body must be a JSON object")
+    _drop_harmless(fields, HARMLESS, "")
+    return fields
+
+
+def _drop_harmless(fields: dict[str, Any], harmless: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Take out what asks for nothing; refuse the rest of the table by name."""
+    for name in [name for name in fields if name in harmless]:
+        value = fields.pop(name)
+        # `0 == False` in Python, and `logprobs: 0` asks for something: types must agree too.
+        if not any(type(value) is type(allowed) and value == allowed for allowed in harmless[name]):
+            allowed = ", ".join(msgspec.json.encode(each).decode() for each in harmless[name])
+            raise RequestError(
+                "unsupported_parameter",
+                f"{where}{name} is not supported here; leave it out, or ask for nothing with: {allowed}",
+                param=f"{where}{name}",
+            )
+
+
+def _convert(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
+    try:
+        body = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), msgspec.structs.fields(kind)) from error
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("invalid_value", "stream_options needs stream: true", param="stream_options")
+    return body
+
+
+def _refusal(error: str, known: tuple[msgspec.structs.FieldInfo, ...]) -> RequestError:
+    """What msgspec found, under the parameter's name as clients write it."""
+    match = PATH.fullmatch(error)
+    what, path = (match["what"], match["path"] or "") if match else (error, "")
+    field = FIELD.fullmatch(what)
+    if field is None:
+        code = "invalid_type" if ", got `" in what else "invalid_value"
+        return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}", param=path)
+    name = f"{path}.{field['name']}" if path else field["name"]
+    if field["trouble"] == "missing required":
+        return RequestError("missing_parameter", f"{name} is required", param=name)
+    nearest = [] if path else difflib.get_close_matches(name, [each.encode_name for each in known], 1)
+    hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
+    return RequestError("unknown_parameter", f"{name} is not a parameter of this endpoint{hint}", param=name)

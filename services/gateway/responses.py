@@ -1,0 +1,103 @@
+"""OpenAI's response documents and the bytes of streamed chunks.
+
+Owns shapes. A chunk is a prefix and a suffix made once for each choice; only the text between them is encoded.
+"""
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+encode = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Usage(msgspec.Struct):
+    """Tokens of a whole answer; a prompt counts once however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChoiceText(msgspec.Struct):
+    """One finished choice."""
+
+    index: int
+    text: str
+    finish_reason: str
+
+
+class Affixes(NamedTuple):
+    """The server-sent events of one choice: `opening`, `prefix + JSON string + suffix` for each text, `closing`."""
+
+    opening: bytes
+    prefix: bytes
+    suffix: bytes
+    closing: dict[str, bytes]
+    """By finish reason."""
+
+
+class Shape:
+    """What the chunks or the document of one answer have in common."""
+
+    def __init__(self, *, chat: bool, answer_id: str, created: int, model: str, include_usage: bool) -> None:
+        self.chat = chat
+        self.answer_id = answer_id
+        self.created = created
+        self.model = model
+        self.include_usage = include_usage
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        head = encode({"id": answer_id, "object": kind, "created": created, "model": model})
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        # OpenAI's chunks carry `usage: null` when the last one is to carry the usage.
+        self._tail = (b',"usage":null}' if include_usage else b"}") + b"\n\n"
+
+    def affixes(self, index: int) -> Affixes:
+        """The bytes of one choice's events."""
+        place, end = b'{"index":%d,' % index, b"]" + self._tail
+        going_on = b',"logprobs":null,"finish_reason":null}' + end
+        if self.chat:
+            opening = self._head + place + b'"delta":{"role":"assistant","content":""}' + going_on
+            prefix, suffix, empty = b'"delta":{"content":', b"}" + going_on, b'"delta":{}'
+        else:
+            opening, prefix, suffix, empty = b"", b'"text":', going_on, b'"text":""'
+        closing = {
+            reason: self._head + place + empty + b',"logprobs":null,"finish_reason":"%s"}' % reason.encode() + end
+            for reason in ("stop", "length")
+        }
+        return Affixes(opening, self._head + place + prefix, suffix, closing)
+
+    def ending(self, usage: Usage) -> bytes:
+        """The last events of a stream."""
+        if not self.include_usage:
+            return DONE
+        return self._head + b'],"usage":' + encode(usage) + b"}\n\n" + DONE
+
+    def document(self, choices: list[ChoiceText], usage: Usage) -> bytes:
+        """The whole answer at once."""
+        return encode(
+            {
+                "id": self.answer_id,
+                "object": "chat.completion" if self.chat else "text_completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [self._choice(choice) for choice in choices],
+                "usage": usage,
+            }
+        )
+
+    def _choice(self, choice: ChoiceText) -> dict[str, Any]:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        said = {"message": message} if self.chat else {"text": choice.text}
+        return {"index": choice.index, **said, "logprobs": None, "finish_reason": choice.finish_reason}
+
+
+def error_event(body: bytes) -> bytes:
+    """An error in the middle of a stream; no `[DONE]` follows, so that nobody takes the answer for whole."""
+    return b"data: " + body + b"\n\n"
+
+
+def http_chunk(payload: bytes) -> bytes:
+    """A chunk of HTTP/1.1's chunked transfer coding."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)

@@ -1,0 +1,117 @@
+"""One gateway process: the HTTP server, the links to admission and scheduler, the watch on the tenants file."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+from aiohttp import web
+
+from engine.interface import EngineError
+from engine.tokenizer import Tokenizer
+from services.errors import RequestError
+from services.gateway.api import Api
+from services.gateway.auth import Keys
+from services.gateway.backend import Backend
+from services.runtime import StartError, open_link
+from services.settings import Deployment
+from services.transport import Identity, Link
+
+BACKLOG = 1024
+CLOSE_S = 2.0
+"""How long connections may take to close after the last answer."""
+
+
+class GatewayService:
+    """Serves HTTP until stopped."""
+
+    name = "gateway"
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        try:
+            tokenizer = Tokenizer.load(deployment.model_folder)
+        except EngineError as error:
+            raise StartError(str(error)) from error
+        self._keys = Keys(Path(deployment.tenants))
+        self._backend = Backend(tokenizer)
+        self.api = Api(deployment.http, deployment.model_name, tokenizer, self._keys, self._backend)
+        self._links: list[Link] = []
+        self._runner: web.AppRunner | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self.port = 0
+        """The port listened on, once started."""
+
+    async def start(self) -> None:
+        """Read the keys, connect to the other services, listen.
+
+        Raises:
+            StartError: the keys cannot be read, or the port is in use.
+        """
+        self._keys.load()
+        self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
+        streams = self._deployment.streams
+        identity = Identity(self.name, str(self._backend.gateway))
+        self._links = [
+            open_link(self._deployment, address, identity, self._backend)
+            for address in (streams.admission, streams.scheduler)
+        ]
+        self._backend.on_idle = self._idle.set
+        # Handlers are cancelled when their client goes: that is how its request ends at once.
+        self._runner = web.AppRunner(
+            self.api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S
+        )
+        await self._runner.setup()
+        listening = self._listen()
+        self.port = int(listening.getsockname()[1])
+        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+
+    def not_ready(self) -> str:
+        """What keeps new requests from being served."""
+        return "; ".join(self.api.missing())
+
+    async def drain(self) -> None:
+        """Refuse new requests, let the running ones end within `http.drain_s`."""
+        self.api.draining = True
+        self._idle.clear()
+        if self._backend.running:
+            try:
+                await asyncio.wait_for(self._idle.wait(), self._deployment.http.drain_s)
+            except TimeoutError:
+                limit_s = self._deployment.http.drain_s
+                message = f"the gateway is shutting down and the request took longer than {limit_s:g} s more"
+                self._backend.cancel_all(RequestError("draining", message))
+        # One turn for the handlers of the last answers to write their ends.
+        await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Close connections, links and the watch."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._runner is not None:
+            await self._runner.shutdown()
+            await self._runner.cleanup()
+        await asyncio.gather(*(link.close() for link in self._links))
+
+    def _listen(self) -> socket.socket:
+        http = self._deployment.http
+        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Otherwise the kernel keeps megabytes for a reader that does not read, and the limit would mean nothing.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, http.stream_buffer_bytes)
+        try:
+            listening.bind((http.host, http.port))
+        except OSError as error:
+            listening.close()
+            raise StartError(f"http: {http.host}:{http.port} cannot be used: {error.strerror}") from error
+        return listening
+
+
+def build(deployment: Deployment) -> GatewayService:
+    """The service of this (resolved) deployment.
+
+    Raises:
+        StartError: the model's tokenizer cannot be read.
+    """
+    return GatewayService(deployment)

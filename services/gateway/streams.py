@@ -1,0 +1,322 @@
+"""From token frames to readers: one callback for each frame walks its rows and writes.
+
+Owns the outputs that are being made and what their readers have not taken yet. No task, queue or future for a token:
+a row is one dictionary lookup, one table lookup, one string encoded and one write. Knows neither HTTP requests nor
+other services; whoever owns those is told through `Ended` callbacks.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from engine.tokenizer import TextStream
+from policies.commands import FinishReason
+from services.errors import RequestError
+from services.gateway.responses import ChoiceText, Shape, Usage, encode, error_event, http_chunk
+from services.gateway.text import StoppingText
+from services.wire import TokenFrame
+
+GOES_ON = 0
+UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)
+"""No token of the output: why it is cut short comes with its RequestEnded."""
+REASONS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "length"}
+HIGH_WATER_BYTES = 64 * 2**10
+"""Unsent bytes in the transport from which a reader counts as slow and its text is held back and joined."""
+
+
+class HttpProtocol(Protocol):
+    """What is asked of aiohttp's connection."""
+
+    @property
+    def writing_paused(self) -> bool:
+        """The transport holds more than its high-water mark."""
+
+
+class Running:
+    """A request between its Submit and its end: the choices `request .. request + num_choices - 1` of an answer."""
+
+    def __init__(self, request: int, num_choices: int, answer: "Answer") -> None:
+        self.request = request
+        self.sequences = range(request, request + num_choices)
+        self.num_open = num_choices
+        self.answer = answer
+        self.admitted = False
+
+
+class Answer:
+    """One HTTP answer, of one or more choices. Ends exactly once: `done` with or without a `failure`."""
+
+    def __init__(self, shape: Shape, prompt_tokens: int) -> None:
+        self.shape = shape
+        self.prompt_tokens = prompt_tokens
+        self.choices: list[Choice] = []
+        self.running: dict[int, Running] = {}
+        """Its requests that have not ended, one for each prompt, by id."""
+        self.num_open = 0
+        self.failure: RequestError | None = None
+        self.done = False
+        self.on_slow: Callable[[], None] = _ignore
+        """Called when the reader left too much unread; whoever set it ends the answer."""
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, text: TextStream, stops: Sequence[str]) -> "Choice":
+        """A further choice."""
+        choice = Choice(self, len(self.choices), text, stops)
+        self.choices.append(choice)
+        self.num_open += 1
+        return choice
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        made = sum(choice.num_tokens for choice in self.choices)
+        return Usage(self.prompt_tokens, made, self.prompt_tokens + made)
+
+    async def changed(self) -> None:
+        """Wait until the answer has something for its HTTP handler to do."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Let the HTTP handler look."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, failure: RequestError) -> None:
+        """There will be no more tokens."""
+        if not self.done:
+            self.failure = failure
+            self.done = True
+            self.flush()
+
+    def show(self, choice: "Choice", text: str) -> None:
+        """New text of a choice; `flush` follows before the frame is over."""
+        choice.held += text
+
+    def close(self, choice: "Choice", reason: str) -> None:
+        """No more text of a choice; `flush` follows before the frame is over."""
+        choice.finish_reason = reason
+        self.num_open -= 1
+        self.done = self.done or self.num_open == 0
+
+    def flush(self) -> None:
+        """The end of a frame."""
+        if self.done:
+            self.wake()
+
+    def hold(self) -> None:
+        """The reader is behind: text is joined until it catches up. Nothing to do where all is kept anyway."""
+
+    def document(self) -> bytes:
+        """The finished answer at once."""
+        texts = [ChoiceText(choice.index, choice.held, choice.finish_reason) for choice in self.choices]
+        return self.shape.document(texts, self.usage)
+
+
+class StreamedAnswer(Answer):
+    """An answer written as it is made, once `attach` gave it a connection; until then its text is held."""
+
+    def __init__(self, shape: Shape, prompt_tokens: int, *, limit_bytes: int) -> None:
+        super().__init__(shape, prompt_tokens)
+        self._limit_bytes = limit_bytes
+        self._transport: asyncio.Transport | None = None
+        self._protocol: HttpProtocol | None = None
+        self._chunked = True
+        self._opened = False
+        self.ended = False
+        """The last event was given to the connection."""
+
+    @property
+    def begun(self) -> bool:
+        """There is something to send."""
+        return self.done or any(choice.held or choice.finish_reason for choice in self.choices)
+
+    @property
+    def holding(self) -> bool:
+        """Something waits for the reader."""
+        return not self.ended and (self.done or any(choice.held for choice in self.choices))
+
+    def attach(self, transport: asyncio.Transport, protocol: HttpProtocol, *, chunked: bool) -> None:
+        """Write to this connection from now on. `chunked`: HTTP/1.1's coding, which HTTP/1.0 does not know."""
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._transport, self._protocol, self._chunked = transport, protocol, chunked
+        for choice in self.choices:
+            choice.write = transport.write
+            choice.protocol = protocol
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is held, as one chunk; or keep it while the reader is behind."""
+        transport = self._transport
+        if transport is None or self._protocol is None:
+            if self.begun:
+                self.wake()
+            return
+        if transport.is_closing() or self.ended:
+            return
+        if self._protocol.writing_paused:
+            self._hold(transport)
+            return
+        payload = b"".join(self._parts())
+        if payload:
+            transport.write(http_chunk(payload) if self._chunked else payload)
+        direct = self._chunked and len(self.choices) == 1 and not self.done
+        for choice in self.choices:
+            choice.direct = direct and choice.stopping is None
+        if self.done:
+            self.ended = True
+            self.wake()
+
+    def hold(self) -> None:
+        """The transport is above its high-water mark: from now on text is joined until the reader catches up."""
+        for choice in self.choices:
+            choice.direct = False
+        self.wake()
+
+    def _hold(self, transport: asyncio.Transport) -> None:
+        self.hold()
+        # Characters, not bytes: within a factor of four, and nothing is encoded twice.
+        unread = transport.get_write_buffer_size() + sum(len(choice.held) for choice in self.choices)
+        if unread > self._limit_bytes:
+            self.on_slow()
+
+    def _parts(self) -> list[bytes]:
+        parts = []
+        for choice in self.choices:
+            if not self._opened:
+                parts.append(choice.affixes.opening)
+            if choice.held:
+                parts += (choice.prefix, encode(choice.held), choice.suffix)
+                choice.held = ""
+            if choice.finish_reason and not choice.closed:
+                parts.append(choice.affixes.closing[choice.finish_reason])
+                choice.closed = True
+        self._opened = True
+        if self.failure is not None:
+            parts.append(error_event(self.failure.body))
+        elif self.done:
+            parts.append(self.shape.ending(self.usage))
+        return parts
+
+
+class Choice:
+    """One output being made."""
+
+    __slots__ = (
+        "affix_bytes",
+        "affixes",
+        "answer",
+        "closed",
+        "direct",
+        "finish_reason",
+        "held",
+        "index",
+        "num_tokens",
+        "prefix",
+        "protocol",
+        "push",
+        "stopping",
+        "suffix",
+        "text",
+        "write",
+    )
+
+    def __init__(self, answer: Answer, index: int, text: TextStream, stops: Sequence[str]) -> None:
+        self.answer = answer
+        self.index = index
+        self.affixes = answer.shape.affixes(index)
+        self.prefix = self.affixes.prefix
+        self.suffix = self.affixes.suffix
+        self.affix_bytes = len(self.prefix) + len(self.suffix)
+        self.text = text
+        self.push = text.push
+        self.stopping = StoppingText(text, stops) if stops else None
+        self.num_tokens = 0
+        """Output tokens counted: the end-of-sequence token and the one that completes a stop string included."""
+        self.held = ""
+        """Text that no reader was given yet."""
+        self.finish_reason = ""
+        self.closed = False
+        """The reader was told the finish reason."""
+        self.direct = False
+        """Text is written as it comes: no stop strings, nothing held, and the connection takes more."""
+        self.write: Callable[[bytes], None] = _no_connection
+        self.protocol: HttpProtocol | None = None
+
+    def take(self, token: int, finish: int) -> str:
+        """Account for a token. Returns the reason if the output ended with it: `stop`, `length`, `stop_string`."""
+        answer = self.answer
+        if self.stopping is not None:
+            # An end-of-sequence token is no text.
+            text, stopped = ("", False) if finish == FinishReason.STOP else self.stopping.push(token)
+            if not stopped and finish:
+                text += self.stopping.finish()
+        else:
+            text, stopped = "" if finish == FinishReason.STOP else self.push(token), False
+            if finish:
+                text += self.text.finish()
+        if text:
+            answer.show(self, text)
+        reason = "stop_string" if stopped else REASONS.get(finish, "")
+        if reason:
+            self.direct = False
+            answer.close(self, "stop" if stopped else reason)
+        return reason
+
+
+class Pump:
+    """All outputs being made, by sequence id."""
+
+    def __init__(self, on_end: Callable[[int, Choice, str], None]) -> None:
+        self.choices: dict[int, Choice] = {}
+        self._on_end = on_end
+        """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
+
+    def deliver(self, frame: TokenFrame) -> None:
+        """Hand each token of a step to its reader."""
+        choices = self.choices
+        touched: dict[Answer, None] = {}
+        sequences = memoryview(frame.sequences).cast("q").tolist()
+        tokens = memoryview(frame.tokens).cast("i").tolist()
+        finishes = memoryview(frame.finish).cast("b").tolist()
+        for sequence, token, finish in zip(sequences, tokens, finishes, strict=True):
+            choice = choices.get(sequence)
+            if choice is None:  # cancelled, or ended by a stop string while further tokens were on their way
+                continue
+            if choice.direct and finish == GOES_ON:
+                choice.num_tokens += 1
+                text = choice.push(token)
+                if text:
+                    encoded = encode(text)
+                    data = b"%x\r\n%b%b%b\r\n" % (
+                        choice.affix_bytes + len(encoded),
+                        choice.prefix,
+                        encoded,
+                        choice.suffix,
+                    )
+                    try:
+                        choice.write(data)
+                    except RuntimeError:  # closed in this turn of the loop; its handler is about to be cancelled
+                        choice.direct = False
+                        continue
+                    if choice.protocol.writing_paused:  # type: ignore[union-attr]  # direct: it is attached
+                        choice.answer.hold()
+            elif finish not in UNCOUNTED:
+                choice.num_tokens += 1
+                reason = choice.take(token, finish)
+                touched[choice.answer] = None
+                if reason:
+                    self._on_end(sequence, choice, reason)
+        for answer in touched:
+            answer.flush()
+
+
+def _ignore() -> None:
+    """Nobody asked to be told."""
+
+
+def _no_connection(data: bytes) -> None:
+    raise RuntimeError(f"{len(data)} bytes for an answer that has no connection yet")
