@@ -120,7 +120,7 @@ def _batching(policy: Policy) -> list[str]:
 
 
 def _decode(stage: DecodeStage) -> str:
-    what = "Decodes that are due" if stage.when == "due" else "All decodes still left out"
+    what = "Decodes that are due" if stage.when == "due" else "All decodes not yet in the step"
     return f"{_condition(stage.if_)}{what}, one token each; {_order(stage.order)} first.{_exclusive(stage.exclusive)}"
 
 

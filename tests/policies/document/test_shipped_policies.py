@@ -1,0 +1,143 @@
+"""The files that ship: each loads, explains itself, and is what editors check against."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from policies.document.explain import explain
+from policies.document.loading import load_policy
+from policies.document.schema import DecodeStage, Policy, PrefillStage, json_schema
+from policies.document.tenants import load_tenants
+
+POLICIES = Path(__file__).resolve().parents[3] / "policies"
+SHIPPED = ("fcfs", "sarathi", "slai", "vllm")
+REGENERATE = (
+    'python -c "import msgspec; from policies.document.schema import json_schema; '
+    'print(msgspec.json.format(msgspec.json.encode(json_schema())).decode())" > policies/schema.json'
+)
+
+
+def shipped(name: str) -> Policy:
+    return load_policy((POLICIES / f"{name}.yaml").read_bytes(), f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_policy_loads_under_its_own_name_and_points_editors_at_the_schema(name: str) -> None:
+    assert shipped(name).name == name
+    first = (POLICIES / f"{name}.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=schema.json"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_policy_means_the_same_to_a_plain_yaml_reader(name: str) -> None:
+    text = (POLICIES / f"{name}.yaml").read_bytes()
+    assert msgspec.yaml.decode(text, type=Policy) == shipped(name)
+
+
+def test_every_policy_file_is_tested_here() -> None:
+    assert {path.stem for path in POLICIES.glob("*.yaml")} == {*SHIPPED, "tenants"}
+
+
+def test_slai_is_the_papers_dynamic_variant() -> None:
+    policy = shipped("slai")
+    assert [stage.decode or stage.prefill for stage in policy.batching.stages] == [
+        DecodeStage(when="due", order=("last_schedulable_time", "arrival")),
+        PrefillStage(from_="started", order=("admission",)),
+        PrefillStage(from_="waiting", order=("prompt_tokens",)),
+        DecodeStage(when="any", order=("last_schedulable_time", "arrival")),
+    ]
+    offset = policy.deadlines.offset_steps
+    assert (offset.below, offset.above, offset.kv_threshold) == (5, 10, 0.96)
+    assert policy.preemption.victim == ("newest_started_prefill", "self")
+    assert policy.fairness.kind == "vtc"
+
+
+def test_only_fcfs_has_no_fair_queue() -> None:
+    assert {name: shipped(name).fairness.kind for name in SHIPPED} == {
+        "fcfs": "fcfs",
+        "sarathi": "vtc",
+        "slai": "vtc",
+        "vllm": "vtc",
+    }
+
+
+def test_slai_explains_itself_in_words() -> None:
+    text = explain(shipped("slai"))
+    for sentence in (
+        "  paid: the first token within 0.5 s, then never more than 0.1 s between tokens.\n",
+        '  tier is "paid": paid.\n  everything else: free.\n',
+        "The waiting tenant that was served least for its weight goes next; a prompt token costs 1, an output token 2.",
+        "  In flight at most: what the KV pool holds (prompt and declared output), and 1000 requests.\n",
+        "  A step has 512 tokens, offered in this order; at most 128 decodes a step and 128 sequences holding KV.\n",
+        "  1. Decodes that are due, one token each; the nearest deadline, then the earliest arrival first.\n",
+        "  3. Waiting prompts, cut to what is left of the budget; the shortest prompt first.\n",
+        "A decode is due 5 step times before its class's gap between tokens runs out, 10 once 96% of the KV blocks",
+        "the newest unfinished prompt, else the one that needs the block gives its blocks back",
+    ):
+        assert sentence in text
+
+
+def test_an_explanation_says_what_whole_prompts_cost() -> None:
+    text = explain(shipped("vllm"))
+    assert "1. Waiting prompts, whole; the earliest arrival first. If there were any, nothing else runs" in text
+    assert "Prompts longer than 8192 tokens are refused, because no stage cuts them." in text
+    assert "No stage asks for them" in text
+
+
+def test_an_explanation_covers_what_the_shipped_files_do_not_use() -> None:
+    text = explain(
+        load_policy(b"""
+version: 1
+name: odd
+classes: [{name: one, ttft_s: 1, tbt_s: 1}]
+fairness: {kind: fcfs, window_tokens: 4096}
+deadlines: {step_time: {ewma: 0.1}}
+kv: {admit: max_length}
+batching:
+  token_budget: 128
+  stages:
+    - decode: {if: {decoding: {at_least: 128}}, when: due, exclusive: true}
+    - prefill: {from: [started, waiting], merge: true, chunk: 64, max_sequences: 1}
+    - decode: {order: []}
+""")
+    )
+    for sentence in (
+        "odd\n\n",
+        "  everything: one.\n",
+        "  Requests go in order of arrival, whoever sent them.\n",
+        "4096 tokens at a time",
+        "an average with weight 0.1 for the newest step",
+        "the longest it may become",
+        "1. When at least 128 sequences are decoding: Decodes that are due",
+        "2. Started and waiting prompts together, in chunks of multiples of 64 tokens, at most 1 a step; the earliest",
+        "3. All decodes not yet in the step, one token each; the earliest arrival first.",
+    ):
+        assert sentence in text
+    unlimited = text_of_unlimited()
+    assert "A step has no limit of tokens; at most" in unlimited
+    assert "are refused, because" not in unlimited
+
+
+def text_of_unlimited() -> str:
+    return explain(
+        load_policy(b"""
+version: 1
+name: whole
+classes: [{name: one, ttft_s: 1, tbt_s: 1}]
+classify: [{class: one}]
+batching:
+  token_budget: none
+  stages: [{decode: {}}, {prefill: {from: [started, waiting], chunked: false}}]
+""")
+    )
+
+
+def test_the_editors_schema_is_current() -> None:
+    current = msgspec.json.format(msgspec.json.encode(json_schema())).decode() + "\n"
+    assert (POLICIES / "schema.json").read_text() == current, f"run: {REGENERATE}"
+
+
+def test_the_example_of_a_tenants_file_loads() -> None:
+    tenants = load_tenants((POLICIES / "tenants.yaml").read_bytes()).tenants
+    assert [tenant.name for tenant in tenants] == ["acme", "students"]

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from services.cli import main
+
+POLICIES = Path(__file__).resolve().parents[2] / "policies"
+
+
+def test_a_good_policy_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "check", str(POLICIES / "slai.yaml")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("slai: Defers decodes")
+    assert err == ""
+
+
+def test_every_problem_of_a_bad_policy_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text((POLICIES / "slai.yaml").read_text().replace("vtc", "vct").replace("0.96", "9.6"))
+    assert main(["policy", "check", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert (
+        first
+        == f'{file}:14:9: fairness.kind: the text "vct" does not fit; allowed: one of fcfs, vtc; did you mean "vtc"?'
+    )
+    assert second.startswith(
+        f"{file}:27:80: deadlines.offset_steps.kv_threshold: 9.6 is out of bounds; allowed: a number"
+    )
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_file_that_cannot_be_read_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["policy", "check", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{tmp_path / name}: cannot be read: ")
+    assert err.count("\n") == 1
