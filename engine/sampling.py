@@ -4,6 +4,7 @@ A row's random number is a hash of (its seed, its output position) and of nothin
 its batch mates nor on how its prompt was chunked or how often it was preempted.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SMALL_TOP_K = 1024
-"""Up to here the largest k are selected; beyond it, and for top_p alone, the vocabulary is sorted."""
+FEW = 1024
+"""So many likeliest tokens are selected without sorting; top_k and top_p seldom leave more."""
 
 
 class SamplingRows(NamedTuple):
@@ -33,6 +34,9 @@ class SamplingRows(NamedTuple):
             self.seeds[indices],
             self.output_positions[indices],
         )
+
+
+Method = Callable[[Tensor, SamplingRows], Tensor]
 
 
 def uniform(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -56,17 +60,22 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     drawn = rows.temperatures > 0
     if not drawn.any():
         return logits.argmax(-1)
-    cut = drawn & ((rows.top_ps < 1) | ((rows.top_ks > 0) & (rows.top_ks < logits.shape[-1])))
-    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    for chosen, method in ((~drawn, _greedy), (drawn & ~cut, _from_all), (cut, _from_some)):
+    cut = drawn & ((rows.top_ps < 1) | (_limits(rows, logits.shape[-1]) < logits.shape[-1]))
+    return _grouped(logits, rows, ((~drawn, _largest), (drawn & ~cut, _from_all), (cut, _from_likeliest)))
+
+
+def _grouped(scores: Tensor, rows: SamplingRows, groups: tuple[tuple[NDArray[np.bool_], Method], ...]) -> Tensor:
+    """Each group of rows by its method."""
+    tokens = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+    for chosen, method in groups:
         indices = np.flatnonzero(chosen)
         if len(indices):
-            where = torch.from_numpy(indices).to(logits.device)
-            tokens[where] = method(logits[where], rows.at(indices))
+            where = torch.from_numpy(indices).to(scores.device)
+            tokens[where] = method(scores[where], rows.at(indices))
     return tokens
 
 
-def _greedy(logits: Tensor, _rows: SamplingRows) -> Tensor:
+def _largest(logits: Tensor, _rows: SamplingRows) -> Tensor:
     return logits.argmax(-1)
 
 
@@ -75,22 +84,43 @@ def _from_all(logits: Tensor, rows: SamplingRows) -> Tensor:
     return _invert(_probabilities(logits, rows), rows)
 
 
-def _from_some(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """From the likeliest tokens only."""
-    vocabulary = logits.shape[-1]
-    limits = np.where(rows.top_ks > 0, np.minimum(rows.top_ks, vocabulary), vocabulary)
-    widest = int(limits.max())
-    if widest <= SMALL_TOP_K:
-        values, tokens = logits.topk(widest, -1)
-    else:
-        values, tokens = logits.sort(stable=True, dim=-1, descending=True)
-    beyond = torch.arange(values.shape[-1], device=logits.device) >= _column(limits, logits.device)
-    probabilities = _probabilities(values.masked_fill(beyond, -torch.inf), rows)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities.masked_fill_(before >= _column(rows.top_ps, logits.device), 0)
+def _from_likeliest(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Sorts the vocabulary only for rows that may need more than its `FEW` likeliest tokens."""
+    probabilities = _probabilities(logits, rows)
+    few = min(FEW, logits.shape[-1])
+    wide = _limits(rows, logits.shape[-1]) > few
+    if wide.any() and logits.device.type == "cpu":  # elsewhere looking would wait for the device
+        covered = probabilities.topk(few, -1).values.sum(-1).numpy() >= rows.top_ps
+        wide &= ~covered | (rows.top_ks > few)  # a top_k's total needs all of its tokens
+    return _grouped(probabilities, rows, ((~wide, _from_few), (wide, _from_sorted)))
+
+
+def _from_few(probabilities: Tensor, rows: SamplingRows) -> Tensor:
+    values, tokens = probabilities.topk(min(FEW, probabilities.shape[-1]), -1)
+    return _cut(values, tokens, rows)
+
+
+def _from_sorted(probabilities: Tensor, rows: SamplingRows) -> Tensor:
+    values, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
+    return _cut(values, tokens, rows)
+
+
+def _cut(values: Tensor, tokens: Tensor, rows: SamplingRows) -> Tensor:
+    """From descending probabilities of the whole distribution: the first top_k, of these the first top_p."""
+    limits = _limits(rows, values.shape[-1])
+    beyond = torch.arange(values.shape[-1], device=values.device) >= _column(limits, values.device)
+    left = values.masked_fill(beyond, 0)
+    # Without a top_k the total is 1, of which `values` may hold only the likeliest part.
+    total = torch.where(_column(rows.top_ks > 0, values.device), left.sum(-1, keepdim=True), 1.0)
+    before = left.cumsum(-1) - left
     # The likeliest token always stays, so there is always one to draw.
-    index = _invert(probabilities, rows)
-    return tokens.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    kept = left.masked_fill(before >= _column(rows.top_ps, values.device) * total, 0)
+    return tokens.gather(-1, _invert(kept, rows).unsqueeze(-1)).squeeze(-1)
+
+
+def _limits(rows: SamplingRows, vocabulary: int) -> NDArray[np.int64]:
+    """How many tokens top_k leaves."""
+    return np.where(rows.top_ks > 0, np.minimum(rows.top_ks, vocabulary), vocabulary)
 
 
 def _probabilities(logits: Tensor, rows: SamplingRows) -> Tensor:

@@ -50,15 +50,33 @@ def test_tokens_follow_the_distribution_that_is_left(columns: dict[str, Any], ex
     assert frequencies(LOGITS, **columns) == pytest.approx(expected, abs=0.015)
 
 
-def test_sorting_for_a_wide_top_k_means_the_same_as_selecting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", [{"top_ks": 500}, {"top_ps": 0.8}, {"top_ks": 2000, "top_ps": 0.6}])
+def test_sorting_means_the_same_as_selecting(columns: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    logits = torch.randn(64, 3000, generator=torch.Generator().manual_seed(1))
-    selected = sample(logits, rows(64, top_ks=500))
-    monkeypatch.setattr(sampling, "SMALL_TOP_K", 0)
-    assert sample(logits, rows(64, top_ks=500)).tolist() == selected.tolist()
-    ranks = (logits > logits.gather(1, selected[:, None])).sum(1)
-    assert 100 < ranks.max() < 500
+    logits = 2 * torch.randn(64, 3000, generator=torch.Generator().manual_seed(1))
+    selected = sample(logits, rows(64, **columns))
+    monkeypatch.setattr(sampling, "FEW", 1)
+    assert sample(logits, rows(64, **columns)).tolist() == selected.tolist()
+    assert (logits > logits.gather(1, selected[:, None])).sum(1).max() > 100
+
+
+def test_the_vocabulary_is_sorted_only_for_rows_that_few_tokens_do_not_cover(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    logits = torch.zeros(2, 3000)
+    logits[0, :10] = 20.0
+    sorted_rows = []
+    whole = sampling._from_sorted
+
+    def watched(probabilities: Any, chosen: SamplingRows) -> Any:
+        sorted_rows.append(chosen.output_positions.tolist())
+        return whole(probabilities, chosen)
+
+    monkeypatch.setattr(sampling, "_from_sorted", watched)
+    tokens = sample(logits, rows(2, top_ps=0.9))
+    assert sorted_rows == [[1]]
+    assert tokens[0] < 10
 
 
 def test_every_row_is_as_if_alone() -> None:
