@@ -8,6 +8,7 @@ import pytest
 from engine.interface import EngineError, EngineSettings, Sampling, SequenceStart
 from engine.paced import PacedEngine
 from services.executor.service import Executor
+from services.framing import encode_frame
 from services.runtime import ReadyFile
 from services.settings import Deployment
 from services.transport import Identity, listen
@@ -115,9 +116,8 @@ async def test_an_executor_says_what_it_offers_and_answers_each_step(running) ->
 
 
 async def test_a_step_that_waits_is_launched_before_the_result_of_the_one_before_is_collected(running) -> None:
-    stream = running.heard.streams[0]
-    for number in (1, 2, 3):
-        stream.send(step(number, [7], starts=(7,) if number == 1 else ()))
+    waiting = (step(1, [7], starts=(7,)), step(2, [7]), step(3, [7]))
+    running.heard.streams[0]._transport.write(b"".join(map(encode_frame, waiting)))
     await running.heard.message(StepResult, 3)
     assert running.engine.calls.index("launch 2") < running.engine.calls.index("collect 1")
     assert running.engine.calls.index("launch 3") > running.engine.calls.index("collect 1")

@@ -1,0 +1,286 @@
+"""Admission, scheduler and a paced executor joined over Unix sockets, with a gateway that the test plays."""
+
+import asyncio
+import logging
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.interface import EngineError, EngineSettings, Sampling
+from engine.paced import PacedEngine
+from policies.admission.core import AdmissionCore
+from policies.commands import FinishReason
+from policies.event_log import read_records, verify
+from policies.scheduling.core import SchedulerCore
+from services.admission import policy_files
+from services.admission.service import AdmissionService
+from services.executor.service import Executor
+from services.runtime import ReadyFile
+from services.scheduler.service import SchedulerService
+from services.settings import Deployment
+from services.transport import Identity, Link
+from services.wire import (
+    Admitted,
+    Cancel,
+    Capacity,
+    PolicyCommit,
+    PolicyNow,
+    PolicyPrepare,
+    PolicyPrepared,
+    PolicyStatus,
+    Refused,
+    RequestEnded,
+    Stopped,
+    Submit,
+    TokenFrame,
+)
+
+SECRET = b"s" * 32
+GATEWAY = 77
+POLICY = Path(__file__).resolve().parents[2] / "policies" / "slai.yaml"
+BLOCK_TOKENS, NUM_BLOCKS = 16, 64
+
+
+class Ends(PacedEngine):
+    """A paced engine that can be told to end its thread."""
+
+    over = False
+
+    def forget(self, sequences: list[int]) -> None:
+        if self.over:
+            raise EngineError("the test is over")
+        super().forget(sequences)
+
+
+class House:
+    def __init__(self, folder: Path, gateway) -> None:
+        self.policy = folder / "policy.yaml"
+        self.policy.write_bytes(POLICY.read_bytes())
+        self.deployment = Deployment(
+            data=str(folder), policy=str(self.policy), record=str(folder / "record"), check=True
+        ).resolved()
+        Path(self.deployment.streams.secret_file).write_bytes(SECRET)
+        self.gateway = gateway
+        self.scheduler = SchedulerService(self.deployment)
+        self.admission = AdmissionService(self.deployment)
+        self.threads: list[tuple[Ends, threading.Thread]] = []
+        self.links: dict[str, Link] = {}
+        self.number = 0
+
+    async def start(self) -> "House":
+        await self.scheduler.start()
+        await self.admission.start()
+        self.add_executor()
+        for service in ("admission", "scheduler"):
+            address = getattr(self.deployment.streams, service)
+            self.links[service] = Link(address, Identity("gateway", str(GATEWAY)), SECRET, self.gateway)
+            self.links[service].start()
+        await self.gateway.until(
+            lambda: any(isinstance(each, Capacity) and each.num_executors for each in self.gateway.messages)
+        )
+        await self.gateway.message(PolicyNow)
+        return self
+
+    def add_executor(self, step_s: float = 0.001) -> Ends:
+        settings = EngineSettings(
+            kind="paced", paced_step_s=step_s, kv_block_tokens=BLOCK_TOKENS, kv_pool_tokens=BLOCK_TOKENS * NUM_BLOCKS
+        )
+        engine = Ends(settings, 1000, 4096)
+        ready = ReadyFile(Path(self.deployment.run), "executor")
+
+        def run() -> None:
+            try:
+                Executor(engine, self.deployment, ready).run()
+            except EngineError:
+                logging.getLogger(__name__).info("executor ends")
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        self.threads.append((engine, thread))
+        return engine
+
+    async def stop(self) -> None:
+        for link in self.links.values():
+            await link.close()
+        for engine, _ in self.threads:
+            engine.over = True
+        await self.admission.stop()
+        await self.scheduler.stop()
+        for _, thread in self.threads:
+            await asyncio.to_thread(thread.join, 10)
+
+    def submit(self, prompt_tokens: int = 20, max_output_tokens: int = 8, num_choices: int = 1) -> int:
+        request = (GATEWAY << 32) + self.number
+        self.number += num_choices
+        self.links["admission"].stream.send(
+            Submit(
+                request=request,
+                tenant="acme",
+                tier="free",
+                prompt=np.arange(prompt_tokens, dtype=np.int32).tobytes(),
+                max_output_tokens=max_output_tokens,
+                sampling=[Sampling(seed=request + choice) for choice in range(num_choices)],
+            )
+        )
+        return request
+
+    async def ended(self, request: int) -> RequestEnded:
+        found: list[RequestEnded] = []
+
+        def look() -> bool:
+            found[:] = [
+                each for each in self.gateway.messages if isinstance(each, RequestEnded) and each.request == request
+            ]
+            return bool(found)
+
+        await self.gateway.until(look)
+        return found[0]
+
+    @property
+    def frames(self) -> list[TokenFrame]:
+        return [message for message in self.gateway.messages if isinstance(message, TokenFrame)]
+
+    def tokens(self) -> dict[int, list[int]]:
+        by_sequence: dict[int, list[int]] = defaultdict(list)
+        for frame in self.frames:
+            pairs = zip(np.frombuffer(frame.sequences, np.int64), np.frombuffer(frame.tokens, np.int32), strict=True)
+            for sequence, token in pairs:
+                by_sequence[int(sequence)].append(int(token))
+        return by_sequence
+
+
+@pytest.fixture
+async def house(tmp_path: Path, recorder, monkeypatch):
+    monkeypatch.setattr(policy_files, "POLL_S", 0.005)
+    made = await House(tmp_path, recorder()).start()
+    yield made
+    await made.stop()
+
+
+def expected(seed: int, prompt_tokens: int, count: int) -> list[int]:
+    """What a paced engine samples, whatever the batches were."""
+    engine = PacedEngine(EngineSettings(kind="paced"), 1000, 4096)
+    positions = np.arange(prompt_tokens, prompt_tokens + count, dtype=np.int32)
+    return engine._tokens(np.full(count, seed, np.int64), positions).tolist()
+
+
+async def test_tokens_arrive_in_order_and_complete_for_every_request(house) -> None:
+    sizes = [(5 + 7 * index % 60, 1 + index % 9) for index in range(24)]
+    requests = [house.submit(prompt, output) for prompt, output in sizes]
+    for request in requests:
+        ended = await house.ended(request)
+        assert (ended.outcome, ended.output_tokens) == ("finished", sizes[requests.index(request)][1])
+    assert house.tokens() == {
+        request: expected(request, prompt, output) for request, (prompt, output) in zip(requests, sizes, strict=True)
+    }
+    released = [message for message in house.gateway.messages if isinstance(message, Admitted)]
+    assert sorted(each.request for each in released) == requests
+
+
+async def test_every_choice_of_a_request_gets_its_own_tokens(house) -> None:
+    request = house.submit(20, 4, num_choices=3)
+    assert (await house.ended(request)).output_tokens == 12
+    assert house.tokens() == {request + choice: expected(request + choice, 20, 4) for choice in range(3)}
+
+
+async def test_stamps_of_a_frame_are_in_the_order_of_a_tokens_way(house) -> None:
+    await house.ended(house.submit())
+    for frame in house.frames:
+        ready = np.frombuffer(frame.ready_ns, np.int64)
+        assert frame.planned_ns <= frame.launched_ns <= frame.computed_ns <= frame.returned_ns
+        assert (ready <= frame.computed_ns).all()
+        assert frame.revision == 1
+    assert house.frames[-1].finish == bytes([FinishReason.LENGTH])
+
+
+async def test_a_cancelled_request_frees_its_blocks_and_others_go_on(house) -> None:
+    # Both cannot be held at once beside the first: it must be gone before the second gets its blocks.
+    size = BLOCK_TOKENS * NUM_BLOCKS
+    long = house.submit(size // 2, size // 2 - 20)
+    await house.gateway.message(TokenFrame, 3)
+    waiting = house.submit(size - 100, 10)
+    for link in house.links.values():
+        link.stream.send(Cancel(long))
+    assert (await house.ended(long)).outcome == "cancelled"
+    ended = await house.ended(waiting)
+    assert (ended.outcome, ended.output_tokens) == ("finished", 10)
+    assert house.tokens()[waiting] == expected(waiting, size - 100, 10)
+
+
+async def test_a_stop_string_found_by_the_gateway_ends_a_request_with_the_tokens_that_count(house) -> None:
+    request = house.submit(20, 900)
+    await house.gateway.message(TokenFrame, 3)
+    house.links["scheduler"].stream.send(Stopped(request, 2))
+    ended = await house.ended(request)
+    assert (ended.outcome, ended.output_tokens) == ("finished", 2)
+
+
+async def test_a_request_that_no_executor_can_hold_is_refused_with_the_limit(house) -> None:
+    request = house.submit(BLOCK_TOKENS * NUM_BLOCKS, 10)
+    refused = await house.gateway.message(Refused)
+    assert (refused.request, refused.code) == (request, "context_length_exceeded")
+    assert "1024" in refused.message
+
+
+async def test_a_gateway_that_leaves_has_its_requests_cancelled(house) -> None:
+    house.submit(20, 900)
+    await house.gateway.message(TokenFrame, 2)
+    await house.links.pop("scheduler").close()
+    await house.links.pop("admission").close()
+    async with asyncio.timeout(5):
+        while house.scheduler._sequences.by_id:  # noqa: ASYNC110  nobody is told of it
+            await asyncio.sleep(0)
+
+
+async def test_a_saved_policy_is_used_by_all_without_losing_a_token(house) -> None:
+    request = house.submit(20, 300)
+    await house.gateway.message(TokenFrame)
+    for revision in range(2, 6):
+        house.policy.write_bytes(POLICY.read_bytes() + b"# save %d\n" % revision)
+        prepare = await house.gateway.message(PolicyPrepare, revision - 1)
+        house.links["admission"].stream.send(PolicyPrepared(prepare.revision))
+        await house.gateway.message(PolicyCommit, revision - 1)
+    house.policy.write_bytes(b"version: 1\n")
+    rejected = 0
+    while rejected != 5:
+        rejected += 1
+        status = await house.gateway.message(PolicyStatus, rejected)
+    assert (status.revision, status.outcome) == (5, "rejected")
+    await house.ended(request)
+    last = house.submit(20, 5)
+    await house.ended(last)
+    assert house.tokens() == {request: expected(request, 20, 300), last: expected(last, 20, 5)}
+    assert house.frames[-1].revision == 5
+
+
+async def test_an_executor_that_dies_is_a_pause_and_no_token_is_lost_or_repeated(house) -> None:
+    request = house.submit(20, 200)
+    await house.gateway.message(TokenFrame, 20)
+    dying, thread = house.threads[0]
+    dying.over = True
+    next(iter(house.scheduler._executors.values())).stream.close()
+    await asyncio.to_thread(thread.join, 10)
+    house.add_executor()
+    assert (await house.ended(request)).output_tokens == 200
+    assert house.tokens() == {request: expected(request, 20, 200)}
+
+
+async def test_recorded_logs_replay_to_the_identical_commands(house) -> None:
+    requests = [house.submit(10 * index + 1, 5 + index) for index in range(8)]
+    house.links["scheduler"].stream.send(Cancel(requests[-1]))
+    for request in requests:
+        await house.ended(request)
+    await house.stop()
+    house.stop = no_stop
+    record = Path(house.deployment.record)
+    for core, name in ((AdmissionCore(), "admission"), (SchedulerCore(), "scheduler")):
+        records = list(read_records((record / f"{name}.log").read_bytes()))
+        assert len(records) > 10
+        assert verify(core, records) is None
+
+
+async def no_stop() -> None:
+    """The test has stopped the house itself."""
