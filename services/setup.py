@@ -13,11 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import load_config
+from engine.config import read_config
 from engine.demo.checkpoint import ensure_demo_checkpoint
 from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
-from policies.document.loading import PolicyError, load_policy
+from policies.document.loading import load_policy
+from policies.document.problems import PolicyError
 from services.keys import ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
 
@@ -110,7 +111,7 @@ def _check_model(deployment: Deployment) -> str:
     else:
         line = f"Model: {folder}"
     try:
-        load_config(folder)
+        read_config(folder)
         Tokenizer.load(folder)
     except EngineError as error:
         raise SetupError(f"model: {error}") from error
