@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import UNSET, inspect
 
-from policies.document.problems import Position, Problem, nearest
+from policies.document.problems import MAX_PROBLEMS_SHOWN, Position, Problem, nearest
 from policies.document.tree import Listing, Mapping, Node, Scalar
 from policies.document.words import allowed, listed, within
 
@@ -74,10 +74,14 @@ class Reading:
     def _problem(self, path: Path, at: Position, wrong: str, allowed: str, nearest: str = "") -> None:
         self.problems.append(Problem(self.file, at, self.label(path), wrong, allowed, nearest))
 
+    def _nearest(self, name: str, names: Iterable[str]) -> str:
+        """The right name closest to a wrong one; not looked for once there are more problems than are ever shown."""
+        return nearest(name, names) if len(self.problems) < MAX_PROBLEMS_SHOWN else ""
+
     def _mismatch(self, path: Path, node: Node, kind: inspect.Type, extra: dict[str, Any]) -> Any:
         close = ""
         if isinstance(node, Scalar):
-            close = nearest(node.text, _literals(kind))
+            close = self._nearest(node.text, _literals(kind))
         self._problem(path, node.at, f"{_described(node)} does not fit", f"allowed: {_allowed(kind, extra)}", close)
         return UNSET
 
@@ -131,7 +135,7 @@ class Reading:
             self._problem((name,), key.at, f"no part of this version reads `{name}`", "remove it")
         else:
             wrong = f'unknown key "{_short(name)}"' if name else f"{_described(key)} is not a key"
-            self._problem(path, key.at, wrong, f"allowed: {listed(fields)}", nearest(name, fields))
+            self._problem(path, key.at, wrong, f"allowed: {listed(fields)}", self._nearest(name, fields))
 
     def _list(self, path: Path, node: Listing, kind: inspect.VarTupleType, extra: dict[str, Any]) -> Any:
         if kind.min_length is not None and len(node.items) < kind.min_length:

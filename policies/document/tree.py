@@ -132,6 +132,7 @@ class _Builder:
         self.root: Node | None = None
         self.anchors: dict[str, Node] = {}
         self.open: list[tuple[yaml.Event, Position, list[Node]]] = []
+        self.num_nodes = 0
 
     def take(self, event: yaml.Event) -> None:
         """One event of the parser, in order."""
@@ -159,9 +160,7 @@ class _Builder:
     def _close(self) -> None:
         start, at, children = self.open.pop()
         size = 1 + sum(child.size for child in children)
-        if size > MAX_VALUES:
-            wrong = f"there are {size} values here once aliases are written out"
-            self._fail(at, wrong, f"at most {MAX_VALUES} values are read")
+        self._bound(size, at, " once aliases are written out")
         node: Node
         if isinstance(start, yaml.SequenceStartEvent):
             node = Listing(at, children, size)
@@ -169,7 +168,13 @@ class _Builder:
             node = Mapping(at, list(zip(children[::2], children[1::2], strict=True)), size)
         self._add(self._anchored(start, node))
 
+    def _bound(self, num_values: int, at: Position, how: str) -> None:
+        if num_values > MAX_VALUES:
+            self._fail(at, f"there are {num_values} values up to here{how}", f"at most {MAX_VALUES} values are read")
+
     def _add(self, node: Node) -> None:
+        self.num_nodes += 1
+        self._bound(self.num_nodes, node.at, "")
         if self.open:
             self.open[-1][2].append(node)
         else:
