@@ -7,7 +7,11 @@ from policies.admission.classify import Classifier
 from policies.admission.cost import prices
 from policies.admission.fairness import SELECTIONS
 from policies.admission.rules import AdmissionRules
-from policies.document.schema import Policy
+from policies.document.schema import DecodeStage, Ewma, Policy, PrefillStage, Stage, StageCondition
+from policies.scheduling.deadlines import OffsetRule
+from policies.scheduling.preemption import VICTIMS
+from policies.scheduling.routing import ROUTES
+from policies.scheduling.rules import UNLIMITED, DecodeRule, PrefillRule, SchedulingRules
 
 SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
 
@@ -16,6 +20,8 @@ def compile_admission(policy: Policy) -> AdmissionRules:
     """The sections `classes`, `classify`, `fairness` and `queue`, and the watermark of `kv`."""
     fairness = policy.fairness
     return AdmissionRules(
+        name=policy.name,
+        classes=policy.classes,
         classifier=Classifier(policy.classes, policy.classify),
         prices=prices(fairness.cost),
         select=SELECTIONS[fairness.kind],
@@ -25,3 +31,63 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         declared_window_tokens=None if fairness.window_tokens == "auto" else fairness.window_tokens,
         watermark=policy.kv.watermark,
     )
+
+
+def compile_scheduling(policy: Policy) -> SchedulingRules:
+    """The sections `batching`, `deadlines`, `kv`, `preemption` and `routing`, and the classes' deadlines."""
+    batching, deadlines = policy.batching, policy.deadlines
+    return SchedulingRules(
+        stages=tuple(_stage(index, stage) for index, stage in enumerate(batching.stages)),
+        token_budget=batching.token_budget if isinstance(batching.token_budget, int) else UNLIMITED,
+        max_sequences=batching.max_sequences,
+        max_decodes=batching.max_decodes,
+        offsets=OffsetRule(
+            below=deadlines.offset_steps.below,
+            above=deadlines.offset_steps.above,
+            kv_threshold=deadlines.offset_steps.kv_threshold,
+        ),
+        step_time_weight=deadlines.step_time.ewma if isinstance(deadlines.step_time, Ewma) else None,
+        admit_max_length=policy.kv.admit == "max_length",
+        watermark=policy.kv.watermark,
+        victims=tuple(VICTIMS[name] for name in policy.preemption.victim),
+        route=ROUTES[policy.routing.kind],
+        classes={slo.name: (priority, slo.tbt_s) for priority, slo in enumerate(policy.classes)},
+    )
+
+
+def _stage(index: int, stage: Stage) -> DecodeRule | PrefillRule:
+    if stage.decode is not None:
+        return _decode(index, stage.decode)
+    if stage.prefill is not None:
+        return _prefill(index, stage.prefill)
+    raise ValueError(f"batching.stages[{index}] has neither `decode` nor `prefill`; loading refuses such a policy")
+
+
+def _decode(index: int, stage: DecodeStage) -> DecodeRule:
+    return DecodeRule(
+        index=index,
+        due=stage.when == "due",
+        order=stage.order,
+        exclusive=stage.exclusive,
+        min_decoding=_min_decoding(stage.if_),
+    )
+
+
+def _prefill(index: int, stage: PrefillStage) -> PrefillRule:
+    sources = (stage.from_,) if isinstance(stage.from_, str) else stage.from_
+    return PrefillRule(
+        index=index,
+        started="started" in sources,
+        waiting="waiting" in sources,
+        merge=stage.merge,
+        chunked=stage.chunked,
+        chunk=stage.chunk or 0,
+        max_sequences=stage.max_sequences or UNLIMITED,
+        order=stage.order,
+        exclusive=stage.exclusive,
+        min_decoding=_min_decoding(stage.if_),
+    )
+
+
+def _min_decoding(condition: StageCondition | None) -> int:
+    return condition.decoding.at_least if condition is not None and condition.decoding is not None else 0

@@ -1,0 +1,81 @@
+"""What must hold of an executor's state at any time, and what gauges show of it.
+
+Owns the invariants. Reads state, never changes it.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from policies.lifecycle import HOLDS_BLOCKS, State
+from policies.scheduling.executor import Executor
+
+
+class Snapshot(Struct, frozen=True):
+    """Counts over all executors."""
+
+    num_executors: int
+    total_blocks: int
+    used_blocks: int
+    num_waiting: int
+    """Sequences without blocks."""
+    num_running: int
+    """Sequences with blocks."""
+    num_decoding: int
+    num_preemptions: int
+    """Since start."""
+    num_steps_in_flight: int
+    step_time_s: float
+    """The policy's estimate, of the slowest executor."""
+
+
+def snapshot(executors: Iterable[Executor], num_unrouted: int, num_preemptions: int) -> Snapshot:
+    """Counts of these executors; the numbers given are added."""
+    everyone = list(executors)
+    running = sum(e.num_holders for e in everyone)
+    return Snapshot(
+        num_executors=len(everyone),
+        total_blocks=sum(e.blocks.num_blocks for e in everyone),
+        used_blocks=sum(e.blocks.num_blocks - e.blocks.num_free for e in everyone),
+        num_waiting=num_unrouted + sum(len(e.routed) for e in everyone) - running,
+        num_running=running,
+        num_decoding=running - sum(len(e.started) for e in everyone),
+        num_preemptions=num_preemptions + sum(e.num_preemptions for e in everyone),
+        num_steps_in_flight=sum(len(e.steps) for e in everyone),
+        step_time_s=max((e.step_time.estimate_s for e in everyone), default=0.0),
+    )
+
+
+def check_executor(executor: Executor) -> None:
+    """Raise AssertionError, naming what is wrong, unless every invariant holds."""
+    holders = executor.holders()
+    executor.blocks.check([block for s in holders for block in s.blocks])
+    _hold(len(holders) == executor.num_holders, "the holders are not counted right")
+    _hold(len(executor.steps) <= executor.max_steps_in_flight, "too many steps in flight")
+    for step in executor.steps:
+        _hold(step.num_tokens <= step.budget, f"step {step.number} has more tokens than its budget")
+        _hold(len(set(step.slots.tolist())) == len(step.slots), f"step {step.number} has two rows of one slot")
+    waiting_tokens = 0
+    for sequence in executor.routed.values():
+        state, slot = sequence.life.state, sequence.slot
+        story = f"sequence {sequence.id} ({state.value}): {sequence.life.story}"
+        _hold(state is not State.FINISHED, f"finished but still routed: {story}")
+        _hold((state is State.WAITING) == (slot is None), f"a slot goes with any state but waiting: {story}")
+        _hold((sequence.id in executor.started) == (state is State.PREFILL), f"started prefills are off: {story}")
+        _hold(bool(sequence.ticket) == (state is State.WAITING and not sequence.stalled), f"ticket is off: {story}")
+        if slot is None:
+            waiting_tokens += sequence.tokens_to_prefill
+            continue
+        _hold(executor.columns.sequences[slot] is sequence, f"its slot is another's: {story}")
+        if state in HOLDS_BLOCKS:
+            capacity = int(executor.columns.capacity[slot])
+            _hold(capacity == len(sequence.blocks) * executor.blocks.block_tokens, f"capacity is off: {story}")
+            _hold(int(executor.columns.position[slot]) <= capacity, f"tokens without blocks: {story}")
+        is_open = state is State.DECODE and not sequence.stalled
+        _hold(bool(executor.columns.open[slot]) == is_open, f"may be planned, or may not, wrongly: {story}")
+    _hold(waiting_tokens == executor.promised_tokens, "promised tokens are not those of the waiting")
+
+
+def _hold(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise AssertionError(sentence)

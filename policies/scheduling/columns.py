@@ -1,0 +1,104 @@
+"""Progress of the sequences that hold a slot, as columns: one array operation touches them all.
+
+Owns slots. A slot is one row in every column; it never moves, so that plans in flight can name rows by it. Does not
+know policies or time.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.scheduling.state import Sequence, SlotArray
+
+NEVER = np.int32(2**30)
+"""`end` of an unfinished prefill: no position reaches it."""
+
+
+class Columns:
+    """Struct of arrays over slots; `[:high]` have been used at least once.
+
+    Attributes:
+        sequence: id.
+        position: KV position of the next token to plan, counted from 0.
+        capacity: tokens that its blocks hold.
+        end: the position at which no output token is left to plan.
+        deadline_s: last schedulable time of a decode.
+        open: a decode that may be planned now (tokens left, its gateway reads).
+        tbt_s, arrived_s, number, admitted, prompt_tokens, priority: as in `Sequence`.
+    """
+
+    def __init__(self) -> None:
+        self.high = 0
+        self.sequences: list[Sequence | None] = []
+        self._unused: list[int] = []
+        self._all_open: SlotArray | None = None
+        self.sequence = np.zeros(0, np.int64)
+        self.position = np.zeros(0, np.int32)
+        self.capacity = np.zeros(0, np.int32)
+        self.end = np.zeros(0, np.int32)
+        self.deadline_s = np.zeros(0, np.float64)
+        self.tbt_s = np.zeros(0, np.float64)
+        self.arrived_s = np.zeros(0, np.float64)
+        self.number = np.zeros(0, np.int64)
+        self.admitted = np.zeros(0, np.int64)
+        self.prompt_tokens = np.zeros(0, np.int32)
+        self.priority = np.zeros(0, np.int32)
+        self.open = np.zeros(0, np.bool_)
+
+    def enter(self, sequence: Sequence, capacity: int) -> int:
+        """Give a sequence a slot, at position 0."""
+        if self._unused:
+            slot = self._unused.pop()
+        else:
+            slot = self.high
+            self.high += 1
+            self.sequences.append(None)
+            if slot == len(self.position):
+                self._grow()
+        self.sequences[slot] = sequence
+        self.sequence[slot] = sequence.id
+        self.position[slot] = 0
+        self.capacity[slot] = capacity
+        self.end[slot] = NEVER
+        self.tbt_s[slot] = sequence.tbt_s
+        self.arrived_s[slot] = sequence.arrived_s
+        self.number[slot] = sequence.number
+        self.admitted[slot] = sequence.admitted
+        self.prompt_tokens[slot] = sequence.tokens_to_prefill
+        self.priority[slot] = sequence.priority
+        sequence.slot = slot
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """Free a slot. No step in flight may have a row of it."""
+        self.sequences[slot] = None
+        self._unused.append(slot)
+
+    def set_open(self, slot: int, *, value: bool) -> None:
+        """Whether the decode in this slot may be planned."""
+        self.open[slot] = value
+        self._all_open = None
+
+    def close(self, slots: list[int]) -> None:
+        """Leave decodes out of plans from now on."""
+        self.open[slots] = False
+        self._all_open = None
+
+    def all_open(self) -> SlotArray:
+        """Slots of every decode that may be planned, ascending; not to be written to."""
+        if self._all_open is None:
+            self._all_open = self.open[: self.high].nonzero()[0]
+        return self._all_open
+
+    def outputs_left(self, slot: int) -> int:
+        """Output tokens not planned yet, of a sequence past its prefill."""
+        return int(self.end[slot]) - int(self.position[slot])
+
+    def _grow(self) -> None:
+        size = max(64, 2 * len(self.position))
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray) and name != "_all_open":
+                grown: NDArray[Any] = np.zeros(size, column.dtype)
+                grown[: len(column)] = column
+                setattr(self, name, grown)

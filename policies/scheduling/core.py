@@ -1,0 +1,356 @@
+"""Scheduling: which tokens are computed in the next step, on which executor, in which KV blocks.
+
+Owns requests from release to end, deadlines, block tables and step plans. Knows counts and classes; does not know text,
+tensors or tenants, and reads no clock: `handle(event, now) -> commands` is the whole interface.
+
+A new policy revision carries everything over: sequences keep their class's values and their blocks, and prefills that
+no stage of the new policy could finish are taken by an implicit first stage.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from policies.commands import Command, Deliver, Finish, FinishReason, Forget, StartStep, WakeAt
+from policies.document.compile import compile_scheduling
+from policies.document.loading import load_policy
+from policies.events import (
+    CancelRequested,
+    ExecutorJoined,
+    ExecutorLost,
+    GatewayLost,
+    GatewayResumed,
+    GatewayStalled,
+    PolicyApplied,
+    Released,
+    SchedulerEvent,
+    Started,
+    StepEnded,
+    StopFound,
+    Woke,
+)
+from policies.lifecycle import Happening, State
+from policies.scheduling.backpressure import Stalls
+from policies.scheduling.checking import Snapshot, check_executor, snapshot
+from policies.scheduling.executor import Executor
+from policies.scheduling.plans import finish_plan
+from policies.scheduling.rules import SchedulingRules
+from policies.scheduling.stages import Draft
+from policies.scheduling.state import Request, Sequence
+
+TOO_LONG = "context_length_exceeded"
+
+FirstToken = Literal["last_chunk", "next_decode"]
+FIRST_TOKEN: FirstToken = "last_chunk"  # noqa: S105  which step makes a sequence's first token, not a secret
+
+
+class SchedulerCore:
+    """The decisions of the scheduler service. The first events are `Started` and `PolicyApplied`.
+
+    Args:
+        first_token: `last_chunk`: the last piece of a prompt samples output token 1; `next_decode`: the first decode
+            does (the convention of some published experiments).
+    """
+
+    def __init__(self, first_token: FirstToken = FIRST_TOKEN) -> None:
+        self.revision = 0
+        self.executors: dict[int, Executor] = {}
+        self.requests: dict[int, Request] = {}
+        self.sequences: dict[int, Sequence] = {}
+        self._unrouted: dict[int, Sequence] = {}
+        self._samples_first = first_token == FIRST_TOKEN
+        self._rules: SchedulingRules | None = None
+        self._num_released = 0
+        self._stalls = Stalls()
+        self._wakes_at_s: float | None = None
+        self._lost_preemptions = 0
+
+    def handle(self, event: SchedulerEvent, now: float) -> list[Command]:
+        """Decide. `now` is core time in seconds and never goes backwards.
+
+        Unknown requests, sequences, executors and steps are ignored. Every released request gets exactly one `Finish`.
+        """
+        commands: list[Command] = []
+        match event:
+            case StepEnded():
+                self._end_step(event, now, commands)
+            case Released():
+                self._release(event, now, commands)
+            case CancelRequested():
+                self._cancel(event.request, event.reason, now, commands)
+            case StopFound():
+                self._stop(event, now, commands)
+            case GatewayStalled():
+                self._stalls.begin(event.gateway, now)
+            case GatewayResumed():
+                if self._stalls.end(event.gateway):
+                    self._set_stalled(event.gateway, stalled=False)
+            case GatewayLost():
+                self._stalls.end(event.gateway)
+                self._cancel_gateway(event.gateway, "gateway_lost", now, commands)
+            case Woke():
+                self._wakes_at_s = None
+                self._act_on_stalls(now, commands)
+            case ExecutorJoined():
+                self._join(event, now, commands)
+            case ExecutorLost():
+                self._lose(event.executor, now, commands)
+            case PolicyApplied():
+                self._apply(event)
+            case Started():
+                pass
+        for executor in self.executors.values():
+            self._plan(executor, now, commands)
+        self._ask_to_be_woken(commands)
+        return commands
+
+    def check(self) -> None:
+        """Raise AssertionError unless every invariant holds: blocks, slots, budgets, counters, one state a sequence."""
+        for executor in self.executors.values():
+            check_executor(executor)
+        routed = {s for executor in self.executors.values() for s in executor.routed}
+        if routed | set(self._unrouted) != set(self.sequences) or routed & set(self._unrouted):
+            raise AssertionError("a sequence is not in exactly one place: on an executor or waiting for one")
+        open_ = {sequence for request in self.requests.values() for sequence in request.open}
+        if open_ != set(self.sequences):
+            raise AssertionError("the open choices of the requests are not the sequences known")
+
+    def snapshot(self) -> Snapshot:
+        """What gauges show: counts over all executors."""
+        return snapshot(self.executors.values(), len(self._unrouted), self._lost_preemptions)
+
+    @property
+    def rules(self) -> SchedulingRules:
+        """What the policy in force asks of the scheduler.
+
+        Raises:
+            RuntimeError: an event came before the first `PolicyApplied`.
+        """
+        if self._rules is None:
+            raise RuntimeError("the scheduler needs a PolicyApplied before any other event than Started")
+        return self._rules
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _release(self, event: Released, now: float, commands: list[Command]) -> None:
+        if event.request in self.requests:
+            return
+        request = Request(event.request, event.gateway, event.num_choices)
+        self.requests[request.id] = request
+        for index in range(event.num_choices):
+            self._num_released += 1
+            sequence = Sequence(
+                event.request + index,
+                request,
+                number=self._num_released,
+                arrived_s=now - event.waited_s,
+                prompt_tokens=event.prompt_tokens,
+                max_output_tokens=event.max_output_tokens,
+                slo_class=event.slo_class,
+            )
+            _, sequence.tbt_s = self.rules.slo(sequence.slo_class)
+            sequence.priority, _ = self.rules.slo(sequence.slo_class)
+            sequence.stalled = self._stalls.is_left_out(event.gateway)
+            sequence.life.pass_(Happening.RELEASED, now, event.slo_class)
+            self.sequences[sequence.id] = sequence
+            if not self._route(sequence, now, commands):
+                return
+
+    def _route(self, sequence: Sequence, now: float, commands: list[Command]) -> bool:
+        """Find a sequence an executor; False if none of those present could ever run it: its request is over."""
+        if not self.executors:
+            self._unrouted[sequence.id] = sequence
+            return True
+        executor = self.rules.route(self.executors.values(), sequence)
+        if executor is not None:
+            executor.enqueue(sequence)
+            return True
+        self._unrouted[sequence.id] = sequence
+        obstacles = [executor.obstacle(sequence) for executor in self.executors.values()]
+        outcome = "error" if sequence.resumed else "refused"
+        message = obstacles[0] or ""
+        self._abandon(sequence.request, now, commands, outcome=outcome, code=TOO_LONG, message=message)
+        return False
+
+    def _abandon(
+        self, request: Request, now: float, commands: list[Command], *, outcome: str, code: str, message: str
+    ) -> None:
+        """End every open choice of a request, with what it has produced."""
+        for sequence_id in list(request.open):
+            sequence = self.sequences.get(sequence_id)
+            if sequence is not None:
+                self._close(sequence, self._produced(sequence), Happening.CANCELLED, now, code)
+        del self.requests[request.id]
+        commands.append(
+            Finish(
+                request=request.id,
+                outcome=outcome,
+                output_tokens=sum(request.output_tokens.values()),
+                code=code,
+                message=message,
+            )
+        )
+
+    def _produced(self, sequence: Sequence) -> int:
+        if sequence.executor is None:
+            return sequence.kept_tokens
+        return self.executors[sequence.executor].produced(sequence)
+
+    def _close(self, sequence: Sequence, output_tokens: int, happening: Happening, now: float, reason: str) -> None:
+        """A sequence is over; its blocks are free for the next plan."""
+        if sequence.executor is None:
+            sequence.life.pass_(happening, now, reason)
+            del self._unrouted[sequence.id]
+        else:
+            self.executors[sequence.executor].remove(sequence, happening, now, reason)
+        del self.sequences[sequence.id]
+        del sequence.request.open[sequence.id]
+        sequence.request.output_tokens[sequence.id] = output_tokens
+
+    def _complete(
+        self, sequence: Sequence, output_tokens: int, reason: str, now: float, commands: list[Command]
+    ) -> None:
+        """A sequence finished; the request too when it was the last choice."""
+        self._close(sequence, output_tokens, Happening.FINISHED, now, reason)
+        request = sequence.request
+        if not request.open:
+            del self.requests[request.id]
+            total = sum(request.output_tokens.values())
+            commands.append(Finish(request=request.id, outcome="finished", output_tokens=total))
+
+    def _cancel(self, request_id: int, reason: str, now: float, commands: list[Command]) -> None:
+        request = self.requests.get(request_id)
+        if request is not None:
+            message = f"the request was cancelled: {reason.replace('_', ' ')}"
+            self._abandon(request, now, commands, outcome="cancelled", code=reason, message=message)
+
+    def _cancel_gateway(self, gateway: int, reason: str, now: float, commands: list[Command]) -> None:
+        for request in [r for r in self.requests.values() if r.gateway == gateway]:
+            self._cancel(request.id, reason, now, commands)
+
+    def _stop(self, event: StopFound, now: float, commands: list[Command]) -> None:
+        sequence = self.sequences.get(event.sequence)
+        if sequence is not None:
+            self._complete(sequence, event.output_tokens, "stop string", now, commands)
+            return
+        for request in self.requests.values():
+            # Its last token overtook the stop string found in it; a sibling is still running, so the count can follow.
+            if event.sequence in request.output_tokens:
+                request.output_tokens[event.sequence] = event.output_tokens
+                return
+
+    # --- gateways that do not read --------------------------------------------------------------------------------
+
+    def _act_on_stalls(self, now: float, commands: list[Command]) -> None:
+        left_out, cancelled = self._stalls.overdue(now)
+        for gateway in left_out:
+            self._set_stalled(gateway, stalled=True)
+        for gateway in cancelled:
+            self._cancel_gateway(gateway, "slow_gateway", now, commands)
+
+    def _set_stalled(self, gateway: int, *, stalled: bool) -> None:
+        for sequence in self.sequences.values():
+            if sequence.request.gateway != gateway:
+                continue
+            if sequence.executor is None:
+                sequence.stalled = stalled
+            else:
+                self.executors[sequence.executor].set_stalled(sequence, stalled=stalled)
+
+    def _ask_to_be_woken(self, commands: list[Command]) -> None:
+        at_s = self._stalls.next_at_s()
+        if at_s is not None and at_s != self._wakes_at_s:
+            self._wakes_at_s = at_s
+            commands.append(WakeAt(at_s=at_s))
+
+    # --- executors and policies -----------------------------------------------------------------------------------
+
+    def _join(self, event: ExecutorJoined, now: float, commands: list[Command]) -> None:
+        self._lose(event.executor, now, commands)
+        self.executors[event.executor] = Executor(event, self.rules, samples_first=self._samples_first)
+        homeless, self._unrouted = list(self._unrouted.values()), {}
+        for sequence in homeless:
+            if sequence.id in self.sequences:
+                self._unrouted[sequence.id] = sequence
+        for sequence in homeless:
+            if self._unrouted.pop(sequence.id, None) is not None:
+                self._route(sequence, now, commands)
+
+    def _lose(self, executor_id: int, now: float, commands: list[Command]) -> None:
+        """Its sequences keep the tokens that returned and are computed again elsewhere, or when one joins."""
+        executor = self.executors.get(executor_id)
+        if executor is None:
+            return
+        kept = {sequence.id: executor.produced(sequence) for sequence in executor.routed.values()}
+        del self.executors[executor_id]
+        self._lost_preemptions += executor.num_preemptions
+        orphans = sorted(executor.routed.values(), key=lambda s: s.number)
+        for sequence in orphans:
+            sequence.life.pass_(Happening.LOST, now)
+            sequence.kept_tokens = kept[sequence.id]
+            sequence.blocks = []
+            sequence.slot = sequence.executor = None
+            sequence.ticket = sequence.admitted = 0
+            self._unrouted[sequence.id] = sequence
+        for sequence in orphans:
+            if self.executors and self._unrouted.pop(sequence.id, None) is not None:
+                self._route(sequence, now, commands)
+
+    def _apply(self, event: PolicyApplied) -> None:
+        self._rules = compile_scheduling(load_policy(event.document))
+        self.revision = event.revision
+        for sequence in self.sequences.values():
+            sequence.priority, _ = self._rules.slo(sequence.slo_class)
+        for executor in self.executors.values():
+            executor.apply(self._rules)
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def _end_step(self, event: StepEnded, now: float, commands: list[Command]) -> None:
+        executor = self.executors.get(event.executor)
+        if executor is None or not executor.steps or executor.steps[0].number != event.step:
+            return
+        step = executor.steps.pop(0)
+        ended_at_s = now - event.ended_ago_s
+        executor.step_time.observe(event.step_time_s)
+        executor.last_ended_s = ended_at_s
+        executor.arm(step, ended_at_s)
+        finish = np.zeros(step.num_samples, np.int8)
+        rows = np.arange(step.num_samples, dtype=np.int32)
+        if step.dropped:
+            gone = [row for slot in step.dropped if (row := step.sampling_row_of(slot)) is not None]
+            rows = np.delete(rows, gone)
+        for sequence_id in event.ended:
+            sequence = self.sequences.get(sequence_id)
+            if sequence is not None and sequence.slot is not None and sequence.executor == executor.id:
+                row = step.sampling_row_of(sequence.slot)
+                if row is not None:
+                    finish[row] = FinishReason.STOP
+                    self._complete(sequence, executor.produced(sequence), "end of sequence", now, commands)
+        for slot in step.ending:
+            sequence = executor.columns.sequences[slot]
+            if sequence is not None and sequence.life.state is State.ENDING:
+                row = step.sampling_row_of(slot)
+                finish[row] = FinishReason.LENGTH
+                self._complete(sequence, sequence.max_output_tokens, "length", now, commands)
+        executor.settle(step, now)
+        if len(rows):
+            if step.dropped:
+                finish = finish[rows]
+            commands.insert(0, Deliver(executor=executor.id, step=step.number, rows=rows, finish=finish))
+
+    def _plan(self, executor: Executor, now: float, commands: list[Command]) -> None:
+        """Fill the executor's pipeline."""
+        while len(executor.steps) < executor.max_steps_in_flight:
+            executor.arm_ahead(now)
+            draft = Draft(executor, now)
+            draft.build()
+            if draft.num_rows:
+                plan = finish_plan(executor, draft, now)
+                number = executor.num_steps
+                commands.append(StartStep(executor=executor.id, step=number, revision=self.revision, plan=plan))
+            elif not draft.preempted:  # after a preemption there is room that a fresh plan can use
+                break
+        if executor.forget and not executor.steps:
+            commands.append(Forget(executor=executor.id, released=executor.forget))
+            executor.forget = []

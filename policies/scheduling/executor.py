@@ -1,0 +1,245 @@
+"""One executor as the scheduler sees it: its pool, its sequences and its steps in flight.
+
+Owns who holds which blocks and slots there, and every move between waiting and holding. Does not know stages: plan.py
+decides, this carries out.
+"""
+
+from policies.events import ExecutorJoined
+from policies.lifecycle import HOLDS_BLOCKS, Happening, State
+from policies.scheduling.columns import Columns
+from policies.scheduling.deadlines import base_s
+from policies.scheduling.kv_blocks import KvBlocks
+from policies.scheduling.orders import Waiting
+from policies.scheduling.rules import SchedulingRules
+from policies.scheduling.state import Sequence, Step
+from policies.scheduling.step_time import StepTime
+
+
+class Executor:
+    """State of one executor.
+
+    Attributes:
+        samples_first: the last piece of a prompt samples a token (else the first decode makes token 1).
+        started: unfinished prefills by sequence id, in order of admission.
+        num_holders: sequences with blocks.
+        steps: in flight, oldest first.
+        forget: sequences that the executor still has state of and must drop.
+        committed_tokens: KV tokens held or promised to the sequences routed here.
+    """
+
+    def __init__(self, joined: ExecutorJoined, rules: SchedulingRules, *, samples_first: bool) -> None:
+        self.id = joined.executor
+        self.samples_first = samples_first
+        self.max_sequence_tokens = joined.max_sequence_tokens
+        self.max_steps_in_flight = joined.max_steps_in_flight
+        self.blocks = KvBlocks(joined.num_blocks, joined.block_tokens)
+        self.columns = Columns()
+        self.waiting = Waiting()
+        self.started: dict[int, Sequence] = {}
+        self.routed: dict[int, Sequence] = {}
+        self.steps: list[Step] = []
+        self.forget: list[int] = []
+        self.num_holders = 0
+        self.num_steps = 0
+        self.num_preemptions = 0
+        self.last_ended_s = 0.0
+        self.step_time = StepTime(rules.step_time_weight)
+        self._admissions = 0
+        self.promised_tokens = 0
+        self.apply(rules)
+
+    @property
+    def committed_tokens(self) -> int:
+        """KV tokens held, and those the waiting sequences will take at their start."""
+        held = self.blocks.num_blocks - self.blocks.num_free
+        return held * self.blocks.block_tokens + self.promised_tokens
+
+    def apply(self, rules: SchedulingRules) -> None:
+        """Follow a new policy: everything is carried over, the waiting are ordered anew."""
+        self.rules = rules
+        self.watermark_blocks = rules.watermark_blocks(self.blocks.num_blocks)
+        self._longest_waiting = rules.longest_piece(started=False)
+        self._longest_started = rules.longest_piece(started=True)
+        self.step_time.reweigh(rules.step_time_weight)
+        self.waiting.rebuild(rules.waiting_orders(), self.is_carried)
+        for sequence in self.routed.values():
+            if sequence.slot is not None:
+                self.columns.priority[sequence.slot] = sequence.priority
+
+    def is_carried(self, sequence: Sequence) -> bool:
+        """Whether no stage of the policy could finish this prefill, so that the carry-over stage takes it."""
+        longest = self._longest_started if sequence.life.state is State.PREFILL else self._longest_waiting
+        return sequence.prompt_left > longest
+
+    def obstacle(self, sequence: Sequence) -> str | None:
+        """Why this executor could never run a sequence to its end, as a sentence; None if it could."""
+        asked = f"{sequence.prompt_tokens} prompt + {sequence.max_output_tokens} output tokens"
+        if sequence.longest > self.max_sequence_tokens:
+            return (
+                f"{asked} are longer than the {self.max_sequence_tokens} tokens the model allows; "
+                "shorten the prompt or lower max_tokens"
+            )
+        usable = self.blocks.num_blocks - self.watermark_blocks
+        if self.blocks.blocks_of(sequence.longest) > usable:
+            return (
+                f"{asked} need more KV memory than one executor has ({max(usable, 0) * self.blocks.block_tokens} "
+                "tokens); shorten the prompt or lower max_tokens"
+            )
+        if not sequence.resumed and self._longest_waiting < sequence.prompt_tokens:
+            return (
+                f"a prompt of {sequence.prompt_tokens} tokens does not fit a step of {self._longest_waiting} tokens, "
+                "and the policy does not cut prompts; shorten the prompt"
+            )
+        return None
+
+    # --- between waiting and holding ------------------------------------------------------------------------------
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Let a sequence wait here, unless its gateway is stalled."""
+        sequence.executor = self.id
+        sequence.prompt_left = sequence.tokens_to_prefill
+        self.routed[sequence.id] = sequence
+        self.promised_tokens += sequence.tokens_to_prefill
+        if not sequence.stalled:
+            self.waiting.add(sequence, carried=self.is_carried(sequence))
+
+    def blocks_to_start(self, sequence: Sequence) -> int:
+        """Blocks that a sequence takes at its start."""
+        tokens = self.rules.tokens_reserved(sequence)
+        if sequence.resumed and not self.samples_first and not self.rules.admit_max_length:
+            # Its prefill makes no token: without room for the first decode, several such sequences could preempt
+            # themselves in turn forever.
+            tokens += 1
+        return self.blocks.blocks_of(tokens)
+
+    def start(self, sequence: Sequence, now: float, stage: int) -> int:
+        """Give a waiting sequence its first blocks and a slot; returns the number of blocks. The caller has checked
+        that they are free.
+        """
+        self.waiting.remove(sequence)
+        self.promised_tokens -= sequence.tokens_to_prefill
+        count = self.blocks_to_start(sequence)
+        sequence.blocks = self.blocks.take(count)
+        self._admissions += 1
+        sequence.admitted = self._admissions
+        sequence.resumed = True
+        sequence.life.pass_(Happening.STARTED, now, stage)
+        self.columns.enter(sequence, count * self.blocks.block_tokens)
+        self.started[sequence.id] = sequence
+        self.num_holders += 1
+        return count
+
+    def preempt(self, sequence: Sequence, now: float) -> bool:
+        """Take a sequence's blocks; its tokens are kept. Returns True if it may wait at once, False if tokens of it are
+        in flight: then it waits when they have returned.
+        """
+        slot = _slot_of(sequence)
+        if sequence.life.state is State.DECODE:
+            sequence.kept_tokens = sequence.max_output_tokens - self.columns.outputs_left(slot)
+        self._yield_blocks(sequence, slot)
+        self.num_preemptions += 1
+        last = self._last_step_with(slot)
+        if last is None:
+            sequence.life.pass_(Happening.PREEMPTED, now)
+            self.columns.leave(slot)
+            sequence.slot = None
+            return True
+        sequence.life.pass_(Happening.PREEMPTED_IN_FLIGHT, now)
+        last.returning.append(sequence)
+        return False
+
+    def remove(self, sequence: Sequence, happening: Happening, now: float, reason: str) -> None:
+        """A sequence is over: nothing of it stays here, rows in flight reach nobody."""
+        state = sequence.life.state
+        slot = sequence.slot
+        sequence.life.pass_(happening, now, reason)
+        del self.routed[sequence.id]
+        if slot is None:
+            self.promised_tokens -= sequence.tokens_to_prefill
+            if sequence.ticket:
+                self.waiting.remove(sequence)
+            return
+        for step in self.steps:
+            step.dropped.append(slot)
+        if state is State.RETURNING:
+            return
+        self._yield_blocks(sequence, slot)
+        last = self._last_step_with(slot)
+        if last is None:
+            self.columns.leave(slot)
+        else:
+            last.closing.append(slot)
+
+    def produced(self, sequence: Sequence) -> int:
+        """Output tokens that have returned: those planned less those in flight."""
+        slot = sequence.slot
+        if slot is None:
+            return sequence.kept_tokens
+        planned = sequence.kept_tokens
+        if sequence.life.state in (State.DECODE, State.ENDING):
+            planned = sequence.max_output_tokens - self.columns.outputs_left(slot)
+        return planned - sum(step.samples_slot(slot) for step in self.steps)
+
+    def set_stalled(self, sequence: Sequence, *, stalled: bool) -> None:
+        """Leave a sequence out of plans, or let it in again."""
+        sequence.stalled = stalled
+        state = sequence.life.state
+        if state is State.DECODE:
+            self.columns.set_open(_slot_of(sequence), value=not stalled)
+        elif state is State.WAITING and stalled and sequence.ticket:
+            self.waiting.remove(sequence)
+        elif state is State.WAITING and not stalled and not sequence.ticket:
+            self.waiting.add(sequence, carried=self.is_carried(sequence))
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def settle(self, step: Step, now: float) -> None:
+        """Free what waited for this step's return; it is out of `steps`."""
+        for slot in step.closing:
+            self.columns.leave(slot)
+        for sequence in step.returning:
+            self.columns.leave(_slot_of(sequence))
+            sequence.slot = None
+            if sequence.life.state is State.RETURNING:
+                sequence.life.pass_(Happening.RETURNED, now)
+                self.enqueue(sequence)
+
+    def arm(self, step: Step, ended_at_s: float) -> None:
+        """Set the deadlines that count from a step's end."""
+        theta = self.rules.offsets.theta(self.blocks.use)
+        base = base_s(ended_at_s, theta, self.step_time.estimate_s)
+        self.columns.deadline_s[step.arms] = step.tbt_s + base
+
+    def arm_ahead(self, now: float) -> None:
+        """Set provisional deadlines from the predicted ends of the steps in flight; their results correct them."""
+        ends = self.last_ended_s
+        for step in self.steps:
+            ends = max(now, max(ends, step.planned_at_s) + self.step_time.estimate_s)
+            self.arm(step, ends)
+
+    # --- within ---------------------------------------------------------------------------------------------------
+
+    def _yield_blocks(self, sequence: Sequence, slot: int) -> None:
+        self.blocks.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.admitted = 0
+        self.num_holders -= 1
+        self.started.pop(sequence.id, None)
+        self.columns.set_open(slot, value=False)
+        self.forget.append(sequence.id)
+
+    def _last_step_with(self, slot: int) -> Step | None:
+        for step in reversed(self.steps):
+            if step.row_of(slot) is not None:
+                return step
+        return None
+
+    def holders(self) -> list[Sequence]:
+        """Sequences with blocks, in slot order."""
+        return [s for s in self.columns.sequences if s is not None and s.life.state in HOLDS_BLOCKS]
+
+
+def _slot_of(sequence: Sequence) -> int:
+    if sequence.slot is None:
+        raise RuntimeError(f"sequence {sequence.id} has no slot: {sequence.life.story}")
+    return sequence.slot

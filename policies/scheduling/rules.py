@@ -1,0 +1,102 @@
+"""What the scheduler decides by: a compiled policy.
+
+Owns the shape of the rules. `policies/document/compile.py` makes them; nothing here reads a document.
+"""
+
+from math import floor
+
+from msgspec import Struct
+
+from policies.scheduling.deadlines import OffsetRule
+from policies.scheduling.preemption import Victim
+from policies.scheduling.routing import Route
+from policies.scheduling.state import Sequence
+
+UNLIMITED = 2**31 - 1
+CARRY_OVER = -1
+"""Index of the implicit first stage that takes prefills no stage of the policy could finish."""
+
+
+class DecodeRule(Struct, frozen=True):
+    """A stage that plans one token for each decode."""
+
+    index: int
+    due: bool
+    order: tuple[str, ...]
+    exclusive: bool
+    min_decoding: int
+
+
+class PrefillRule(Struct, frozen=True):
+    """A stage that plans prompts. `chunk` 0: any length; `max_sequences` UNLIMITED: no limit."""
+
+    index: int
+    started: bool
+    waiting: bool
+    merge: bool
+    chunked: bool
+    chunk: int
+    max_sequences: int
+    order: tuple[str, ...]
+    exclusive: bool
+    min_decoding: int
+
+
+CARRY_OVER_RULE = PrefillRule(
+    index=CARRY_OVER,
+    started=True,
+    waiting=True,
+    merge=False,
+    chunked=True,
+    chunk=0,
+    max_sequences=UNLIMITED,
+    order=("arrival",),
+    exclusive=False,
+    min_decoding=0,
+)
+
+
+class SchedulingRules(Struct, frozen=True):
+    """A policy as the scheduler needs it. `token_budget` UNLIMITED: none."""
+
+    stages: tuple[DecodeRule | PrefillRule, ...]
+    token_budget: int
+    max_sequences: int
+    max_decodes: int
+    offsets: OffsetRule
+    step_time_weight: float | None
+    admit_max_length: bool
+    watermark: float
+    victims: tuple[Victim, ...]
+    route: Route
+    classes: dict[str, tuple[int, float]]
+    """Class name -> (priority, TBT in seconds), in order of priority."""
+
+    def slo(self, slo_class: str) -> tuple[int, float]:
+        """Priority and TBT of a class. One that this policy does not know (it was classified under an older revision)
+        is treated as the least important one.
+        """
+        found = self.classes.get(slo_class)
+        return found if found is not None else next(reversed(self.classes.values()))
+
+    def watermark_blocks(self, num_blocks: int) -> int:
+        """Blocks kept free when a sequence starts."""
+        return floor(self.watermark * num_blocks)
+
+    def tokens_reserved(self, sequence: Sequence) -> int:
+        """Tokens whose blocks a sequence takes at its start."""
+        return sequence.longest if self.admit_max_length else sequence.tokens_to_prefill
+
+    def waiting_orders(self) -> tuple[tuple[str, ...], ...]:
+        """Distinct orders of the stages that start sequences."""
+        stages = [stage for stage in self.stages if isinstance(stage, PrefillRule) and stage.waiting]
+        return tuple(dict.fromkeys(stage.order for stage in stages))
+
+    def longest_piece(self, *, started: bool) -> int:
+        """Most prompt tokens that the stages can finish of a started (or else waiting) prefill; 0 without a stage."""
+        pieces = [
+            UNLIMITED if stage.chunked else self.token_budget
+            for stage in self.stages
+            if isinstance(stage, PrefillRule) and (stage.started if started else stage.waiting)
+        ]
+        return max(pieces, default=0)

@@ -1,0 +1,297 @@
+"""Building one step plan: stages that each offer the remaining token budget to one kind of work.
+
+Owns the meaning of a stage. Decodes are taken as arrays: a stage that fits whole is never sorted, and only when blocks
+run short is each decode looked at by itself. Prefills are few and are taken one by one.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from policies.commands import BoolArray
+from policies.lifecycle import Happening
+from policies.scheduling.executor import Executor
+from policies.scheduling.orders import sort_slots, started_key, waiting_key
+from policies.scheduling.preemption import choose
+from policies.scheduling.rules import CARRY_OVER_RULE, DecodeRule, PrefillRule
+from policies.scheduling.state import Sequence, SlotArray
+
+
+class Prefill:
+    """A prompt's row: `num_tokens` from where it stands; `final` when nothing of the prompt is left after it."""
+
+    __slots__ = ("final", "num_new_blocks", "num_tokens", "row", "sequence")
+
+    def __init__(self, row: int, sequence: Sequence, num_tokens: int, num_new_blocks: int) -> None:
+        self.row = row
+        self.sequence = sequence
+        self.num_tokens = num_tokens
+        self.num_new_blocks = num_new_blocks
+        self.final = num_tokens == sequence.prompt_left
+
+
+class Draft:
+    """A plan being built. Row order: as planned, stage by stage.
+
+    Attributes:
+        segments: (stage index, slots) of consecutive rows.
+        prefills: the rows that are prompts.
+        border_rows: rows of decodes that cross a block border, as arrays; `new_blocks` has their blocks, in row order.
+        preempted: whether anybody lost its blocks.
+    """
+
+    __slots__ = (
+        "_barred",
+        "_closed",
+        "_executor",
+        "_now",
+        "_open",
+        "_planned_prefills",
+        "_rules",
+        "border_rows",
+        "left",
+        "new_blocks",
+        "num_decodes",
+        "num_rows",
+        "preempted",
+        "prefills",
+        "segments",
+        "starts",
+    )
+
+    def __init__(self, executor: Executor, now: float) -> None:
+        self._executor = executor
+        self._rules = executor.rules
+        self._now = now
+        self._open: BoolArray | None = None
+        self._closed = 0
+        self._barred: list[Sequence] = []
+        self._planned_prefills: dict[int, Sequence] = {}
+        self.left = self._rules.token_budget
+        self.num_decodes = 0
+        self.num_rows = 0
+        self.segments: list[tuple[int, SlotArray]] = []
+        self.prefills: list[Prefill] = []
+        self.border_rows: list[SlotArray] = []
+        self.new_blocks: list[int] = []
+        self.starts: list[int] = []
+        self.preempted = False
+
+    def build(self) -> None:
+        """Offer the budget to the stages in turn, then let the preempted wait."""
+        num_decoding = len(self._executor.columns.all_open())
+        self._take_prefills(CARRY_OVER_RULE)
+        for stage in self._rules.stages:
+            if self.left == 0:
+                break
+            if num_decoding < stage.min_decoding:
+                continue
+            rows_before = self.num_rows
+            if isinstance(stage, DecodeRule):
+                self._take_decodes(stage)
+            else:
+                self._take_prefills(stage)
+            if stage.exclusive and self.num_rows > rows_before:
+                break
+        for sequence in self._barred:
+            self._executor.enqueue(sequence)
+
+    # --- decodes --------------------------------------------------------------------------------------------------
+
+    def _take_decodes(self, stage: DecodeRule) -> None:
+        columns = self._executor.columns
+        slots = self._open_slots()
+        if stage.due and len(slots):
+            mask = columns.deadline_s[: columns.high] <= self._now
+            mask &= columns.open[: columns.high] if self._open is None else self._open
+            slots = mask.nonzero()[0]
+        room = min(self.left, self._rules.max_decodes - self.num_decodes)
+        if not len(slots) or room <= 0:
+            return
+        chosen = slots
+        if len(slots) > room:
+            slots = sort_slots(columns, slots, stage.order)
+            chosen = slots[:room]
+        at_border = (columns.position.take(chosen) == columns.capacity.take(chosen)).nonzero()[0]
+        if len(at_border) > self._executor.blocks.num_free:
+            self._take_decodes_one_by_one(stage, sort_slots(columns, slots, stage.order))
+            return
+        if len(at_border):
+            self._extend(chosen.take(at_border))
+            self.border_rows.append(at_border + self.num_rows if self.num_rows else at_border)
+        self._add_decodes(stage, chosen)
+
+    def _open_slots(self) -> SlotArray:
+        if self._open is not None:
+            return self._open.nonzero()[0]
+        slots = self._executor.columns.all_open()
+        return slots[:0] if self._closed == len(slots) else slots
+
+    def _mask(self) -> BoolArray:
+        """Which slots may still be planned in this step, writable."""
+        if self._open is None:
+            columns = self._executor.columns
+            self._open = columns.open[: columns.high].copy()
+        return self._open
+
+    def _extend(self, slots: SlotArray) -> None:
+        """One more block for each of these decodes."""
+        columns = self._executor.columns
+        taken = self._executor.blocks.take(len(slots))
+        sequences = columns.sequences
+        for slot, block in zip(slots.tolist(), taken, strict=True):
+            sequences[slot].blocks.append(block)
+        columns.capacity[slots] += self._executor.blocks.block_tokens
+        self.new_blocks += taken
+
+    def _add_decodes(self, stage: DecodeRule, chosen: SlotArray) -> None:
+        count = len(chosen)
+        if self._open is None and count == len(self._executor.columns.all_open()):
+            self._closed = count  # everybody at once: no mask is needed
+        else:
+            self._mask()[chosen] = False
+        self.segments.append((stage.index, chosen))
+        self.num_rows += count
+        self.num_decodes += count
+        self.left -= count
+
+    def _take_decodes_one_by_one(self, stage: DecodeRule, ordered: SlotArray) -> None:
+        """The definition itself, for when blocks run short: each decode may cost another sequence its blocks."""
+        columns = self._executor.columns
+        mask = self._mask()
+        for slot in ordered.tolist():
+            if self.left == 0 or self.num_decodes == self._rules.max_decodes:
+                return
+            if not mask[slot]:
+                continue
+            if columns.position[slot] == columns.capacity[slot]:
+                sequence = columns.sequences[slot]
+                if sequence is None or not self._make_room(sequence):
+                    continue
+                chosen = np.array([slot])
+                self._extend(chosen)
+                self.border_rows.append(np.array([self.num_rows]))
+            self._add_decodes(stage, np.array([slot]))
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempt until a block is free; False if the sequence itself had to go."""
+        executor = self._executor
+        while executor.blocks.num_free == 0:
+            victim = choose(self._rules.victims, self._candidates_for_eviction(), sequence)
+            if victim.slot is not None:
+                self._mask()[victim.slot] = False
+            self.preempted = True
+            if executor.preempt(victim, self._now):
+                self._barred.append(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _candidates_for_eviction(self) -> list[Sequence]:
+        """Holders with tokens left to plan that are not in this plan."""
+        executor = self._executor
+        planned = {int(slot) for _, slots in self.segments for slot in slots}
+        return [
+            s
+            for s in executor.holders()
+            if s.slot not in planned and (s.id in executor.started or executor.columns.outputs_left(s.slot or 0) > 0)
+        ]
+
+    # --- prefills -------------------------------------------------------------------------------------------------
+
+    def _take_prefills(self, stage: PrefillRule) -> None:
+        executor = self._executor
+        taken = 0
+        slots: list[int] = []
+        for sequence in self._candidates(stage):
+            if self.left == 0 or taken == stage.max_sequences:
+                break
+            num_tokens = min(sequence.prompt_left, self.left)
+            if num_tokens < sequence.prompt_left:
+                if not stage.chunked:
+                    break
+                if stage.chunk:
+                    num_tokens -= num_tokens % stage.chunk
+            if num_tokens == 0:
+                break
+            num_new_blocks = 0
+            if sequence.slot is None:
+                if not self._may_start(sequence):
+                    break
+                num_new_blocks = executor.start(sequence, self._now, stage.index)
+                self.new_blocks += sequence.blocks
+                self.starts.append(sequence.id)
+            self.prefills.append(Prefill(self.num_rows + taken, sequence, num_tokens, num_new_blocks))
+            self._planned_prefills[sequence.id] = sequence
+            slots.append(sequence.slot if sequence.slot is not None else 0)
+            self.left -= num_tokens
+            taken += 1
+        if slots:
+            self.segments.append((stage.index, np.array(slots)))
+            self.num_rows += taken
+
+    def _may_start(self, sequence: Sequence) -> bool:
+        executor = self._executor
+        if executor.num_holders >= self._rules.max_sequences:
+            return False
+        free = executor.blocks.num_free - executor.blocks_to_start(sequence)
+        # Alone it may use the watermark: a policy that raised it must not leave a released sequence waiting forever.
+        return free >= executor.watermark_blocks or (free >= 0 and executor.num_holders == 0)
+
+    def _candidates(self, stage: PrefillRule) -> Iterator[Sequence]:
+        carried = stage is CARRY_OVER_RULE
+        started = self._started(stage, carried=carried) if stage.started and self._executor.started else []
+        if stage.merge:
+            yield from self._merged(stage, started)
+            return
+        yield from started
+        if stage.waiting:
+            while (first := self._first_waiting(stage, carried=carried)) is not None:
+                yield first
+
+    def _merged(self, stage: PrefillRule, started: list[Sequence]) -> Iterator[Sequence]:
+        """Started and waiting ones in one order."""
+        index = 0
+        while True:
+            first = self._first_waiting(stage, carried=False) if stage.waiting else None
+            if index < len(started) and (
+                first is None or started_key(started[index], stage.order) < waiting_key(first, stage.order)
+            ):
+                yield started[index]
+                index += 1
+            elif first is not None:
+                yield first
+            else:
+                return
+
+    def _first_waiting(self, stage: PrefillRule, *, carried: bool) -> Sequence | None:
+        waiting = self._executor.waiting
+        if not len(waiting):
+            return None
+        return waiting.first_carried() if carried else waiting.first(stage.order)
+
+    def _started(self, stage: PrefillRule, *, carried: bool) -> list[Sequence]:
+        planned = self._planned_prefills
+        executor = self._executor
+        sequences = [
+            s
+            for s in executor.started.values()
+            if s.id not in planned and not s.stalled and (not carried or executor.is_carried(s))
+        ]
+        return sorted(sequences, key=lambda s: started_key(s, stage.order)) if len(sequences) > 1 else sequences
+
+
+def advance_prefill(executor: Executor, prefill: Prefill, now: float) -> bool:
+    """Account for a planned prompt piece; True when it leaves nothing of the prompt."""
+    sequence = prefill.sequence
+    sequence.prompt_left -= prefill.num_tokens
+    if not prefill.final or sequence.slot is None:
+        return False
+    del executor.started[sequence.id]
+    sequence.life.pass_(Happening.PREFILLED, now)
+    outputs = sequence.kept_tokens + executor.samples_first
+    end = sequence.tokens_to_prefill + sequence.max_output_tokens - outputs
+    executor.columns.end[sequence.slot] = end
+    if not sequence.stalled and end > sequence.tokens_to_prefill:
+        executor.columns.set_open(sequence.slot, value=True)
+    return True

@@ -1,0 +1,36 @@
+"""How long a step takes, as a policy believes.
+
+Owns the estimate and nothing else. The simulator's own model of a step is a different object, so that a policy can be
+wrong about its executor in a replay as it can be live.
+"""
+
+
+class StepTime:
+    """Mean of all steps, or an exponentially weighted one; 0 before the first step.
+
+    Attributes:
+        estimate_s: seconds.
+    """
+
+    __slots__ = ("_num_steps", "_total_s", "_weight", "estimate_s")
+
+    def __init__(self, weight: float | None) -> None:
+        self._weight = weight
+        self._num_steps = 0
+        self._total_s = 0.0
+        self.estimate_s = 0.0
+
+    def observe(self, step_time_s: float) -> None:
+        """Take a finished step into account."""
+        self._num_steps += 1
+        self._total_s += step_time_s
+        if self._weight is None or self._num_steps == 1:
+            self.estimate_s = self._total_s / self._num_steps
+        else:
+            self.estimate_s += self._weight * (step_time_s - self.estimate_s)
+
+    def reweigh(self, weight: float | None) -> None:
+        """Follow a new policy; what was seen so far counts on. `weight` None: mean of all steps."""
+        self._weight = weight
+        if weight is None and self._num_steps:
+            self.estimate_s = self._total_s / self._num_steps
