@@ -216,7 +216,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_file() -> None:
         (b"name: caf\xe9\n", "p.yaml:1:10: document: byte 9 is not UTF-8; save the file as UTF-8 text"),
         (VALID.encode("utf-16"), "p.yaml:1:1: document: byte 0 is not UTF-8"),
         (b"a: " + b"[" * 5000, f"values are nested deeper than {MAX_DEPTH} levels"),
-        (b"[" + b"a," * 2_000_000 + b"]", f"values up to here; at most {MAX_VALUES} values are read"),
+        (b"[" + b"a," * 200_000 + b"]", f"values up to here; at most {MAX_VALUES} values are read"),
         (b"x" * (MAX_BYTES + 1), f"at most {MAX_BYTES} bytes are read"),
     ],
 )
