@@ -10,12 +10,15 @@ from msgspec import Struct
 from policies.admission.classify import Classifier
 from policies.admission.cost import Prices
 from policies.admission.fairness import Select
-from policies.document.schema import Queue
+from policies.document.schema import Queue, SloClass
 
 
 class AdmissionRules(Struct, frozen=True):
     """What the admission core decides by."""
 
+    name: str
+    """Of the policy."""
+    classes: tuple[SloClass, ...]
     classifier: Classifier
     prices: Prices
     select: Select

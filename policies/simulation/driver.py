@@ -1,0 +1,333 @@
+"""The virtual half of "one core, two drivers": both cores in virtual time, joined as the services join them.
+
+Owns the virtual clock, the executors' device time and what happened to every request. A `StartStep` asks the executor
+model for a duration instead of a GPU; nothing else differs from live. Messages between the cores take no time.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from policies.admission.core import AdmissionCore
+from policies.admission.cost import Prices
+from policies.admission.fairness import jain
+from policies.commands import (
+    CancelReleased,
+    Command,
+    Deliver,
+    Finish,
+    Refuse,
+    Release,
+    Settle,
+    StartStep,
+    StepPlan,
+    WakeAt,
+    Withdraw,
+)
+from policies.events import (
+    Arrived,
+    CancelRequested,
+    CapacityChanged,
+    ExecutorJoined,
+    PolicyApplied,
+    Released,
+    RequestFinished,
+    Started,
+    StepEnded,
+    TokensProduced,
+    Woke,
+)
+from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
+from policies.simulation.executor_model import Device, StepShape
+from policies.simulation.workload import TraceRequest
+
+ADMISSION, SCHEDULER = "admission", "scheduler"
+
+Observer = Callable[[str, float, Any, list[Command]], None]
+"""Told (core, now, event, commands) after each event."""
+
+
+class Served(Struct, gc=False):
+    """What happened to one request; times in seconds of virtual time, None: not (yet)."""
+
+    asked: TraceRequest
+    slo_class: str = ""
+    """Empty until it is released."""
+    prefill_done_at_s: float | None = None
+    """End of the step that processed its last prompt token, the first time."""
+    first_token_at_s: float | None = None
+    last_token_at_s: float | None = None
+    finished_at_s: float | None = None
+    output_tokens: int = 0
+    refusal: str = ""
+    """Code of the refusal, if it was refused."""
+
+
+class Outcome(Struct):
+    """A run: every request that arrived, and what the cores did."""
+
+    policy: str
+    classes: list[tuple[str, float, float]]
+    """Name, TTFT and TBT limit in seconds, by priority."""
+    served: list[Served]
+    gaps_s: dict[str, list[float]]
+    """Time between successive output tokens of a request, by class, in the order they ended."""
+    simulated_s: float
+    preemptions: int
+    num_steps: int
+    max_gap: float
+    """Largest difference between the counters of backlogged tenants at any event."""
+    max_gap_ratio: float
+    """Largest `max_gap` over VTC's bound as it was then."""
+    jain: float
+    """Jain's index of charged service over weight, all tenants, when the last request arrived."""
+
+
+class _Running(Struct):
+    """A step on a device."""
+
+    executor: int
+    step: int
+    step_time_s: float
+    sampled: list[int]
+    """Sequence of each sampling row, in plan order."""
+    filled: list[tuple[int, int]]
+    """(sequence, tokens in KV) after each row that samples nothing."""
+
+
+class Simulation:
+    """One run of a policy over a workload.
+
+    `duration_s` cuts the run: later arrivals do not happen, and what is unfinished then stays so.
+    """
+
+    def __init__(
+        self,
+        document: bytes,
+        requests: list[TraceRequest],
+        device: Device,
+        *,
+        first_token: FirstToken = FIRST_TOKEN,
+        num_executors: int = 1,
+        steps_in_flight: int = 2,
+        duration_s: float | None = None,
+        check: bool = False,
+        observer: Observer | None = None,
+        progress: Callable[[float, int], None] | None = None,
+    ) -> None:
+        self.admission = AdmissionCore()
+        self.scheduler = SchedulerCore(first_token=first_token)
+        self._cores: dict[str, AdmissionCore | SchedulerCore] = {ADMISSION: self.admission, SCHEDULER: self.scheduler}
+        self._document = document
+        self._requests = requests
+        self._device = device
+        self._num_executors = num_executors
+        self._steps_in_flight = steps_in_flight
+        self._duration_s = duration_s
+        self._check = check
+        self._observer = observer
+        self._progress = progress
+        self._now = 0.0
+        self._heap: list[tuple[float, int, str, Any]] = []
+        self._order = count()
+        self._inbox: deque[tuple[str, Any]] = deque()
+        self._wakes_at: dict[str, float] = {}
+        self._busy_until = [0.0] * num_executors
+        self._steps: dict[tuple[int, int], _Running] = {}
+        self._served: dict[int, Served] = {}
+        self._open = 0
+        self._gaps: dict[str, list[float]] = {}
+        self._charged: dict[str, float] = {}
+        self._num_steps = 0
+        self._max_gap = self._max_gap_ratio = 0.0
+        self._jain = 1.0
+
+    def run(self) -> Outcome:
+        """Run until every request has ended or the time is up."""
+        self._begin()
+        arrivals = iter(enumerate(self._requests, start=1))
+        pending = next(arrivals, None)
+        ends_at = float("inf") if self._duration_s is None else self._duration_s
+        while pending is not None or self._open:
+            arrives_at = float("inf") if pending is None else pending[1].arrived_at_s
+            happens_at = self._heap[0][0] if self._heap else float("inf")
+            if min(arrives_at, happens_at) > ends_at:
+                self._now = ends_at
+                break
+            if pending is not None and arrives_at <= happens_at:
+                self._now = max(self._now, arrives_at)
+                self._arrive(*pending)
+                pending = next(arrivals, None)
+            elif self._heap:
+                at, _, kind, payload = heappop(self._heap)
+                self._now = max(self._now, at)
+                self._happen(kind, payload)
+            else:
+                raise RuntimeError(f"{self._open} requests wait at {self._now:.3f} s and no core asked for anything")
+        return self._outcome()
+
+    def _begin(self) -> None:
+        for core in (ADMISSION, SCHEDULER):
+            self._tell(core, Started(wall_s=0.0))
+            self._tell(core, PolicyApplied(1, self._document))
+        device = self._device
+        for executor in range(self._num_executors):
+            joined = ExecutorJoined(
+                executor, device.num_blocks, device.block_tokens, device.max_sequence_tokens, self._steps_in_flight
+            )
+            self._tell(SCHEDULER, joined)
+        pool_tokens = device.num_blocks * device.block_tokens
+        capacity = CapacityChanged(
+            self._num_executors, self._num_executors * pool_tokens, min(device.max_sequence_tokens, pool_tokens)
+        )
+        self._tell(ADMISSION, capacity)
+
+    def _arrive(self, request: int, asked: TraceRequest) -> None:
+        self._served[request] = Served(asked)
+        self._open += 1
+        event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.output_tokens)
+        self._charged.setdefault(asked.tenant, 0.0)
+        self._tell(ADMISSION, event)
+        self._jain = jain(list(self._charged.values()))
+        if self._progress is not None:
+            self._progress(self._now, request)
+
+    def _happen(self, kind: str, payload: Any) -> None:
+        if kind == "step":
+            running = self._steps[payload]
+            for sequence, kv_tokens in running.filled:
+                served = self._served[sequence]
+                if served.prefill_done_at_s is None and kv_tokens >= served.asked.prompt_tokens:
+                    served.prefill_done_at_s = self._now
+            self._tell(SCHEDULER, StepEnded(running.executor, running.step, running.step_time_s))
+            del self._steps[payload]
+        elif self._wakes_at.get(kind) == payload:
+            del self._wakes_at[kind]
+            self._tell(kind, Woke())
+
+    def _tell(self, core: str, event: Any) -> None:
+        """Hand over an event and everything that follows from it at this instant."""
+        self._inbox.append((core, event))
+        while self._inbox:
+            name, current = self._inbox.popleft()
+            target = self._cores[name]
+            commands = target.handle(current, self._now)
+            if self._check:
+                target.check()
+            if self._observer is not None:
+                self._observer(name, self._now, current, commands)
+            for command in commands:
+                self._perform(name, command)
+            if name == ADMISSION and self.admission.queue.num_backlogged > 1:
+                self._max_gap = max(self._max_gap, self.admission.gap)
+                self._max_gap_ratio = max(self._max_gap_ratio, self.admission.gap_ratio)
+
+    def _perform(self, core: str, command: Command) -> None:
+        match command:
+            case StartStep():
+                self._start_step(command)
+            case Deliver():
+                self._deliver(command)
+            case WakeAt():
+                self._wakes_at[core] = command.at_s
+                heappush(self._heap, (command.at_s, next(self._order), core, command.at_s))
+            case Release():
+                self._release(command)
+            case Finish():
+                self._inbox.append(
+                    (ADMISSION, RequestFinished(command.request, command.output_tokens, command.outcome))
+                )
+                served = self._served[command.request]
+                if command.outcome == "finished":
+                    served.finished_at_s = self._now
+                else:
+                    served.refusal = command.code or command.outcome
+            case Settle():
+                self._open -= 1
+            case Refuse():
+                self._served[command.request].refusal = command.code
+                self._open -= 1
+            case Withdraw():
+                self._served[command.request].refusal = command.reason
+                self._open -= 1
+            case CancelReleased():
+                self._inbox.append((SCHEDULER, CancelRequested(command.request, command.reason)))
+
+    def _release(self, command: Release) -> None:
+        served = self._served[command.request]
+        served.slo_class = command.slo_class
+        asked = served.asked
+        self._charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
+        event = Released(
+            command.request, command.slo_class, asked.prompt_tokens, asked.output_tokens, 1, command.waited_s
+        )
+        self._inbox.append((SCHEDULER, event))
+
+    def _start_step(self, command: StartStep) -> None:
+        plan, executor = command.plan, command.executor
+        duration = self._device.step_time.step_s(_shape(plan))
+        ended_at = max(self._now, self._busy_until[executor]) + duration
+        self._busy_until[executor] = ended_at
+        silent = ~plan.samples
+        filled = list(
+            zip(
+                plan.sequences[silent].tolist(),
+                (plan.positions[silent] + plan.num_tokens[silent]).tolist(),
+                strict=True,
+            )
+        )
+        key = (executor, command.step)
+        self._steps[key] = _Running(executor, command.step, duration, plan.sequences[plan.samples].tolist(), filled)
+        heappush(self._heap, (ended_at, next(self._order), "step", key))
+        self._num_steps += 1
+
+    def _deliver(self, command: Deliver) -> None:
+        sampled = self._steps[command.executor, command.step].sampled
+        sequences = [sampled[row] for row in command.rows.tolist()]
+        now = self._now
+        for sequence in sequences:
+            served = self._served[sequence]
+            served.output_tokens += 1
+            if served.last_token_at_s is None:
+                served.first_token_at_s = now
+                if served.prefill_done_at_s is None:
+                    served.prefill_done_at_s = now
+            else:
+                self._gaps.setdefault(served.slo_class, []).append(now - served.last_token_at_s)
+            served.last_token_at_s = now
+            self._charged[served.asked.tenant] += self._prices.output
+        if sequences:
+            self._inbox.append((ADMISSION, TokensProduced(sequences)))
+
+    @property
+    def _prices(self) -> Prices:
+        return self.admission.rules.prices
+
+    def _outcome(self) -> Outcome:
+        rules = self.admission.rules
+        return Outcome(
+            policy=rules.name,
+            classes=[(slo.name, slo.ttft_s, slo.tbt_s) for slo in rules.classes],
+            served=list(self._served.values()),
+            gaps_s=self._gaps,
+            simulated_s=self._now,
+            preemptions=self.scheduler.snapshot().num_preemptions,
+            num_steps=self._num_steps,
+            max_gap=self._max_gap,
+            max_gap_ratio=self._max_gap_ratio,
+            jain=self._jain,
+        )
+
+
+def _shape(plan: StepPlan) -> StepShape:
+    # A last chunk of a single token counts as a decode here: both read their context and sample.
+    decodes: NDArray[np.bool_] = plan.samples & (plan.num_tokens == 1)
+    num_decodes = int(decodes.sum())
+    context_tokens = int(plan.positions[decodes].sum()) + num_decodes
+    return StepShape(int(plan.num_tokens.sum()) - num_decodes, num_decodes, context_tokens)
