@@ -56,8 +56,6 @@ class Backend:
         self.running: dict[int, Running] = {}
         self.on_idle: Callable[[], None] = _ignore
         """Called when the last running request has ended."""
-        self._owners: dict[int, Running] = {}
-        """By sequence id, while that choice goes on."""
         self._next = 0
         self._pump = Pump(self._choice_ended)
         self._streams: dict[str, Stream] = {}
@@ -97,8 +95,7 @@ class Backend:
             running = Running(request, num_choices, answer)
             self.running[request] = answer.running[request] = running
             for sequence in running.sequences:
-                self._owners[sequence] = running
-                self._pump.choices[sequence] = answer.add(self.texts.stream(), stops)
+                self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
         for submit in submits:
             self._send(ADMISSION, submit)
 
@@ -176,7 +173,7 @@ class Backend:
             self._fail(message.request, "scheduler_lost", "the scheduler was lost; try again")
 
     def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
-        running = self._owners.pop(sequence)
+        running = choice.running
         del self._pump.choices[sequence]
         running.num_open -= 1
         if reason == "stop_string":
@@ -205,7 +202,6 @@ class Backend:
         del self.running[running.request]
         del running.answer.running[running.request]
         for sequence in running.sequences:
-            self._owners.pop(sequence, None)
             self._pump.choices.pop(sequence, None)
         if not self.running:
             self.on_idle()

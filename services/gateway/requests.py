@@ -195,6 +195,7 @@ def read_chat(data: bytes) -> ChatBody:
         RequestError: bad JSON, or a parameter that is missing, unknown, unsupported or out of bounds.
     """
     fields = _fields(data)
+    _drop_harmless(fields, HARMLESS, "")
     messages = fields.get("messages")
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -215,6 +216,7 @@ def read_completion(data: bytes) -> CompletionBody:
     fields = _fields(data)
     if fields.get("best_of") is not None and fields["best_of"] == (fields.get("n") or 1):
         del fields["best_of"]
+    _drop_harmless(fields, HARMLESS, "")
     return _convert(fields, CompletionBody)
 
 
@@ -231,7 +233,6 @@ def _fields(data: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(fields, dict):
         raise RequestError("invalid_type", "the body must be a JSON object")
-    _drop_harmless(fields, HARMLESS, "")
     return fields
 
 

@@ -41,6 +41,7 @@ class Running:
         self.num_open = num_choices
         self.answer = answer
         self.admitted = False
+        """The scheduler has it: it no longer depends on admission."""
 
 
 class Answer:
@@ -59,9 +60,9 @@ class Answer:
         """Called when the reader left too much unread; whoever set it ends the answer."""
         self._waiter: asyncio.Future[None] | None = None
 
-    def add(self, text: TextStream, stops: Sequence[str]) -> "Choice":
-        """A further choice."""
-        choice = Choice(self, len(self.choices), text, stops)
+    def add(self, running: Running, text: TextStream, stops: Sequence[str]) -> "Choice":
+        """A further choice, made by one of the answer's requests."""
+        choice = Choice(running, len(self.choices), text, stops)
         self.choices.append(choice)
         self.num_open += 1
         return choice
@@ -218,14 +219,16 @@ class Choice:
         "prefix",
         "protocol",
         "push",
+        "running",
         "stopping",
         "suffix",
         "text",
         "write",
     )
 
-    def __init__(self, answer: Answer, index: int, text: TextStream, stops: Sequence[str]) -> None:
-        self.answer = answer
+    def __init__(self, running: Running, index: int, text: TextStream, stops: Sequence[str]) -> None:
+        self.running = running
+        self.answer = answer = running.answer
         self.index = index
         self.affixes = answer.shape.affixes(index)
         self.prefix = self.affixes.prefix
@@ -249,6 +252,8 @@ class Choice:
     def take(self, token: int, finish: int) -> str:
         """Account for a token. Returns the reason if the output ended with it: `stop`, `length`, `stop_string`."""
         answer = self.answer
+        # A token can overtake the Admitted of its request: they come by different streams.
+        self.running.admitted = True
         if self.stopping is not None:
             # An end-of-sequence token is no text.
             text, stopped = ("", False) if finish == FinishReason.STOP else self.stopping.push(token)

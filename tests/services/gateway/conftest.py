@@ -1,6 +1,7 @@
 """A real gateway on a free port, and a double of admission and scheduler at the other ends of its streams."""
 
 import asyncio
+import io
 import socket
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -187,7 +188,7 @@ class Stage:
 
     async def post(self, path: str, body: dict[str, Any] | bytes, **headers: str) -> tuple[int, Any, Any]:
         """Status, JSON document and headers of an answer."""
-        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        data = io.BytesIO(body if isinstance(body, bytes) else msgspec.json.encode(body))
         async with (
             aiohttp.ClientSession() as session,
             session.post(self.url + path, data=data, headers={"authorization": f"Bearer {KEY}", **headers}) as answer,

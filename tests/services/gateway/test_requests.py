@@ -1,0 +1,135 @@
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.errors import RequestError
+from services.gateway.requests import read_chat, read_completion
+
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+
+
+def chat(**more: Any) -> bytes:
+    return msgspec.json.encode(CHAT | more)
+
+
+def refusal(data: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read_chat(data)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("top_logprobs", 3),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -1),
+        ("logit_bias", {"5": 1}),
+        ("response_format", {"type": "json_object"}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("functions", [{}]),
+        ("audio", {}),
+        ("modalities", ["audio"]),
+        ("prediction", {}),
+        ("store", True),
+        ("metadata", {"a": "b"}),
+        ("reasoning_effort", "low"),
+        ("web_search_options", {}),
+        ("echo", True),
+        ("best_of", 2),
+        ("suffix", "x"),
+    ],
+)
+def test_an_unsupported_parameter_is_refused_by_name(name: str, value: Any) -> None:
+    error = refusal(chat(**{name: value}))
+    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
+    assert name in error.message
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"logprobs": False, "top_logprobs": None},
+        {"frequency_penalty": 0, "presence_penalty": 0.0},
+        {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}},
+        {"logit_bias": {}, "n": 1, "stop": None, "stream": False, "seed": None, "max_tokens": None},
+    ],
+)
+def test_a_parameter_that_asks_for_nothing_is_accepted(harmless: dict[str, Any]) -> None:
+    assert read_chat(chat(**harmless)).choices == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "param"),
+    [
+        ({"temprature": 1}, "unknown_parameter", "temprature"),
+        ({"temperature": 2.5}, "invalid_value", "temperature"),
+        ({"temperature": "hot"}, "invalid_type", "temperature"),
+        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"n": 0}, "invalid_value", "n"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "invalid_value", "max_tokens"),
+        ({"stop": ["a", ""]}, "invalid_value", "stop[1]"),
+        ({"stop": ["a"] * 17}, "invalid_value", "stop"),
+        ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": [{"role": "wizard"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "invalid_type", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid_value", None),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "unsupported_parameter", "messages[0].tool_calls"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
+        ({"seed": 2**63}, "invalid_value", "seed"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_path(more: dict[str, Any], code: str, param: str | None) -> None:
+    error = refusal(chat(**more))
+    assert (error.status, error.code) == (400, code)
+    assert error.param == (param or "messages[0].content[0].type")
+    assert (error.param or "") in error.message
+
+
+def test_a_misspelt_parameter_is_told_its_nearest_name() -> None:
+    assert 'did you mean "temperature"?' in refusal(chat(temprature=1)).message
+
+
+def test_a_missing_parameter_is_named() -> None:
+    error = refusal(b'{"messages": [{"role": "user"}]}')
+    assert (error.code, error.param) == ("missing_parameter", "model")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"model": "\xff"}', b"[1]", b"[" * 100_000])
+def test_a_body_that_is_no_json_object_is_refused(data: bytes) -> None:
+    assert refusal(data).status == 400
+
+
+def test_text_parts_are_joined_and_a_developer_speaks_as_system() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = read_chat(chat(messages=[{"role": "developer", "content": parts}]))
+    assert body.messages[0].for_template() == {"role": "system", "content": "ab"}
+
+
+def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
+    said = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
+    assert read_chat(chat(messages=[said])).messages[0].for_template() == {"role": "assistant", "content": "hi"}
+
+
+@pytest.mark.parametrize("prompt", [[], ["a", 1], [[1], "a"]])
+def test_a_list_of_prompts_is_of_one_kind_and_not_empty(prompt: Any) -> None:
+    body = read_completion(msgspec.json.encode({"model": "demo", "prompt": prompt}))
+    with pytest.raises(RequestError, match="only strings"):
+        _ = body.prompts
+
+
+def test_best_of_as_many_as_asked_for_is_no_request_for_more() -> None:
+    body = read_completion(msgspec.json.encode({"model": "demo", "prompt": "x", "n": 2, "best_of": 2}))
+    assert body.choices == 2
+
+
+def test_the_first_choice_takes_the_seed_itself_and_no_two_share_one() -> None:
+    body = read_completion(msgspec.json.encode({"model": "demo", "prompt": ["a", "b"], "n": 3, "seed": -1}))
+    seeds = [sampling.seed for index in range(2) for sampling in body.sampling(5, index * 3)]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 6
