@@ -17,6 +17,9 @@ from policies.events import Event, PolicyApplied, Started, Woke
 from services.runtime import StartError
 from services.settings import Deployment
 
+IDLE_CHECK_S = 5.0
+"""A core that heard nothing for this long has its invariants checked, once."""
+
 
 class Core(Protocol):
     """A decision core."""
@@ -80,6 +83,9 @@ class Pump:
         self._inbox: deque[Event] = deque()
         self._running = False
         self._wake: asyncio.TimerHandle | None = None
+        self._idle_check: asyncio.TimerHandle | None = None
+        self._num_events = 0
+        self._num_events_checked = 0
         self.revision = 0
         """The policy revision in force; 0 before the first."""
 
@@ -93,6 +99,7 @@ class Pump:
         self.revision = revision
         self._inbox.extendleft((event, Started(time.time())))
         self._run()
+        self._check_when_idle(num_events_before=0)
 
     def handle(self, event: Event) -> None:
         """Hand an event to the core and perform what it asks for."""
@@ -101,9 +108,10 @@ class Pump:
             self._run()
 
     def close(self) -> None:
-        """Forget the wake-up and close the log."""
-        if self._wake is not None:
-            self._wake.cancel()
+        """Forget the timers and close the log."""
+        for timer in (self._wake, self._idle_check):
+            if timer is not None:
+                timer.cancel()
         if self._event_log is not None:
             self._event_log.close()
 
@@ -121,6 +129,7 @@ class Pump:
     def _one(self, event: Event) -> None:
         # The clock of `loop.time()`, but not its value: uvloop's is cached and in whole milliseconds.
         now = time.monotonic()
+        self._num_events += 1
         commands = self._core.handle(event, now)
         if self._event_log is not None:
             self._event_log.write(now, event, commands)
@@ -131,6 +140,12 @@ class Pump:
                 self._perform(command)
         if self._check:
             self._core.check()
+
+    def _check_when_idle(self, num_events_before: int) -> None:
+        if self._num_events_checked != self._num_events == num_events_before:
+            self._core.check()
+            self._num_events_checked = self._num_events
+        self._idle_check = asyncio.get_running_loop().call_later(IDLE_CHECK_S, self._check_when_idle, self._num_events)
 
     def _wake_at(self, at_s: float) -> None:
         if self._wake is not None:

@@ -24,6 +24,7 @@ from services.streams import Stream
 from services.transport import AddressError, Identity, Link, Listener, Receiver, listen
 
 READY_CHECK_S = 0.05
+SHORTEST_SECRET_BYTES = 16
 PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -160,15 +161,21 @@ def read_secret(deployment: Deployment) -> bytes:
     """The secret that both ends of every stream must know.
 
     Raises:
-        StartError: it cannot be read.
+        StartError: it cannot be read, or is too short to be one.
     """
+    path = deployment.streams.secret_file
     try:
-        return Path(deployment.streams.secret_file).read_bytes()
+        secret = Path(path).read_bytes()
     except OSError as error:
         raise StartError(
-            f"{deployment.streams.secret_file}: the secret of the streams cannot be read: {error.strerror}; "
-            "`fairlead up` makes one"
+            f"{path}: the secret of the streams cannot be read: {error.strerror}; `fairlead up` makes one"
         ) from error
+    if len(secret) < SHORTEST_SECRET_BYTES:
+        raise StartError(
+            f"{path}: the secret of the streams has {len(secret)} bytes, at least {SHORTEST_SECRET_BYTES} are needed; "
+            "remove the file and `fairlead up` makes one"
+        )
+    return secret
 
 
 async def open_listener(deployment: Deployment, address: str, service: str, receiver: Receiver) -> Listener:
@@ -204,3 +211,9 @@ def open_link(deployment: Deployment, address: str, identity: Identity, receiver
 def describe(stream: Stream) -> str:
     """A stream's peer in words."""
     return f"{stream.peer.service} {stream.peer.instance}"
+
+
+def gateway_number(stream: Stream) -> int | None:
+    """Which gateway is at the other end; None if the peer is no gateway, or one without a number."""
+    peer = stream.peer
+    return int(peer.instance) if peer.service == "gateway" and peer.instance.isdecimal() else None

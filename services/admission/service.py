@@ -22,7 +22,7 @@ from policies.events import (
 )
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
 from services.pump import Pump, open_event_log
-from services.runtime import StartError, describe, open_link, open_listener
+from services.runtime import StartError, describe, gateway_number, open_link, open_listener
 from services.settings import Deployment
 from services.transport import Identity, Link, Listener, Stream
 from services.wire import (
@@ -117,8 +117,8 @@ class AdmissionService:
         log.info("%s connected", describe(stream))
         if stream.peer.service == "scheduler":
             self._scheduler = stream
-        elif stream.peer.service == "gateway":
-            self._gateways[int(stream.peer.instance)] = stream
+        elif (gateway := gateway_number(stream)) is not None:
+            self._gateways[gateway] = stream
             stream.send(self._capacity)
         else:
             log.warning("%s has nothing to do here", describe(stream))
@@ -134,8 +134,7 @@ class AdmissionService:
             self._revisions.left(stream)
             self._set_capacity(Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0))
             self._pump.handle(SchedulerLost())
-        elif stream.peer.service == "gateway":
-            gateway = int(stream.peer.instance)
+        elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._revisions.left(stream)
             for request in [request for request in self._waiting if request >> 32 == gateway]:

@@ -16,6 +16,7 @@ from policies.events import StepEnded
 from services.transport import Stream
 from services.wire import StepMessage, StepResult
 
+TOKEN_BYTES = 4
 LONGEST_RETURN_S = 1.0
 """A result cannot be older than this: clocks of two machines differ by more than their messages take."""
 
@@ -106,10 +107,14 @@ class Executor:
             expected = f"step {self._in_flight[0].step}" if self._in_flight else "none"
             raise ResultError(f"a result of step {result.step}; expected {expected}")
         plan = self._in_flight.popleft()
+        sizes = (len(result.tokens), len(result.ended))
+        if sizes != (plan.sampling.size * TOKEN_BYTES, plan.sampling.size):
+            raise ResultError(
+                f"step {result.step} sampled {plan.sampling.size} tokens, its result has {sizes[0]} bytes of tokens "
+                f"and {sizes[1]} flags"
+            )
         tokens = np.frombuffer(result.tokens, np.int32)
         ended = np.frombuffer(result.ended, np.bool_)
-        if not len(tokens) == len(ended) == len(plan.sampling):
-            raise ResultError(f"step {result.step} sampled {len(plan.sampling)} tokens, its result has {len(tokens)}")
         step_time_ns = result.computed_ns - max(result.launched_ns, self._ended_ns)
         self._ended_ns = result.computed_ns
         ago_s = (time.monotonic_ns() - result.computed_ns) / 1e9

@@ -22,7 +22,7 @@ from policies.events import (
 )
 from policies.scheduling.core import SchedulerCore
 from services.pump import Pump, open_event_log
-from services.runtime import describe, open_listener
+from services.runtime import describe, gateway_number, open_listener
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError, StepTokens
 from services.scheduler.sequences import INT32_BYTES, Sequences
@@ -99,47 +99,40 @@ class SchedulerService:
     def opened(self, stream: Stream) -> None:
         """Somebody is there. An executor counts only when it says that it is ready."""
         log.info("%s connected", describe(stream))
-        match stream.peer.service:
-            case "admission":
-                self._admission = stream
-                stream.send(self._capacity())
-            case "gateway":
-                self._gateways[int(stream.peer.instance)] = stream
-                stream.send(self._capacity())
-            case "executor":
-                pass
-            case _:
-                log.warning("%s has nothing to do here", describe(stream))
-                stream.close()
+        if stream.peer.service == "admission":
+            self._admission = stream
+            stream.send(self._capacity())
+        elif (gateway := gateway_number(stream)) is not None:
+            self._gateways[gateway] = stream
+            stream.send(self._capacity())
+        elif stream.peer.service != "executor":
+            log.warning("%s has nothing to do here", describe(stream))
+            stream.close()
 
     def closed(self, stream: Stream, reason: str) -> None:
         """A gone gateway's sequences are cancelled, a gone executor's recomputed; without admission all goes on."""
         log.info("%s disconnected: %s", describe(stream), reason)
-        match stream.peer.service:
-            case "admission":
-                self._admission = None
-            case "gateway":
-                gateway = int(stream.peer.instance)
-                del self._gateways[gateway]
-                self._pump.handle(GatewayLost(gateway))
-            case "executor":
-                executor = self._executor_of.pop(stream, None)
-                if executor is not None:
-                    del self._executors[executor.number]
-                    self._pump.handle(ExecutorLost(executor.number))
-                    self._tell_capacity()
+        if stream.peer.service == "admission":
+            self._admission = None
+        elif (gateway := gateway_number(stream)) is not None:
+            del self._gateways[gateway]
+            self._pump.handle(GatewayLost(gateway))
+        elif (executor := self._executor_of.pop(stream, None)) is not None:
+            del self._executors[executor.number]
+            self._pump.handle(ExecutorLost(executor.number))
+            self._tell_capacity()
 
     def stalled(self, stream: Stream) -> None:
         """A gateway that does not read is left out of plans."""
         log.warning("%s does not read", describe(stream))
-        if stream.peer.service == "gateway":
-            self._pump.handle(GatewayStalled(int(stream.peer.instance)))
+        if (gateway := gateway_number(stream)) is not None:
+            self._pump.handle(GatewayStalled(gateway))
 
     def resumed(self, stream: Stream) -> None:
         """It reads again."""
         log.info("%s reads again", describe(stream))
-        if stream.peer.service == "gateway":
-            self._pump.handle(GatewayResumed(int(stream.peer.instance)))
+        if (gateway := gateway_number(stream)) is not None:
+            self._pump.handle(GatewayResumed(gateway))
 
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """Messages become events."""

@@ -96,7 +96,7 @@ async def test_a_result_out_of_order_or_of_another_size_is_an_error(executor) ->
     executor.start(StartStep(4, 2, 1, plan([5], [True])), [])
     with pytest.raises(ResultError, match="a result of step 3; expected step 2"):
         executor.finish(result(3, [7], launched_ns=0, computed_ns=1))
-    with pytest.raises(ResultError, match="step 2 sampled 1 tokens, its result has 2"):
+    with pytest.raises(ResultError, match="step 2 sampled 1 tokens, its result has 8 bytes of tokens and 2 flags"):
         executor.finish(result(2, [7, 8], launched_ns=0, computed_ns=1))
 
 

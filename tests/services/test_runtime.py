@@ -1,0 +1,126 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.runtime import StartError, read_secret, serve
+from services.settings import Deployment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Scripted:
+    """A service that notes its life and does what the test says once it is ready."""
+
+    name = "scripted"
+
+    def __init__(self, folder: Path, act: Callable[["Scripted"], None]) -> None:
+        self.ready_file = folder / "scripted.ready"
+        self.life: list[str] = []
+        self.act = act
+        self.missing = "the other half"
+        self.drained: asyncio.Event
+
+    async def start(self) -> None:
+        self.life.append("start")
+        self.drained = asyncio.Event()
+
+    def not_ready(self) -> str:
+        missing, self.missing = self.missing, ""
+        if self.ready_file.exists():
+            self.life.append("ready")
+            self.act(self)
+            self.act = lambda _: None
+        return missing
+
+    async def drain(self) -> None:
+        self.life.append("drain" if not self.ready_file.exists() else "drain while ready")
+        await self.drained.wait()
+
+    async def stop(self) -> None:
+        self.life.append("stop")
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_service_is_ready_then_drains_then_stops(tmp_path: Path) -> None:
+    def act(service: Scripted) -> None:
+        terminate()
+        service.drained.set()
+
+    service = Scripted(tmp_path, act)
+    assert serve(service, tmp_path) == 0
+    assert [step for step in service.life if step != "ready"] == ["start", "drain", "stop"]
+    assert "ready" in service.life
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
+    def act(service: Scripted) -> None:
+        terminate()
+        asyncio.get_running_loop().call_later(0.05, terminate)
+
+    service = Scripted(tmp_path, act)
+    assert serve(service, tmp_path) == 0
+    assert service.life[-2:] == ["drain", "stop"]
+
+
+def test_a_crashing_callback_is_logged_and_ends_the_process_with_status_1(tmp_path: Path, caplog) -> None:
+    def crash() -> None:
+        raise ValueError("impossible event")
+
+    service = Scripted(tmp_path, lambda _: asyncio.get_running_loop().call_soon(crash))
+    assert serve(service, tmp_path) == 1
+    assert service.life[-1] == "stop"
+    assert "impossible event" in caplog.text
+
+
+def test_a_crash_while_asked_for_readiness_ends_the_process_too(tmp_path: Path, caplog) -> None:
+    def crash(service: Scripted) -> None:
+        raise ValueError("no answer")
+
+    assert serve(Scripted(tmp_path, crash), tmp_path) == 1
+    assert "no answer" in caplog.text
+
+
+def test_a_service_that_cannot_start_says_why_in_one_line(tmp_path: Path, caplog) -> None:
+    class Broken(Scripted):
+        async def start(self) -> None:
+            raise StartError("policy.yaml: cannot be read")
+
+    service = Broken(tmp_path, lambda _: None)
+    assert serve(service, tmp_path) == 1
+    assert caplog.messages == ["policy.yaml: cannot be read"]
+    assert service.life == ["stop"]
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(None, "cannot be read"), (b"short", "has 5 bytes, at least 16")])
+def test_a_missing_or_short_secret_is_named(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    deployment = Deployment(data=str(tmp_path)).resolved()
+    if content is not None:
+        Path(deployment.streams.secret_file).write_bytes(content)
+    with pytest.raises(StartError, match=sentence):
+        read_secret(deployment)
+
+
+def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
+    child = (
+        "import signal; from services.runtime import die_with_parent; die_with_parent();"
+        "print('up', flush=True); signal.pause()"
+    )
+    parent = f"import subprocess, sys, os; subprocess.Popen([sys.executable, '-c', {child!r}]); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        # The child holds the other end of the pipe: its end is the end of the file.
+        assert process.stdout.read() == b""
