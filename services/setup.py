@@ -58,7 +58,7 @@ def prepare(deployment: Deployment) -> Prepared:
     """Check and make everything a (resolved) deployment needs.
 
     Raises:
-        SetupError: a folder cannot be written, the policy is invalid or the model folder unreadable.
+        SetupError: a folder cannot be written, the policy or tenants file is invalid or the model folder unreadable.
     """
     _load_policy(Path(deployment.policy))
     try:
@@ -68,6 +68,8 @@ def prepare(deployment: Deployment) -> Prepared:
         _ensure_secret(Path(deployment.streams.secret_file))
         model_line = _check_model(deployment)
         key = ensure_demo_key(deployment)
+    except PolicyError as error:
+        raise SetupError(_in_one_line(error)) from error
     except OSError as error:
         raise SetupError(f"{error.filename or deployment.data}: cannot be written: {error.strerror}") from error
     return Prepared(model_line=model_line, key=key)
@@ -97,9 +99,12 @@ def _load_policy(path: Path) -> None:
     except OSError as error:
         raise SetupError(f"policy {path} cannot be read: {error.strerror}") from error
     except PolicyError as error:
-        first, *others = error.problems
-        more = f" (and {len(others)} more: fairlead policy check {path})" if others else ""
-        raise SetupError(f"{first}{more}") from error
+        raise SetupError(_in_one_line(error)) from error
+
+
+def _in_one_line(error: PolicyError) -> str:
+    first, *others = error.problems
+    return f"{first} (and {len(others)} more)" if others else str(first)
 
 
 def _check_model(deployment: Deployment) -> str:
