@@ -29,11 +29,13 @@ class Stalls:
 
     def next_at_s(self) -> float | None:
         """Core time at which `overdue` will next have something, or None."""
+        if not self._since:
+            return None
         times = [
             since + (CANCELLED_AFTER_S if gateway in self._left_out else LEFT_OUT_AFTER_S)
             for gateway, since in self._since.items()
         ]
-        return min(times, default=None)
+        return min(times)
 
     def overdue(self, now: float) -> tuple[list[int], list[int]]:
         """Gateways to leave out from now on, and gateways whose requests must be cancelled. Each is told once for each

@@ -33,6 +33,9 @@ class Columns:
         self.sequences: list[Sequence | None] = []
         self._unused: list[int] = []
         self._all_open: SlotArray | None = None
+        self._all_open_ids: NDArray[np.int64] | None = None
+        self._all_open_tbt_s: NDArray[np.float64] | None = None
+        self._plans_to_end = 0
         self.sequence = np.zeros(0, np.int64)
         self.position = np.zeros(0, np.int32)
         self.capacity = np.zeros(0, np.int32)
@@ -79,17 +82,52 @@ class Columns:
         """Whether the decode in this slot may be planned."""
         self.open[slot] = value
         self._all_open = None
+        if value:
+            self._plans_to_end = min(self._plans_to_end, self.outputs_left(slot))
 
-    def close(self, slots: list[int]) -> None:
-        """Leave decodes out of plans from now on."""
-        self.open[slots] = False
-        self._all_open = None
+    def set_end(self, slot: int, end: int, left: int) -> None:
+        """A prefill is planned whole: its output ends at this position, `left` tokens after the plan being made."""
+        self.end[slot] = end
+        self._plans_to_end = min(self._plans_to_end, left + 1)
 
     def all_open(self) -> SlotArray:
         """Slots of every decode that may be planned, ascending; not to be written to."""
         if self._all_open is None:
             self._all_open = self.open[: self.high].nonzero()[0]
+            self._all_open_ids = self._all_open_tbt_s = None
         return self._all_open
+
+    def ids_of(self, slots: SlotArray) -> NDArray[np.int64]:
+        """Sequence ids; not to be written to."""
+        if slots is not self._all_open:
+            return self.sequence.take(slots)
+        if self._all_open_ids is None:
+            self._all_open_ids = self.sequence.take(slots)
+        return self._all_open_ids
+
+    def tbt_of(self, slots: SlotArray) -> NDArray[np.float64]:
+        """TBT of the classes, seconds; not to be written to."""
+        if slots is not self._all_open:
+            return self.tbt_s.take(slots)
+        if self._all_open_tbt_s is None:
+            self._all_open_tbt_s = self.tbt_s.take(slots)
+        return self._all_open_tbt_s
+
+    def close_at_end(self, slots: SlotArray, positions: NDArray[np.int32]) -> list[int]:
+        """Of rows just planned up to these positions, the slots with no output token left; they are closed. Called once
+        for each plan: that no decode can be at its end yet is known from the last look, for as many plans.
+        """
+        self._plans_to_end -= 1
+        if self._plans_to_end > 0:
+            return []
+        at_end: list[int] = slots[positions == self.end.take(slots)].tolist()
+        if at_end:
+            self.open[at_end] = False
+            self._all_open = None
+        decodes = self.all_open()
+        left = self.end.take(decodes) - self.position.take(decodes)
+        self._plans_to_end = int(left.min()) if len(left) else 0
+        return at_end
 
     def outputs_left(self, slot: int) -> int:
         """Output tokens not planned yet, of a sequence past its prefill."""
@@ -98,7 +136,7 @@ class Columns:
     def _grow(self) -> None:
         size = max(64, 2 * len(self.position))
         for name, column in vars(self).items():
-            if isinstance(column, np.ndarray) and name != "_all_open":
+            if isinstance(column, np.ndarray) and not name.startswith("_"):
                 grown: NDArray[Any] = np.zeros(size, column.dtype)
                 grown[: len(column)] = column
                 setattr(self, name, grown)

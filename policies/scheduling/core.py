@@ -30,6 +30,7 @@ from policies.events import (
     Woke,
 )
 from policies.lifecycle import Happening, State
+from policies.scheduling import templates
 from policies.scheduling.backpressure import Stalls
 from policies.scheduling.checking import Snapshot, check_executor, snapshot
 from policies.scheduling.executor import Executor
@@ -314,9 +315,12 @@ class SchedulerCore:
         ended_at_s = now - event.ended_ago_s
         executor.step_time.observe(event.step_time_s)
         executor.last_ended_s = ended_at_s
-        executor.arm(step, ended_at_s)
-        finish = np.zeros(step.num_samples, np.int8)
-        rows = np.arange(step.num_samples, dtype=np.int32)
+        if not executor.steps or executor.steps[0].arms is not step.arms:  # else the next plan arms all of them anyway
+            executor.arm(step, ended_at_s)
+        finish = templates.stages(0, step.num_samples)
+        rows = templates.rows(step.num_samples)
+        if event.ended or step.ending:
+            finish = finish.copy()
         if step.dropped:
             gone = [row for slot in step.dropped if (row := step.sampling_row_of(slot)) is not None]
             rows = np.delete(rows, gone)

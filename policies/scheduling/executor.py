@@ -10,7 +10,7 @@ from policies.scheduling.columns import Columns
 from policies.scheduling.deadlines import base_s
 from policies.scheduling.kv_blocks import KvBlocks
 from policies.scheduling.orders import Waiting
-from policies.scheduling.rules import SchedulingRules
+from policies.scheduling.rules import UNLIMITED, SchedulingRules
 from policies.scheduling.state import Sequence, Step
 from policies.scheduling.step_time import StepTime
 
@@ -22,6 +22,7 @@ class Executor:
         samples_first: the last piece of a prompt samples a token (else the first decode makes token 1).
         started: unfinished prefills by sequence id, in order of admission.
         num_holders: sequences with blocks.
+        may_carry: whether there can be a prefill that no stage of the policy could finish.
         steps: in flight, oldest first.
         forget: sequences that the executor still has state of and must drop.
         committed_tokens: KV tokens held or promised to the sequences routed here.
@@ -60,6 +61,7 @@ class Executor:
         self.watermark_blocks = rules.watermark_blocks(self.blocks.num_blocks)
         self._longest_waiting = rules.longest_piece(started=False)
         self._longest_started = rules.longest_piece(started=True)
+        self.may_carry = min(self._longest_started, self._longest_waiting) < UNLIMITED
         self.step_time.reweigh(rules.step_time_weight)
         self.waiting.rebuild(rules.waiting_orders(), self.is_carried)
         for sequence in self.routed.values():

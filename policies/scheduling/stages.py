@@ -7,6 +7,7 @@ run short is each decode looked at by itself. Prefills are few and are taken one
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.commands import BoolArray
 from policies.lifecycle import Happening
@@ -35,6 +36,7 @@ class Draft:
 
     Attributes:
         segments: (stage index, slots) of consecutive rows.
+        positions: of the rows of the first segment, where its stage has looked them up anyway.
         prefills: the rows that are prompts.
         border_rows: rows of decodes that cross a block border, as arrays; `new_blocks` has their blocks, in row order.
         preempted: whether anybody lost its blocks.
@@ -53,6 +55,7 @@ class Draft:
         "new_blocks",
         "num_decodes",
         "num_rows",
+        "positions",
         "preempted",
         "prefills",
         "segments",
@@ -75,12 +78,14 @@ class Draft:
         self.border_rows: list[SlotArray] = []
         self.new_blocks: list[int] = []
         self.starts: list[int] = []
+        self.positions: NDArray[np.int32] | None = None
         self.preempted = False
 
     def build(self) -> None:
         """Offer the budget to the stages in turn, then let the preempted wait."""
         num_decoding = len(self._executor.columns.all_open())
-        self._take_prefills(CARRY_OVER_RULE)
+        if self._executor.may_carry:
+            self._take_prefills(CARRY_OVER_RULE)
         for stage in self._rules.stages:
             if self.left == 0:
                 break
@@ -112,13 +117,16 @@ class Draft:
         if len(slots) > room:
             slots = sort_slots(columns, slots, stage.order)
             chosen = slots[:room]
-        at_border = (columns.position.take(chosen) == columns.capacity.take(chosen)).nonzero()[0]
+        positions = columns.position.take(chosen)
+        at_border = (positions == columns.capacity.take(chosen)).nonzero()[0]
         if len(at_border) > self._executor.blocks.num_free:
             self._take_decodes_one_by_one(stage, sort_slots(columns, slots, stage.order))
             return
         if len(at_border):
             self._extend(chosen.take(at_border))
             self.border_rows.append(at_border + self.num_rows if self.num_rows else at_border)
+        if not self.segments:
+            self.positions = positions
         self._add_decodes(stage, chosen)
 
     def _open_slots(self) -> SlotArray:
@@ -201,6 +209,8 @@ class Draft:
 
     def _take_prefills(self, stage: PrefillRule) -> None:
         executor = self._executor
+        if not executor.started and (executor.num_holders >= self._rules.max_sequences or not executor.waiting):
+            return
         taken = 0
         slots: list[int] = []
         for sequence in self._candidates(stage):
@@ -266,8 +276,6 @@ class Draft:
 
     def _first_waiting(self, stage: PrefillRule, *, carried: bool) -> Sequence | None:
         waiting = self._executor.waiting
-        if not len(waiting):
-            return None
         return waiting.first_carried() if carried else waiting.first(stage.order)
 
     def _started(self, stage: PrefillRule, *, carried: bool) -> list[Sequence]:
@@ -291,7 +299,7 @@ def advance_prefill(executor: Executor, prefill: Prefill, now: float) -> bool:
     sequence.life.pass_(Happening.PREFILLED, now)
     outputs = sequence.kept_tokens + executor.samples_first
     end = sequence.tokens_to_prefill + sequence.max_output_tokens - outputs
-    executor.columns.end[sequence.slot] = end
+    executor.columns.set_end(sequence.slot, end, left=end - sequence.tokens_to_prefill)
     if not sequence.stalled and end > sequence.tokens_to_prefill:
         executor.columns.set_open(sequence.slot, value=True)
     return True

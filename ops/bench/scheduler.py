@@ -1,0 +1,144 @@
+"""Time of one step plan, against the least that a heap and a loop can do (`fairlead bench scheduler`).
+
+A cycle of ours is all that the core does between two steps: `StepEnded` in, `Deliver` and the next `StartStep` out,
+under slai.yaml with room for 256 decodes, all of them running, and thousands of requests waiting. The reference has no
+policy, no blocks and no result: 256 objects visited in a Python loop that reads and renews a deadline, and one pop and
+push on a heap of 10,000. Seconds are CPU time of this process.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+
+from ops.bench.harness import Paired, Row, at_most, interleave
+from policies.commands import Command, StartStep
+from policies.events import ExecutorJoined, PolicyApplied, Released, Started, StepEnded
+from policies.scheduling.core import SchedulerCore
+
+POLICY = Path(__file__).resolve().parents[2] / "policies" / "slai.yaml"
+NUM_RUNNING = 256
+NUM_WAITING = 10_000
+FEW, MANY = 1_000, 100_000
+CYCLES = 2_000
+STEP_S = 0.02
+PROMPT_TOKENS = 64
+BLOCK_TOKENS = 16
+MAX_OUTPUT_TOKENS = 30_000
+NUM_BLOCKS = 2_000_000
+
+
+class Cycle:
+    """A core in the middle of its work; `run` measures seconds per cycle."""
+
+    def __init__(self, num_waiting: int, *, turnover: int = 0) -> None:
+        """`turnover`: in each cycle this many sequences end, so that as many prompts start."""
+        self._core = SchedulerCore()
+        self._turnover = turnover
+        self._now = 0.0
+        self._in_flight: list[StartStep] = []
+        document = POLICY.read_text()
+        for knob in ("max_sequences", "max_decodes"):
+            document = document.replace(f"{knob}: 128", f"{knob}: {NUM_RUNNING}")
+        self._send(Started(wall_s=0.0))
+        self._send(PolicyApplied(revision=1, document=document.encode()))
+        for request in range(NUM_RUNNING + num_waiting):
+            self._send(_released(request))
+        self._requests = NUM_RUNNING + num_waiting
+        self._send(
+            ExecutorJoined(
+                executor=0, num_blocks=NUM_BLOCKS, block_tokens=BLOCK_TOKENS, max_sequence_tokens=MAX_OUTPUT_TOKENS * 2
+            )
+        )
+        for _ in range(2 * NUM_RUNNING):
+            self._end_step([])
+        decoding = self._core.snapshot().num_decoding
+        if decoding != NUM_RUNNING:
+            raise RuntimeError(f"{decoding} sequences decode, not {NUM_RUNNING}: the benchmark measures something else")
+
+    def run(self) -> float:
+        """Seconds of one cycle, a mean over many."""
+        gc.collect()
+        gc.freeze()
+        started = time.process_time()
+        for _ in range(CYCLES):
+            ended: list[int] = []
+            if self._turnover:
+                plan = self._in_flight[0].plan
+                ended = plan.sequences[plan.samples][: self._turnover].tolist()
+            self._end_step(ended)
+            for _ in ended:
+                self._send(_released(self._requests))
+                self._requests += 1
+        return (time.process_time() - started) / CYCLES
+
+    def _end_step(self, ended: list[int]) -> None:
+        step = self._in_flight.pop(0)
+        self._now += STEP_S
+        self._send(StepEnded(executor=0, step=step.step, step_time_s=STEP_S, ended=ended))
+
+    def _send(self, event: object) -> list[Command]:
+        commands = self._core.handle(event, self._now)  # type: ignore[arg-type]
+        self._in_flight += [command for command in commands if isinstance(command, StartStep)]
+        return commands
+
+
+def _released(request: int) -> Released:
+    prompt = PROMPT_TOKENS + request * 7919 % 64
+    return Released(request=request, slo_class="free", prompt_tokens=prompt, max_output_tokens=MAX_OUTPUT_TOKENS)
+
+
+class _Running:
+    __slots__ = ("deadline", "length", "tbt")
+
+    def __init__(self, index: int) -> None:
+        self.deadline = index * 0.001
+        self.length = index
+        self.tbt = 0.1
+
+
+class HeapAndLoop:
+    """The reference: visit everybody who runs, take and put back one who waits."""
+
+    def __init__(self) -> None:
+        self._running = [_Running(index) for index in range(NUM_RUNNING)]
+        self._waiting = [(index * 7919 % NUM_WAITING, index) for index in range(NUM_WAITING)]
+        heapify(self._waiting)
+        self._now = 0.0
+
+    def run(self) -> float:
+        """Seconds of one cycle, a mean over many."""
+        started = time.process_time()
+        for _ in range(CYCLES):
+            self._cycle()
+        return (time.process_time() - started) / CYCLES
+
+    def _cycle(self) -> None:
+        self._now += STEP_S
+        now = self._now
+        due = []
+        for sequence in self._running:
+            sequence.length += 1
+            if sequence.deadline <= now:
+                due.append(sequence)
+                sequence.deadline = now + sequence.tbt
+        key, index = heappop(self._waiting)
+        heappush(self._waiting, (key + NUM_WAITING, index))
+
+
+def run(rounds: int) -> list[Row]:
+    """The two gates, and for information the same cycle while a sequence ends and another starts in every step."""
+
+    def microseconds(run_once: Callable[[], float]) -> Callable[[], float]:
+        return lambda: run_once() * 1e6
+
+    reference = microseconds(HeapAndLoop().run)
+    usual = interleave(microseconds(Cycle(NUM_WAITING).run), reference, rounds=rounds)
+    growth: Paired = interleave(microseconds(Cycle(MANY).run), microseconds(Cycle(FEW).run), rounds=rounds)
+    turnover = interleave(microseconds(Cycle(NUM_WAITING, turnover=1).run), reference, rounds=rounds)
+    return [
+        at_most("plan against heap and loop", "us", usual, must=2.0, stretch=0.6),
+        at_most("plan, 100,000 waiting against 1,000", "us", growth, must=1.5, stretch=1.2),
+        at_most("plan with one end and one start a step", "us", turnover, must=4.0, stretch=2.0),
+    ]
