@@ -7,12 +7,13 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from policies.admission.core import AdmissionCore
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
-from policies.event_log import Core, EventLogError, read_records, verify
+from policies.event_log import Core, Difference, EventLogError, Record, read_records, verify
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
@@ -123,23 +124,30 @@ def _verify(args: argparse.Namespace) -> int:
     status = 0
     for name, core in cores.items():
         path = Path(args.log) / f"{name}.log"
-        log = _read(path)
-        num_records, cut = 0, ""
-        difference = None
-        try:
-            for record in read_records(log):
-                difference = verify(core, [record])
-                if difference is not None:
-                    break
-                num_records += 1
-        except EventLogError as error:
-            cut = f"; {error}"
+        num_records, difference, cut = _compare(core, _read(path))
         if difference is None:
             print(f"{path}: {num_records} records, identical commands{cut}")
         else:
             status = 1
             print(f"{path}: after {num_records} identical records: {difference}")
     return status
+
+
+def _compare(core: Core, log: bytes) -> tuple[int, Difference | None, str]:
+    """Records answered identically, the first difference, and how the log ends if not as it should."""
+    num_records = 0
+
+    def counted() -> Iterator[Record]:
+        nonlocal num_records
+        for record in read_records(log):
+            yield record
+            num_records += 1
+
+    try:
+        difference = verify(core, counted())
+    except EventLogError as error:
+        return num_records, None, f"; {error}"
+    return num_records, difference, ""
 
 
 def _read(path: Path) -> bytes:

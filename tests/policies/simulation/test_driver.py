@@ -1,0 +1,142 @@
+"""Both cores joined in virtual time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policies.admission.core import AdmissionCore
+from policies.commands import Command
+from policies.event_log import encode_record, read_records, verify
+from policies.scheduling.core import SchedulerCore
+from policies.simulation.driver import Outcome, Simulation
+from policies.simulation.executor_model import Device, FloorLinear
+from policies.simulation.report import report, table
+from policies.simulation.workload import TraceRequest, synthetic
+
+POLICIES = Path(__file__).resolve().parents[3] / "policies"
+STEADY = FloorLinear(floor_s=0.01, fixed_s=0.0, token_s=0.0, kv_token_s=0.0)
+DEVICE = Device("ten milliseconds a step", 200, 16, 1024, STEADY)
+
+
+def policy(name: str) -> bytes:
+    return (POLICIES / f"{name}.yaml").read_bytes()
+
+
+def small(seed: int = 1) -> list[TraceRequest]:
+    return synthetic("chat", qps=4.0, duration_s=8.0, seed=seed, max_sequence_tokens=400)
+
+
+def logs(name: str, **options: Any) -> tuple[dict[str, bytes], Outcome]:
+    written: dict[str, list[bytes]] = {"admission": [], "scheduler": []}
+
+    def observe(core: str, now: float, event: Any, commands: list[Command]) -> None:
+        written[core].append(encode_record(now, event, commands))
+
+    outcome = Simulation(policy(name), small(), DEVICE, observer=observe, check=True, **options).run()
+    return {core: b"".join(records) for core, records in written.items()}, outcome
+
+
+def test_one_request_takes_one_step_for_its_prompt_and_one_for_every_further_token() -> None:
+    outcome = Simulation(policy("fcfs"), [TraceRequest(1.0, "a", "free", 100, 5)], DEVICE, steps_in_flight=1).run()
+    (served,) = outcome.served
+    assert served.first_token_at_s == pytest.approx(1.01)
+    assert served.prefill_done_at_s == served.first_token_at_s
+    assert served.finished_at_s == pytest.approx(1.05)
+    assert outcome.gaps_s == {"free": pytest.approx([0.01] * 4)}
+    assert outcome.num_steps == 5
+    assert outcome.simulated_s == served.finished_at_s
+
+
+def test_with_next_decode_the_prompts_last_step_makes_no_token() -> None:
+    request = [TraceRequest(1.0, "a", "free", 100, 5)]
+    outcome = Simulation(policy("fcfs"), request, DEVICE, steps_in_flight=1, first_token="next_decode").run()
+    (served,) = outcome.served
+    assert served.prefill_done_at_s == pytest.approx(1.01)
+    assert served.first_token_at_s == pytest.approx(1.02)
+    assert served.finished_at_s == pytest.approx(1.06)
+
+
+def test_with_two_steps_in_flight_a_device_is_never_idle_and_runs_them_in_order() -> None:
+    request = [TraceRequest(0.0, "a", "free", 100, 50)]
+    outcome = Simulation(policy("fcfs"), request, DEVICE, steps_in_flight=2).run()
+    assert outcome.served[0].finished_at_s == pytest.approx(0.5)
+    assert max(outcome.gaps_s["free"]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("name", ["fcfs", "sarathi", "vllm", "slai"])
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_every_request_ends_with_exactly_its_tokens(name: str, steps_in_flight: int) -> None:
+    _, outcome = logs(name, steps_in_flight=steps_in_flight)
+    assert [served.output_tokens for served in outcome.served] == [asked.output_tokens for asked in small()]
+    assert all(served.finished_at_s is not None for served in outcome.served)
+    assert outcome.max_gap_ratio <= 1.0
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_two_runs_of_the_same_workload_decide_the_same_bytes(steps_in_flight: int) -> None:
+    assert logs("slai", steps_in_flight=steps_in_flight)[0] == logs("slai", steps_in_flight=steps_in_flight)[0]
+
+
+def test_fresh_cores_answer_a_simulations_log_identically() -> None:
+    written, _ = logs("slai")
+    assert verify(AdmissionCore(), read_records(written["admission"])) is None
+    assert verify(SchedulerCore(), read_records(written["scheduler"])) is None
+
+
+def test_several_executors_share_the_work() -> None:
+    one = Simulation(policy("slai"), small(), DEVICE, check=True).run()
+    three = Simulation(policy("slai"), small(), DEVICE, num_executors=3, check=True).run()
+    assert three.simulated_s <= one.simulated_s
+    assert all(served.finished_at_s is not None for served in three.served)
+
+
+def test_a_run_that_is_cut_leaves_the_rest_unfinished_and_counts_it() -> None:
+    outcome = Simulation(policy("slai"), small(), DEVICE, duration_s=2.0).run()
+    requests = report(outcome, 0.0)["requests"]
+    assert outcome.simulated_s == 2.0
+    assert requests["arrived"] == sum(request.arrived_at_s <= 2.0 for request in small())
+    assert 0 < requests["unfinished"] == requests["arrived"] - requests["finished"]
+
+
+def test_what_no_pool_can_hold_is_refused_and_the_rest_is_served() -> None:
+    requests = [TraceRequest(0.0, "a", "free", 5000, 5), TraceRequest(0.0, "b", "free", 50, 5)]
+    outcome = Simulation(policy("slai"), requests, DEVICE).run()
+    assert [served.refusal for served in outcome.served] == ["context_length_exceeded", ""]
+    assert report(outcome, 0.0)["requests"] == {"arrived": 2, "finished": 1, "unfinished": 0, "refused": 1}
+
+
+def test_a_backlog_that_outlives_its_ttl_is_refused_in_virtual_time_too() -> None:
+    document = policy("slai") + b"queue: {ttl_s: 0.2}\n"
+    requests = [TraceRequest(0.0, "a", "free", 500, 500) for _ in range(10)]
+    outcome = Simulation(document, requests, DEVICE, check=True).run()
+    assert {served.refusal for served in outcome.served} == {"", "queue_timeout"}
+
+
+def test_progress_is_told_at_every_arrival() -> None:
+    seen: list[tuple[float, int]] = []
+    Simulation(policy("slai"), small(), DEVICE, progress=lambda now, arrived: seen.append((now, arrived))).run()
+    assert [arrived for _, arrived in seen] == list(range(1, len(small()) + 1))
+
+
+GOLDEN = """\
+policy slai: requests 81 arrived, 81 finished, 0 unfinished, 0 refused
+seconds                        p50       p90       p99      mean
+to first token              3.9360    7.4548    8.3596    3.7770
+to end of prefill           3.9360    7.4548    8.3596    3.7770
+between tokens, all         0.0100              0.0100
+between tokens, paid             -                   -
+between tokens, free        0.0100              0.0100
+within limits                 ttft       tbt
+  paid                           -         -
+  free                       64.2%    100.0%
+output tokens per second 716.2, preemptions 0
+fairness: gap 258 = 0.05 of the bound, Jain 1.000
+simulated 11.3 s in 0.0 s
+"""
+
+
+def test_a_small_simulation_reads_as_it_always_did() -> None:
+    requests = synthetic("overload", qps=40.0, duration_s=2.0, seed=7, max_sequence_tokens=400)
+    outcome = Simulation(policy("slai"), requests, DEVICE).run()
+    assert table(report(outcome, 0.0)) + "\n" == GOLDEN

@@ -1,0 +1,145 @@
+"""`fairlead replay`, from its arguments to what it prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from policies.commands import WakeAt
+from policies.event_log import encode_record
+from policies.events import Started
+from policies.simulation.driver import Simulation
+from policies.simulation.executor_model import DEVICES
+from policies.simulation.workload import synthetic
+from services.cli import main
+
+POLICY = Path(__file__).resolve().parents[2] / "policies" / "slai.yaml"
+CHAT = ["--trace", "synthetic:chat", "--duration-s", "5"]
+
+
+def replay(*arguments: str) -> int:
+    return main(["replay", *arguments])
+
+
+def record(folder: Path) -> None:
+    files = {name: (folder / f"{name}.log").open("wb") for name in ("admission", "scheduler")}
+    device = DEVICES["toy-tile"](1.0)
+    requests = synthetic("chat", qps=5.0, duration_s=3.0, seed=1, max_sequence_tokens=1000)
+    Simulation(
+        POLICY.read_bytes(),
+        requests,
+        device,
+        observer=lambda core, now, event, commands: files[core].write(encode_record(now, event, commands)) and None,
+    ).run()
+    for file in files.values():
+        file.close()
+
+
+def test_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay("--policy", str(POLICY), *CHAT, "--json", "--check") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures) == [
+        *("policy", "requests", "ttft_s", "ttft_prefill_s", "tbt_s", "tokens_per_s", "preemptions", "slo"),
+        *("fairness", "simulated_s", "wall_s"),
+    ]
+    assert list(figures["requests"]) == ["arrived", "finished", "unfinished", "refused"]
+    assert list(figures["ttft_s"]) == ["p50", "p90", "p99", "mean"]
+    assert list(figures["tbt_s"]) == ["all", "paid", "free"]
+    assert list(figures["fairness"]) == ["max_gap", "gap_ratio", "jain"]
+
+
+def test_without_json_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--executors", "2", "--executor", "toy-tile", "--steps-in-flight", "1", "--first-token", "next_decode"]
+    assert replay("--policy", str(POLICY), *CHAT, *options) == 0
+    assert capsys.readouterr().out.startswith("policy slai: ")
+
+
+def test_on_a_terminal_progress_is_drawn_and_wiped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert replay("--policy", str(POLICY), *CHAT) == 0
+    drawn = capsys.readouterr().err
+    assert "requests, " in drawn
+    assert drawn.endswith("\r\x1b[K")
+
+
+def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "lengths.csv"
+    trace.write_text("num_prefill_tokens,num_decode_tokens\n" + "100,20\n" * 10)
+    assert replay("--policy", str(POLICY), "--trace", str(trace), "--qps", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["requests"]["finished"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "say which --policy and which --trace, or --log DIR --verify"),
+        (["--policy", "nowhere.yaml", *CHAT], "nowhere.yaml: cannot be read: No such file or directory"),
+        (["--policy", str(POLICY), "--trace", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
+        (["--policy", str(POLICY), "--trace", "synthetic:x"], "synthetic:x: there is no such workload"),
+        (["--verify"], "--log DIR and --verify go together"),
+        (["--log", "here"], "--log DIR and --verify go together"),
+        (["--log", "here", "--verify", "--policy", "p"], "leave --policy and --trace out"),
+        (["--log", "nowhere", "--verify"], "nowhere/admission.log: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert sentence in lines[0]
+
+
+def test_a_trace_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_bytes(b"\xff\xfe\x00")
+    assert replay("--policy", str(POLICY), "--trace", str(trace)) == 2
+    assert "is not a text file" in capsys.readouterr().err
+
+
+def test_an_invalid_policy_shows_its_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "bad.yaml"
+    policy.write_text("version: 1\nname: bad\nnonsense: true\n")
+    assert replay("--policy", str(policy), *CHAT) == 2
+    assert "bad.yaml:3:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--qps", "0"), ("--qps", "fast"), ("--efficiency", "1.5"), ("--executors", "0"), ("--seed", "-1")],
+)
+def test_a_number_out_of_range_names_its_option(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        replay("--policy", str(POLICY), *CHAT, option, value)
+    assert caught.value.code == 2
+    assert f"argument {option}: {value} is not" in capsys.readouterr().err
+
+
+def test_a_recorded_log_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path)
+    assert replay("--log", str(tmp_path), "--verify") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[1].split(",")[1] for line in lines] == [" identical commands"] * 2
+
+
+def test_a_log_that_was_cut_short_verifies_up_to_there_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path)
+    log = tmp_path / "scheduler.log"
+    log.write_bytes(log.read_bytes()[:-3])
+    assert replay("--log", str(tmp_path), "--verify") == 0
+    assert "identical commands; record" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_core_that_decides_otherwise_is_shown_and_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path)
+    log = tmp_path / "admission.log"
+    log.write_bytes(encode_record(0.0, Started(wall_s=0.0), [WakeAt(3.0)]) + log.read_bytes())
+    assert replay("--log", str(tmp_path), "--verify") == 1
+    shown = capsys.readouterr().out
+    assert "after 0 identical records: record 1 at 0.000000 s differs" in shown
+    assert "recorded: WakeAt(at_s=3.0)" in shown
