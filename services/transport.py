@@ -84,6 +84,7 @@ class Listener:
         for other in [other for other in self._streams if (other.peer.service, other.peer.instance) == name]:
             other.supersede()
         self._epochs[name] = peer.epoch
+        self._waiting.remove(stream)
         self._streams.append(stream)
 
     def forget(self, stream: SocketStream) -> None:

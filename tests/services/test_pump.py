@@ -71,7 +71,7 @@ async def test_an_event_that_arises_while_commands_are_performed_waits_for_its_t
 
 async def test_a_wake_up_never_comes_early_and_a_later_one_replaces_it(core) -> None:
     pump = Pump(core, lambda command: None)
-    at_s = time.monotonic() + 0.0107
+    at_s = time.monotonic() + 0.0104
     core.answers = {CancelRequested: [WakeAt(time.monotonic() + 1000)]}
     pump.apply(1, b"")
     pump.handle(CancelRequested(1))

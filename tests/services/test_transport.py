@@ -109,6 +109,7 @@ async def test_a_blocking_stream_speaks_to_an_asyncio_listener(listener, heard, 
     assert await asyncio.to_thread(blocking.wait) == [BIG]
     blocking.close()
     assert await heard.count("closed") == ["closed executor: closed by the peer"]
+    assert listener._streams == listener._waiting == []
 
 
 async def test_a_connector_with_another_secret_is_refused_and_others_stay(listener, heard, address, caplog) -> None:
