@@ -148,3 +148,9 @@ class World:
 def world() -> Callable[..., World]:
     """`world(policy, ...)` makes one; `policy` is a shipped policy's name or a document."""
     return World
+
+
+@pytest.fixture
+def shipped() -> Callable[[str], bytes]:
+    """The text of a shipped policy."""
+    return lambda name: (POLICIES / f"{name}.yaml").read_bytes()
