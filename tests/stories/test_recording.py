@@ -1,0 +1,101 @@
+"""A run that was recorded: it replays to the same commands, and shows what a reader who left gave back."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from deployed import House, fairlead
+
+from policies.commands import Command, Finish, StartStep
+from policies.event_log import Record, read_records
+from policies.events import CancelRequested
+from policies.scheduling.core import SchedulerCore
+
+LONG, SHORT = 3000, 40
+
+
+async def one_leaves_and_others_stay(running: House) -> list[int]:
+    """A long stream is dropped after a few tokens beside short ones; their token counts are returned."""
+    client = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0, timeout=120)
+
+    def stream(max_tokens: int, prompt: str) -> object:
+        return client.completions.create(
+            model="demo", prompt=prompt, max_tokens=max_tokens, stream=True, extra_body={"ignore_eos": True}
+        )
+
+    async def leaving() -> None:
+        chunks = await stream(LONG, "a reader who leaves " * 20)  # type: ignore[misc]
+        async with chunks:
+            for _ in range(5):
+                await anext(aiter(chunks))
+
+    async def staying(index: int) -> int:
+        answer = await client.completions.create(
+            model="demo", prompt=f"reader {index}", max_tokens=SHORT, extra_body={"ignore_eos": True}
+        )
+        return answer.usage.completion_tokens  # type: ignore[union-attr]
+
+    counts, _ = await asyncio.gather(asyncio.gather(*map(staying, range(4))), leaving())
+    counts.append(await staying(4))
+    await client.close()
+    return counts
+
+
+def replayed(log: Path) -> Iterator[tuple[SchedulerCore, Record, list[Command]]]:
+    core = SchedulerCore()
+    for record in read_records(log.read_bytes()):
+        commands = core.handle(record.event, record.now)
+        core.check()
+        yield core, record, commands
+
+
+@pytest.mark.slow
+async def test_a_reader_who_leaves_gives_its_blocks_back_by_the_next_plan(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    running = house("--record", str(log))
+    assert await one_leaves_and_others_stay(running) == [SHORT] * 5
+    assert running.stop() == 0, running.text
+
+    cancelled: list[int] = []
+    waiting_for_plan: dict[int, list[int]] = {}
+    for core, record, commands in replayed(log / "scheduler.log"):
+        if isinstance(record.event, CancelRequested) and record.event.request not in cancelled:
+            cancelled.append(record.event.request)
+            waiting_for_plan[record.event.request] = []
+            # The cancel itself frees the blocks: whatever is planned from here on may use them.
+            assert record.event.request not in core.sequences
+        for command in commands:
+            match command:
+                case StartStep():
+                    for request in list(waiting_for_plan):
+                        assert request in command.plan.released
+                        assert request not in command.plan.sequences
+                        del waiting_for_plan[request]
+                case Finish():
+                    assert command.output_tokens < LONG
+    assert len(cancelled) == 1
+    assert waiting_for_plan == {}
+    assert core.snapshot().used_blocks == 0
+
+
+@pytest.mark.slow
+async def test_a_recorded_run_replays_to_the_identical_commands(house: Callable[..., House], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    running = house("--record", str(log))
+    await one_leaves_and_others_stay(running)
+    running.stop()
+    verified = fairlead("replay", "--log", str(log), "--verify")
+    assert "identical" in verified.stdout
+
+    # One byte of one answer changed: the difference is found and named.
+    damaged = log / "scheduler.log"
+    content = bytearray(damaged.read_bytes())
+    content[content.index(b"StartStep")] ^= 1
+    damaged.write_bytes(content)
+    refuted = fairlead("replay", "--log", str(log), "--verify", check=False)
+    assert refuted.returncode == 1
+    assert "scheduler.log" in refuted.stdout + refuted.stderr
