@@ -78,6 +78,7 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         print(self._prepared.model_line, flush=True)
         _write_deployment(self._deployment)
+        self._keep_last_logs()
         try:
             for service in SERVICES:
                 self._start(service)
@@ -105,10 +106,19 @@ class Supervisor:
         else:
             print("\nfairlead: draining; once more to stop at once", file=sys.stderr, flush=True)
 
+    def _log(self, service: str) -> Path:
+        return Path(self._deployment.data) / "logs" / f"{service}.log"
+
+    def _keep_last_logs(self) -> None:
+        """Each start writes new logs; those of the start before stay beside them."""
+        for service in SERVICES:
+            log = self._log(service)
+            log.parent.mkdir(exist_ok=True)
+            if log.exists():
+                log.replace(log.with_suffix(".log.1"))
+
     def _start(self, service: str) -> None:
-        logs = Path(self._deployment.data) / "logs"
-        logs.mkdir(exist_ok=True)
-        with (logs / f"{service}.log").open("ab") as log:
+        with self._log(service).open("ab") as log:
             self._children[service] = subprocess.Popen(
                 [sys.executable, "-m", "services.cli", "serve", service, "--supervised"],
                 stdin=subprocess.DEVNULL,
@@ -172,7 +182,7 @@ class Supervisor:
                 child.wait()
 
     def _last_words(self, service: str) -> str:
-        log = Path(self._deployment.data) / "logs" / f"{service}.log"
+        log = self._log(service)
         lines = log.read_text(errors="replace").strip().splitlines()
         status = self._children[service].returncode
         return f"{lines[-1] if lines else 'no word in its log'} (status {status}, log {log})"

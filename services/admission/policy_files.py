@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from policies.document.diff import changes
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
 from services.runtime import describe
@@ -193,8 +194,11 @@ class PolicyRevisions:
         return document
 
     def _put_in_force(self, revision: int, document: bytes) -> None:
-        self.revision, self.document = revision, document
+        before, self.revision, self.document = self.document, revision, document
         log.info("policy revision %d is in force (%s)", revision, self._file)
+        if before:
+            for change in changes(load_policy(before), load_policy(document)):
+                log.info("policy revision %d: %s", revision, change)
         self._apply(revision, document)
 
     def _reject(self, why: str) -> None:

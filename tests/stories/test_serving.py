@@ -110,7 +110,7 @@ async def test_64_streams_of_3_tenants_get_every_token_once_while_the_policy_cha
 
     assert_exact(await all_at_once(readers), reference)
 
-    revisions = {running.get("/v1/fairlead/policy")["revision"]}
+    revisions = {running.get("/v1/fairlead/policy")["now"]["revision"]}
     swapping = asyncio.create_task(swap_policies(running, revisions))
     while not swapping.done():
         assert_exact(await all_at_once(readers), reference)
@@ -129,9 +129,9 @@ async def swap_policies(running: House, revisions: set[object]) -> None:
         text = (POLICIES / f"{next(names)}.yaml").read_text()
         running.policy.write_text(f"{text}# save {swap}\n")
         now = await asyncio.to_thread(
-            running.wait_until, "/v1/fairlead/policy", lambda answer: answer["revision"] not in revisions
+            running.wait_until, "/v1/fairlead/policy", lambda answer: answer["now"]["revision"] not in revisions
         )
-        revisions.add(now["revision"])
+        revisions.add(now["now"]["revision"])
 
 
 @pytest.mark.slow
@@ -140,9 +140,10 @@ async def test_an_invalid_save_keeps_the_old_policy_running_and_says_why(house: 
     before = running.get("/v1/fairlead/policy")
     good = running.policy.read_text()
     running.policy.write_text(good.replace("token_budget", "token_budgett"))
-    now = await asyncio.to_thread(running.wait_until, "/readyz", lambda answer: answer["policy"]["error"] != "")
-    assert "token_budget" in now["policy"]["error"]
-    assert running.get("/v1/fairlead/policy")["revision"] == before["revision"]
+    now = await asyncio.to_thread(running.wait_until, "/readyz", lambda answer: answer["last_save"] is not None)
+    assert now["last_save"]["outcome"] == "rejected"
+    assert 'did you mean "token_budget"' in now["last_save"]["error"]
+    assert running.get("/v1/fairlead/policy")["now"] == before["now"]
     (reader, *_) = clients(running)
     assert (await read(reader, REQUESTS[0])).completion_tokens == REQUESTS[0].max_tokens
     await reader.close()
