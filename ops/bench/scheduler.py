@@ -128,7 +128,9 @@ class HeapAndLoop:
 
 
 def run(rounds: int) -> list[Row]:
-    """The two gates, and for information the same cycle while a sequence ends and another starts in every step."""
+    """The two gates, and a bound on the same cycle when in every step one sequence ends (its row is in flight once
+    more), one starts and one is released: a regression guard, not a gate of the specification.
+    """
 
     def microseconds(run_once: Callable[[], float]) -> Callable[[], float]:
         return lambda: run_once() * 1e6
@@ -140,5 +142,5 @@ def run(rounds: int) -> list[Row]:
     return [
         at_most("plan against heap and loop", "us", usual, must=2.0, stretch=0.6),
         at_most("plan, 100,000 waiting against 1,000", "us", growth, must=1.5, stretch=1.2),
-        at_most("plan with one end and one start a step", "us", turnover, must=4.0, stretch=2.0),
+        at_most("plan with one end and one start a step", "us", turnover, must=15.0, stretch=8.0),
     ]

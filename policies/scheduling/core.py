@@ -9,8 +9,6 @@ no stage of the new policy could finish are taken by an implicit first stage.
 
 from typing import Literal
 
-import numpy as np
-
 from policies.commands import Command, Deliver, Finish, FinishReason, Forget, StartStep, WakeAt
 from policies.document.compile import compile_scheduling
 from policies.document.loading import load_policy
@@ -317,13 +315,15 @@ class SchedulerCore:
         executor.last_ended_s = ended_at_s
         if not executor.steps or executor.steps[0].arms is not step.arms:  # else the next plan arms all of them anyway
             executor.arm(step, ended_at_s)
-        finish = templates.stages(0, step.num_samples)
+        finish = templates.no_finish(step.num_samples)
         rows = templates.rows(step.num_samples)
         if event.ended or step.ending:
             finish = finish.copy()
         if step.dropped:
             gone = [row for slot in step.dropped if (row := step.sampling_row_of(slot)) is not None]
-            rows = np.delete(rows, gone)
+            kept = templates.trues(step.num_samples).copy()
+            kept[gone] = False
+            rows = rows[kept]
         for sequence_id in event.ended:
             sequence = self.sequences.get(sequence_id)
             if sequence is not None and sequence.slot is not None and sequence.executor == executor.id:

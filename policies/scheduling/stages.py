@@ -107,9 +107,9 @@ class Draft:
         columns = self._executor.columns
         slots = self._open_slots()
         if stage.due and len(slots):
-            mask = columns.deadline_s[: columns.high] <= self._now
-            mask &= columns.open[: columns.high] if self._open is None else self._open
-            slots = mask.nonzero()[0]
+            slots = (columns.deadline_s[: columns.high] <= self._now).nonzero()[0]
+            if len(slots):
+                slots = slots[(columns.open if self._open is None else self._open).take(slots)]
         room = min(self.left, self._rules.max_decodes - self.num_decodes)
         if not len(slots) or room <= 0:
             return

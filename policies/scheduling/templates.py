@@ -3,7 +3,7 @@
 Owns nothing that decides.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -11,63 +11,46 @@ from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
 
-SHORTEST = 1024
-
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+REMEMBERED = 1024
+"""Counts for which each array is kept: a running system uses a few."""
 
+
+@lru_cache(REMEMBERED)
 def ones(count: int) -> Int32Array:
     """`count` times 1, int32."""
-    return _ones(_size(count))[:count]
+    return _frozen(np.ones(count, np.int32))
 
 
+@lru_cache(REMEMBERED)
 def zeros(count: int) -> Int32Array:
     """`count` times 0, int32."""
-    return _zeros(_size(count))[:count]
+    return _frozen(np.zeros(count, np.int32))
 
 
+@lru_cache(REMEMBERED)
 def trues(count: int) -> BoolArray:
     """`count` times True."""
-    return _trues(_size(count))[:count]
+    return _frozen(np.ones(count, np.bool_))
 
 
+@lru_cache(REMEMBERED)
 def rows(count: int) -> Int32Array:
     """0 .. count - 1, int32."""
-    return _rows(_size(count))[:count]
+    return _frozen(np.arange(count, dtype=np.int32))
 
 
+@lru_cache(REMEMBERED)
 def stages(index: int, count: int) -> NDArray[np.int8]:
-    """`count` times a stage's index, int8; index 0 is also "nothing finished"."""
-    return _stages(index, _size(count))[:count]
+    """`count` times a stage's index, int8."""
+    return _frozen(np.full(count, index, np.int8))
 
 
-def _size(count: int) -> int:
-    return SHORTEST if count <= SHORTEST else 1 << count.bit_length()
-
-
-@cache
-def _ones(size: int) -> Int32Array:
-    return _frozen(np.ones(size, np.int32))
-
-
-@cache
-def _zeros(size: int) -> Int32Array:
-    return _frozen(np.zeros(size, np.int32))
-
-
-@cache
-def _trues(size: int) -> BoolArray:
-    return _frozen(np.ones(size, np.bool_))
-
-
-@cache
-def _rows(size: int) -> Int32Array:
-    return _frozen(np.arange(size, dtype=np.int32))
-
-
-@cache
-def _stages(index: int, size: int) -> NDArray[np.int8]:
-    return _frozen(np.full(size, index, np.int8))
+@lru_cache(REMEMBERED)
+def no_finish(count: int) -> NDArray[np.int8]:
+    """`count` times "goes on", int8."""
+    return _frozen(np.zeros(count, np.int8))
 
 
 def _frozen(array: NDArray[Scalar]) -> NDArray[Scalar]:
