@@ -9,6 +9,9 @@ import msgspec
 
 encode = msgspec.json.Encoder().encode
 
+CHUNK_END = b"\r\n"
+CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
+"""A table, because formatting a number costs as much as all else that is done for a token."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -98,6 +101,11 @@ def error_event(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
 
 
+def chunk_head(size: int) -> bytes:
+    """What precedes the `size` bytes of a chunk in HTTP/1.1's chunked transfer coding; `CHUNK_END` follows them."""
+    return CHUNK_HEADS[size] if size < len(CHUNK_HEADS) else b"%x\r\n" % size
+
+
 def http_chunk(payload: bytes) -> bytes:
-    """A chunk of HTTP/1.1's chunked transfer coding."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
+    """A whole chunk."""
+    return chunk_head(len(payload)) + payload + CHUNK_END

@@ -12,7 +12,17 @@ from typing import Protocol
 from engine.tokenizer import TextStream
 from policies.commands import FinishReason
 from services.errors import RequestError
-from services.gateway.responses import ChoiceText, Shape, Usage, encode, error_event, http_chunk
+from services.gateway.responses import (
+    CHUNK_END,
+    CHUNK_HEADS,
+    ChoiceText,
+    Shape,
+    Usage,
+    chunk_head,
+    encode,
+    error_event,
+    http_chunk,
+)
 from services.gateway.text import StoppingText
 from services.wire import TokenFrame
 
@@ -142,7 +152,7 @@ class StreamedAnswer(Answer):
 
     def attach(self, transport: asyncio.Transport, protocol: HttpProtocol, *, chunked: bool) -> None:
         """Write to this connection from now on. `chunked`: HTTP/1.1's coding, which HTTP/1.0 does not know."""
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        transport.set_write_buffer_limits(high=min(HIGH_WATER_BYTES, self._limit_bytes // 2))
         self._transport, self._protocol, self._chunked = transport, protocol, chunked
         for choice in self.choices:
             choice.write = transport.write
@@ -222,6 +232,7 @@ class Choice:
         "running",
         "stopping",
         "suffix",
+        "tail",
         "text",
         "write",
     )
@@ -233,6 +244,7 @@ class Choice:
         self.affixes = answer.shape.affixes(index)
         self.prefix = self.affixes.prefix
         self.suffix = self.affixes.suffix
+        self.tail = self.suffix + CHUNK_END
         self.affix_bytes = len(self.prefix) + len(self.suffix)
         self.text = text
         self.push = text.push
@@ -283,6 +295,7 @@ class Pump:
     def deliver(self, frame: TokenFrame) -> None:
         """Hand each token of a step to its reader."""
         choices = self.choices
+        heads, num_heads, join = CHUNK_HEADS, len(CHUNK_HEADS), b"".join
         touched: dict[Answer, None] = {}
         sequences = memoryview(frame.sequences).cast("q").tolist()
         tokens = memoryview(frame.tokens).cast("i").tolist()
@@ -296,19 +309,16 @@ class Pump:
                 text = choice.push(token)
                 if text:
                     encoded = encode(text)
-                    data = b"%x\r\n%b%b%b\r\n" % (
-                        choice.affix_bytes + len(encoded),
-                        choice.prefix,
-                        encoded,
-                        choice.suffix,
-                    )
+                    size = choice.affix_bytes + len(encoded)
+                    head = heads[size] if size < num_heads else chunk_head(size)
                     try:
-                        choice.write(data)
+                        choice.write(join((head, choice.prefix, encoded, choice.tail)))
                     except RuntimeError:  # closed in this turn of the loop; its handler is about to be cancelled
                         choice.direct = False
                         continue
-                    if choice.protocol.writing_paused:  # type: ignore[union-attr]  # direct: it is attached
-                        choice.answer.hold()
+                # One look in sixteen: a few chunks above the mark are no matter, a call for each token is.
+                if not choice.num_tokens & 15 and choice.protocol.writing_paused:  # type: ignore[union-attr]
+                    choice.answer.hold()
             elif finish not in UNCOUNTED:
                 choice.num_tokens += 1
                 reason = choice.take(token, finish)
