@@ -1,0 +1,154 @@
+"""Token gaps of 16 fast readers, with and without a reader of one byte a second beside them.
+
+All four services, with the paced synthetic engine (20 ms a step), so that a gap is the services' doing. The figure of
+a round is the 99th percentile of all gaps between successive arrivals of text at the fast readers. Within the round the
+slow reader fills its kernel buffers, so that its text is held back; each fast reader must get every token.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import uvloop
+
+from engine.interface import EngineSettings
+from ops.bench.harness import Row, at_most, interleave
+from ops.bench.readers import END, request
+from services.settings import REPOSITORY, Deployment, HttpSettings
+
+NUM_FAST = 16
+NUM_TOKENS = 300
+NUM_SLOW_TOKENS = 2_000
+STEP_S = 0.02
+SLOW_PAUSE_S = 1.0
+RECEIVE_BUFFER_BYTES = 4096
+STREAM_BUFFER_BYTES = 16 * 2**10
+START_S = 60.0
+ROUND_S = 60.0
+
+
+def run(rounds: int) -> list[Row]:
+    """Measure; figures are milliseconds."""
+    with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as folder, contextlib.ExitStack() as stack:
+        port, key = _start(Path(folder), stack)
+        paired = interleave(
+            lambda: uvloop.run(_round(port, key, slow=True)),
+            lambda: uvloop.run(_round(port, key, slow=False)),
+            rounds=rounds,
+        )
+    return [at_most("fast_readers_p99_tbt_beside_a_slow_one", "ms", paired, must=1.5, stretch=1.1)]
+
+
+class FastReader(asyncio.Protocol):
+    """Reads as fast as it can and keeps when text came."""
+
+    def __init__(self, asked: bytes) -> None:
+        self._asked = asked
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+        self.arrivals_s: list[float] = []
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._asked)
+
+    def data_received(self, data: bytes) -> None:
+        """Text, or the end."""
+        self._pieces.append(data)
+        if b'"content":' in data:
+            self.arrivals_s.append(self._loop.time())
+        if data.endswith(END):
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
+        """All is read, or the server went away: the check will tell."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    @property
+    def num_tokens(self) -> int:
+        """Output tokens, as the usage says."""
+        found = re.search(rb'"completion_tokens":(\d+)', b"".join(self._pieces))
+        return int(found[1]) if found else 0
+
+
+async def _round(port: int, key: str, *, slow: bool) -> float:
+    """Milliseconds of the 99th percentile."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(_read_slowly(port, key)) if slow else None
+    more = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    readers: list[FastReader] = []
+    asked = request(key, **more)
+    for _ in range(NUM_FAST):
+        _, reader = await loop.create_connection(lambda: FastReader(asked), "127.0.0.1", port)
+        readers.append(reader)
+    async with asyncio.timeout(ROUND_S):
+        await asyncio.gather(*(reader.ended for reader in readers))
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    counts = [reader.num_tokens for reader in readers]
+    if counts != [NUM_TOKENS] * NUM_FAST:
+        raise RuntimeError(f"this run is void: the fast readers got {counts} tokens")
+    gaps = [b - a for reader in readers for a, b in zip(reader.arrivals_s, reader.arrivals_s[1:], strict=False)]
+    return statistics.quantiles(gaps, n=100)[98] * 1e3
+
+
+async def _read_slowly(port: int, key: str) -> None:
+    """One byte a second, through a small window, until cancelled or cut off."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as bare, contextlib.suppress(ConnectionError):
+        bare.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        bare.setblocking(False)
+        await loop.sock_connect(bare, ("127.0.0.1", port))
+        await loop.sock_sendall(bare, request(key, max_tokens=NUM_SLOW_TOKENS, ignore_eos=True))
+        while await loop.sock_recv(bare, 1):  # noqa: ASYNC110  the pause is what makes it slow
+            await asyncio.sleep(SLOW_PAUSE_S)
+
+
+def _start(folder: Path, stack: contextlib.ExitStack) -> tuple[int, str]:
+    """All four services; returns port and key."""
+    deployment = Deployment(
+        data=str(folder / "data"),
+        http=HttpSettings(port=0, stream_buffer_bytes=STREAM_BUFFER_BYTES),
+        engine=EngineSettings(kind="paced", paced_step_s=STEP_S),
+    )
+    file = folder / "deployment.yaml"
+    file.write_bytes(msgspec.yaml.encode(deployment))
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", "up", "--deployment", str(file)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    stack.callback(_stop, process)
+    assert process.stdout is not None  # noqa: S101  it was asked for
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "curl " in line:
+            break
+    found = re.search(r"curl http://[^:]+:(\d+)/.*Bearer ([\w-]+)", said)
+    if found is None:
+        raise RuntimeError(f"the services did not start:\n{said}{(folder / 'log').read_text()}")
+    os.set_blocking(process.stdout.fileno(), False)
+    return int(found[1]), found[2]
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGINT)
+    process.wait(START_S)
