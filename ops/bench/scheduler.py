@@ -86,7 +86,8 @@ class Cycle:
 
 def _released(request: int) -> Released:
     prompt = PROMPT_TOKENS + request * 7919 % 64
-    return Released(request=request, slo_class="free", prompt_tokens=prompt, max_output_tokens=MAX_OUTPUT_TOKENS)
+    slo_class = "paid" if request % 20 == 0 else "free"
+    return Released(request=request, slo_class=slo_class, prompt_tokens=prompt, max_output_tokens=MAX_OUTPUT_TOKENS)
 
 
 class _Running:

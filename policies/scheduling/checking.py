@@ -49,7 +49,8 @@ def snapshot(executors: Iterable[Executor], num_unrouted: int, num_preemptions: 
 def check_executor(executor: Executor) -> None:
     """Raise AssertionError, naming what is wrong, unless every invariant holds."""
     holders = executor.holders()
-    executor.blocks.check([block for s in holders for block in s.blocks])
+    columns = executor.columns
+    executor.blocks.check([block for s in holders if s.slot is not None for block in columns.table(s.slot).tolist()])
     _hold(len(holders) == executor.num_holders, "the holders are not counted right")
     _hold(len(executor.steps) <= executor.max_steps_in_flight, "too many steps in flight")
     for step in executor.steps:
@@ -68,9 +69,9 @@ def check_executor(executor: Executor) -> None:
             continue
         _hold(executor.columns.sequences[slot] is sequence, f"its slot is another's: {story}")
         if state in HOLDS_BLOCKS:
-            capacity = int(executor.columns.capacity[slot])
-            _hold(capacity == len(sequence.blocks) * executor.blocks.block_tokens, f"capacity is off: {story}")
-            _hold(int(executor.columns.position[slot]) <= capacity, f"tokens without blocks: {story}")
+            capacity = int(columns.capacity[slot])
+            _hold(capacity == columns.num_blocks[slot] * executor.blocks.block_tokens, f"capacity is off: {story}")
+            _hold(int(columns.position[slot]) <= capacity, f"tokens without blocks: {story}")
         is_open = state is State.DECODE and not sequence.stalled
         _hold(bool(executor.columns.open[slot]) == is_open, f"may be planned, or may not, wrongly: {story}")
     _hold(waiting_tokens == executor.promised_tokens, "promised tokens are not those of the waiting")

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.commands import Int32Array
 from policies.scheduling.state import Sequence, SlotArray
 
+FIRST_WIDTH = 64
+"""Blocks of a table before it is widened."""
 NEVER = np.int32(2**30)
 """`end` of an unfinished prefill: no position reaches it."""
 
@@ -22,6 +25,8 @@ class Columns:
         sequence: id.
         position: KV position of the next token to plan, counted from 0.
         capacity: tokens that its blocks hold.
+        num_blocks: blocks held.
+        tables: block tables, two-dimensional; `[slot, : num_blocks[slot]]` counts.
         end: the position at which no output token is left to plan.
         deadline_s: last schedulable time of a decode.
         open: a decode that may be planned now (tokens left, its gateway reads).
@@ -39,6 +44,8 @@ class Columns:
         self.sequence = np.zeros(0, np.int64)
         self.position = np.zeros(0, np.int32)
         self.capacity = np.zeros(0, np.int32)
+        self.num_blocks = np.zeros(0, np.int32)
+        self.tables = np.zeros((0, FIRST_WIDTH), np.int32)
         self.end = np.zeros(0, np.int32)
         self.deadline_s = np.zeros(0, np.float64)
         self.tbt_s = np.zeros(0, np.float64)
@@ -49,8 +56,8 @@ class Columns:
         self.priority = np.zeros(0, np.int32)
         self.open = np.zeros(0, np.bool_)
 
-    def enter(self, sequence: Sequence, capacity: int) -> int:
-        """Give a sequence a slot, at position 0."""
+    def enter(self, sequence: Sequence, blocks: Int32Array, block_tokens: int) -> int:
+        """Give a sequence a slot, at position 0, with its first blocks."""
         if self._unused:
             slot = self._unused.pop()
         else:
@@ -62,7 +69,10 @@ class Columns:
         self.sequences[slot] = sequence
         self.sequence[slot] = sequence.id
         self.position[slot] = 0
-        self.capacity[slot] = capacity
+        self._widen(len(blocks))
+        self.tables[slot, : len(blocks)] = blocks
+        self.num_blocks[slot] = len(blocks)
+        self.capacity[slot] = len(blocks) * block_tokens
         self.end[slot] = NEVER
         self.tbt_s[slot] = sequence.tbt_s
         self.arrived_s[slot] = sequence.arrived_s
@@ -72,6 +82,18 @@ class Columns:
         self.priority[slot] = sequence.priority
         sequence.slot = slot
         return slot
+
+    def extend(self, slots: SlotArray, blocks: Int32Array, block_tokens: int) -> None:
+        """One more block for each of these slots."""
+        counts = self.num_blocks.take(slots)
+        self._widen(int(counts.max()) + 1)
+        self.tables[slots, counts] = blocks
+        self.num_blocks[slots] = counts + 1
+        self.capacity[slots] += block_tokens
+
+    def table(self, slot: int) -> Int32Array:
+        """Its blocks in order; a view."""
+        return self.tables[slot, : self.num_blocks[slot]]
 
     def leave(self, slot: int) -> None:
         """Free a slot. No step in flight may have a row of it."""
@@ -137,6 +159,14 @@ class Columns:
         size = max(64, 2 * len(self.position))
         for name, column in vars(self).items():
             if isinstance(column, np.ndarray) and not name.startswith("_"):
-                grown: NDArray[Any] = np.zeros(size, column.dtype)
+                grown: NDArray[Any] = np.zeros((size, *column.shape[1:]), column.dtype)
                 grown[: len(column)] = column
                 setattr(self, name, grown)
+
+    def _widen(self, num_blocks: int) -> None:
+        """Make every table hold so many blocks."""
+        slots, width = self.tables.shape
+        if num_blocks > width:
+            wider = np.zeros((slots, max(num_blocks, 2 * width)), np.int32)
+            wider[:, :width] = self.tables
+            self.tables = wider

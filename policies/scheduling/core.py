@@ -287,7 +287,6 @@ class SchedulerCore:
         for sequence in orphans:
             sequence.life.pass_(Happening.LOST, now)
             sequence.kept_tokens = kept[sequence.id]
-            sequence.blocks = []
             sequence.slot = sequence.executor = None
             sequence.ticket = sequence.admitted = 0
             self._unrouted[sequence.id] = sequence

@@ -4,6 +4,7 @@ Owns who holds which blocks and slots there, and every move between waiting and 
 decides, this carries out.
 """
 
+from policies.commands import Int32Array
 from policies.events import ExecutorJoined
 from policies.lifecycle import HOLDS_BLOCKS, Happening, State
 from policies.scheduling.columns import Columns
@@ -121,15 +122,18 @@ class Executor:
         self.waiting.remove(sequence)
         self.promised_tokens -= sequence.tokens_to_prefill
         count = self.blocks_to_start(sequence)
-        sequence.blocks = self.blocks.take(count)
         self._admissions += 1
         sequence.admitted = self._admissions
         sequence.resumed = True
         sequence.life.pass_(Happening.STARTED, now, stage)
-        self.columns.enter(sequence, count * self.blocks.block_tokens)
+        self.columns.enter(sequence, self.blocks.take(count), self.blocks.block_tokens)
         self.started[sequence.id] = sequence
         self.num_holders += 1
         return count
+
+    def blocks_of(self, sequence: Sequence) -> Int32Array:
+        """The block table of a sequence that holds a slot; a view."""
+        return self.columns.table(_slot_of(sequence))
 
     def preempt(self, sequence: Sequence, now: float) -> bool:
         """Take a sequence's blocks; its tokens are kept. Returns True if it may wait at once, False if tokens of it are
@@ -222,8 +226,7 @@ class Executor:
     # --- within ---------------------------------------------------------------------------------------------------
 
     def _yield_blocks(self, sequence: Sequence, slot: int) -> None:
-        self.blocks.give_back(sequence.blocks)
-        sequence.blocks = []
+        self.blocks.give_back(self.columns.table(slot))
         sequence.admitted = 0
         self.num_holders -= 1
         self.started.pop(sequence.id, None)

@@ -43,7 +43,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     new_blocks = NO_BLOCKS
     if draft.new_blocks:
         num_new_blocks = num_new_blocks.copy()
-        new_blocks = np.array(draft.new_blocks, np.int32)
+        new_blocks = np.concatenate(draft.new_blocks)
         for rows in draft.border_rows:
             num_new_blocks[rows] = 1
     arms = slots

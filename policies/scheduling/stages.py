@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.commands import BoolArray
+from policies.commands import BoolArray, Int32Array
 from policies.lifecycle import Happening
 from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots, started_key, waiting_key
@@ -76,7 +76,7 @@ class Draft:
         self.segments: list[tuple[int, SlotArray]] = []
         self.prefills: list[Prefill] = []
         self.border_rows: list[SlotArray] = []
-        self.new_blocks: list[int] = []
+        self.new_blocks: list[Int32Array] = []
         self.starts: list[int] = []
         self.positions: NDArray[np.int32] | None = None
         self.preempted = False
@@ -144,13 +144,10 @@ class Draft:
 
     def _extend(self, slots: SlotArray) -> None:
         """One more block for each of these decodes."""
-        columns = self._executor.columns
-        taken = self._executor.blocks.take(len(slots))
-        sequences = columns.sequences
-        for slot, block in zip(slots.tolist(), taken, strict=True):
-            sequences[slot].blocks.append(block)
-        columns.capacity[slots] += self._executor.blocks.block_tokens
-        self.new_blocks += taken
+        pool = self._executor.blocks
+        taken = pool.take(len(slots))
+        self._executor.columns.extend(slots, taken, pool.block_tokens)
+        self.new_blocks.append(taken)
 
     def _add_decodes(self, stage: DecodeRule, chosen: SlotArray) -> None:
         count = len(chosen)
@@ -229,7 +226,7 @@ class Draft:
                 if not self._may_start(sequence):
                     break
                 num_new_blocks = executor.start(sequence, self._now, stage.index)
-                self.new_blocks += sequence.blocks
+                self.new_blocks.append(executor.blocks_of(sequence))
                 self.starts.append(sequence.id)
             self.prefills.append(Prefill(self.num_rows + taken, sequence, num_tokens, num_new_blocks))
             self._planned_prefills[sequence.id] = sequence

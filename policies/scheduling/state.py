@@ -45,7 +45,6 @@ class Sequence:
     __slots__ = (
         "admitted",
         "arrived_s",
-        "blocks",
         "executor",
         "id",
         "kept_tokens",
@@ -90,7 +89,6 @@ class Sequence:
         self.executor: int | None = None
         self.slot: int | None = None
         self.ticket = 0
-        self.blocks: list[int] = []
         self.resumed = False
         self.stalled = False
         self.life = Life(sequence)
