@@ -1,7 +1,9 @@
 """Chooses the next token of each row from its logits.
 
-A row's random number is a hash of (its seed, its output position) and of nothing else, so its tokens depend neither on
-its batch mates nor on how its prompt was chunked or how often it was preempted.
+A random number is a hash of (the row's seed, its output position, the token) and of nothing else, so tokens depend
+neither on batch mates nor on how a prompt was chunked or how often it was preempted. Tokens are drawn by the Gumbel-max
+trick: each has noise of its own, so a change in a logit's last bits moves no other token's border, as it would in a
+cumulative distribution.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+TOKEN_FACTOR = -0x61C8864680B583EB
+"""The golden ratio in 64 bits, as a signed number: neighbouring tokens get far keys."""
+ROUNDS = ((32, -0x40A7B892E31B1A47), (29, -0x6B2FB644ECCEEE15))
+"""Shifts and factors of SplitMix64's mixer, as signed numbers."""
+NUMBERS_AT_ONCE = 2**21
+"""Noise made at once: bounds its memory to some 50 MiB."""
 FEW = 1024
 """So many likeliest tokens are selected without sorting; top_k and top_p seldom leave more."""
 
@@ -39,10 +47,27 @@ class SamplingRows(NamedTuple):
 Method = Callable[[Tensor, SamplingRows], Tensor]
 
 
-def uniform(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Numbers in [0, 1) of 24 bits: SplitMix64 (Steele et al., 2014) of the seed, then of the position."""
-    mixed = _mix(_mix(seeds.astype(np.uint64)) + positions.astype(np.uint64))
-    return (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """SplitMix64 (Steele et al., 2014) of the seed, then of the position."""
+    return _mix(_mix(seeds.astype(np.uint64)) + positions.astype(np.uint64)).view(np.int64)
+
+
+def uniform(keys: Tensor, tokens: Tensor) -> Tensor:
+    """Numbers strictly between 0 and 1 of 32 bits, float32, of row keys and token ids, int64 that broadcast together.
+
+    Torch shifts int64 with its sign: what that brings in is masked away.
+    """
+    mixed = keys ^ (tokens * TOKEN_FACTOR)
+    for shift, factor in ROUNDS:
+        mixed ^= (mixed >> shift).bitwise_and_((1 << 64 - shift) - 1)
+        mixed *= factor
+    # Small ones keep all their bits; the largest must not round to 1.
+    return (mixed >> 32).bitwise_and_(2**32 - 1).float().mul_(2**-32 * (1 - 2**-23)).add_(2**-33)
+
+
+def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
+    """-log of exponential numbers, for row keys and token ids as in `uniform`."""
+    return uniform(keys, tokens).neg_().log1p_().neg_().log_().neg_()
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -80,8 +105,16 @@ def _largest(logits: Tensor, _rows: SamplingRows) -> Tensor:
 
 
 def _from_all(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """Inverse of the cumulative distribution, in token order: no sort."""
-    return _invert(_probabilities(logits, rows), rows)
+    """No sort, and no probabilities: their common factor moves no argmax."""
+    vocabulary = torch.arange(logits.shape[-1], device=logits.device)
+    keys = _column(row_keys(rows.seeds, rows.output_positions), logits.device)
+    temperatures = _column(rows.temperatures, logits.device)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    num_rows = max(1, NUMBERS_AT_ONCE // len(vocabulary))
+    for start in range(0, len(logits), num_rows):
+        part = slice(start, start + num_rows)
+        tokens[part] = gumbel(keys[part], vocabulary).add_(logits[part].float() / temperatures[part]).argmax(-1)
+    return tokens
 
 
 def _from_likeliest(logits: Tensor, rows: SamplingRows) -> Tensor:
@@ -115,7 +148,9 @@ def _cut(values: Tensor, tokens: Tensor, rows: SamplingRows) -> Tensor:
     before = left.cumsum(-1) - left
     # The likeliest token always stays, so there is always one to draw.
     kept = left.masked_fill(before >= _column(rows.top_ps, values.device) * total, 0)
-    return tokens.gather(-1, _invert(kept, rows).unsqueeze(-1)).squeeze(-1)
+    keys = _column(row_keys(rows.seeds, rows.output_positions), values.device)
+    chosen = gumbel(keys, tokens).add_(kept.log_()).argmax(-1, keepdim=True)
+    return tokens.gather(-1, chosen).squeeze(-1)
 
 
 def _limits(rows: SamplingRows, vocabulary: int) -> NDArray[np.int64]:
@@ -125,14 +160,6 @@ def _limits(rows: SamplingRows, vocabulary: int) -> NDArray[np.int64]:
 
 def _probabilities(logits: Tensor, rows: SamplingRows) -> Tensor:
     return (logits.float() / _column(rows.temperatures, logits.device)).softmax(-1)
-
-
-def _invert(probabilities: Tensor, rows: SamplingRows) -> Tensor:
-    """The first index whose cumulative weight passes the row's random share of the total."""
-    cumulative = probabilities.cumsum(-1)
-    share = _column(uniform(rows.seeds, rows.output_positions), probabilities.device)
-    index = torch.searchsorted(cumulative, share * cumulative[:, -1:], right=True).squeeze(-1)
-    return index.clamp_(max=probabilities.shape[-1] - 1)
 
 
 def _column(values: NDArray[np.generic], device: torch.device) -> Tensor:

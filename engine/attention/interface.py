@@ -36,19 +36,3 @@ class Attention(Protocol):
 
     def plan(self, rows: Rows) -> StepAttention:
         """Prepare a step."""
-
-
-def first_block(position: int, window: int | None, block_tokens: int) -> int:
-    """The first block that a query at `position` sees."""
-    return 0 if window is None else max(0, position - window + 1) // block_tokens
-
-
-def buckets(blocks: NDArray[np.int64], limit: int = 4, fill: float = 0.7) -> list[slice]:
-    """Rows in ascending number of blocks, cut into at most `limit` runs so that most hold little padding."""
-    cuts: list[slice] = []
-    stop = len(blocks)
-    while stop:
-        start = int(np.searchsorted(blocks[:stop], fill * blocks[stop - 1])) if len(cuts) < limit - 1 else 0
-        cuts.append(slice(start, stop))
-        stop = start
-    return cuts

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine import sampling
-from engine.sampling import SamplingRows, sample, uniform
+from engine.sampling import SamplingRows, row_keys, sample
 
 
 def rows(num_rows: int, **columns: Any) -> SamplingRows:
@@ -92,14 +92,55 @@ def test_every_row_is_as_if_alone() -> None:
     assert sample(logits, mixed).tolist() == alone
 
 
-def test_random_numbers_are_spread_and_depend_on_seed_and_position_alone() -> None:
-    seeds, positions = np.repeat(np.arange(-100, 100), 100), np.tile(np.arange(100), 200)
-    numbers = uniform(seeds, positions)
+def test_random_numbers_are_spread_and_depend_on_seed_position_and_token_alone() -> None:
+    import torch
+
+    def uniform(seeds: Any, positions: Any, tokens: Any) -> Any:
+        return sampling.uniform(
+            torch.from_numpy(row_keys(seeds, positions))[:, None], torch.tensor(tokens.tolist())
+        ).numpy()
+
+    seeds, positions = np.repeat(np.arange(-10, 10), 10), np.tile(np.arange(10), 20)
+    tokens = np.arange(100)
+    numbers = uniform(seeds, positions, tokens)
     assert np.histogram(numbers, 10, (0, 1))[0] == pytest.approx([2000] * 10, abs=200)
     assert len(np.unique(numbers)) > 19900
-    assert numbers.max() < 1
-    assert (uniform(seeds[::-1], positions[::-1])[::-1] == numbers).all()
-    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.03
+    assert 0 < numbers.min() < numbers.max() < 1
+    assert (uniform(seeds[::-1], positions[::-1], tokens[::-1])[::-1, ::-1] == numbers).all()
+    for one, other in ((numbers[:-1], numbers[1:]), (numbers[:, :-1], numbers[:, 1:]), (numbers[:-10], numbers[10:])):
+        assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 0.03
+
+
+def test_noise_is_finite_at_both_ends() -> None:
+    import torch
+
+    ends = torch.tensor([[0, -1]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "ROUNDS", ())
+        numbers = sampling.uniform(ends, torch.tensor([0]))
+        noise = sampling.gumbel(ends, torch.tensor([0]))
+    assert 0 < numbers.min() < 1e-9
+    assert numbers.max() == 1 - 2**-23
+    assert noise.isfinite().all()
+
+
+def test_a_change_in_the_last_bits_of_the_logits_changes_no_token() -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(500, 4096, generator=generator)
+    shaken = logits * (1 + 2e-7 * torch.randn(logits.shape, generator=generator))
+    assert sample(shaken, rows(500)).tolist() == sample(logits, rows(500)).tolist()
+
+
+def test_large_vocabularies_are_drawn_in_parts_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    logits = torch.randn(7, 512, generator=torch.Generator().manual_seed(4))
+    whole = sample(logits, rows(7)).tolist()
+    for at_once in (1, 1024):
+        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", at_once)
+        assert sample(logits, rows(7)).tolist() == whole
 
 
 def test_a_token_without_probability_is_never_drawn() -> None:

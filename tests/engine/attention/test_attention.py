@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.attention.interface import Rows, buckets
+from engine.attention.interface import Rows
 from engine.config import ModelConfig, Rope
 from engine.interface import EngineError, EngineSettings
 
@@ -97,13 +97,32 @@ def test_long_chunks_are_taken_in_pieces_without_a_seam(monkeypatch: pytest.Monk
         assert (attended - plain(cache, rows, query, layer)).abs().max() < 2e-6
 
 
-def test_buckets_hold_little_padding_and_every_row_once() -> None:
-    blocks = np.sort(np.random.default_rng(0).integers(1, 500, 64))
-    cuts = buckets(blocks)
-    assert sorted(row for cut in cuts for row in range(64)[cut]) == list(range(64))
-    assert len(cuts) == 4
-    assert all(blocks[cut].min() >= 0.7 * blocks[cut].max() for cut in cuts[:3])
-    assert buckets(np.zeros(0, np.int64)) == []
+@pytest.mark.parametrize("block_tokens", [16, 64])
+@pytest.mark.parametrize("window", [None, 9, 300])
+def test_a_span_holds_all_a_query_sees_and_there_are_few(window: int | None, block_tokens: int) -> None:
+    from engine.attention.gather import PIECE, runs, spans
+
+    positions = np.arange(3000)
+    found = spans(positions, window, block_tokens)
+    assert (found.firsts <= np.maximum(positions - (window or 10**6) + 1, 0)).all()
+    assert (found.firsts + found.widths > positions).all()
+    assert (found.widths % block_tokens == 0).all()
+    assert (found.firsts % block_tokens == 0).all()
+    assert len(runs(found.firsts, found.widths)) <= (12 if window is None else 6 * 3000 / PIECE)
+    needed = positions - found.firsts + 1
+    assert (found.widths <= np.maximum(1.5 * needed + block_tokens, 64)).all()
+
+
+def test_a_run_is_where_nothing_changes() -> None:
+    from engine.attention.gather import runs
+
+    assert runs(np.array([1, 1, 2, 2, 2, 3]), np.array([0, 0, 0, 5, 5, 5])) == [
+        slice(0, 2),
+        slice(2, 3),
+        slice(3, 5),
+        slice(5, 6),
+    ]
+    assert runs(np.zeros(0, np.int64)) == []
 
 
 @pytest.mark.filterwarnings("ignore")  # xformers says that there is no GPU
