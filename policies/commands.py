@@ -89,7 +89,7 @@ class Settle(Command):
 
 
 class StepPlan(msgspec.Struct):
-    """One step, as changes only. Row order: as planned, stage by stage.
+    """One step, as changes only. Rows are in no order that matters: what a row is for is in `stages` and `num_tokens`.
 
     Arrays over rows: `sequences` int64, `positions` int32 (KV position of the row's first token), `num_tokens` int32,
     `samples` bool (the row's last token samples an output token), `stages` int8 (index of the stage that planned the

@@ -25,16 +25,18 @@ class Columns:
         sequence: id.
         position: KV position of the next token to plan, counted from 0.
         capacity: tokens that its blocks hold.
-        num_blocks: blocks held.
-        tables: block tables, two-dimensional; `[slot, : num_blocks[slot]]` counts.
+        tables: block tables, two-dimensional; `[slot, : capacity[slot] / block_tokens]` counts.
         end: the position at which no output token is left to plan.
         deadline_s: last schedulable time of a decode.
         open: a decode that may be planned now (tokens left, its gateway reads).
         tbt_s, arrived_s, number, admitted, prompt_tokens, priority: as in `Sequence`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_tokens: int) -> None:
         self.high = 0
+        self._block_tokens = block_tokens
+        self._longest = 0
+        """No table has more blocks."""
         self.sequences: list[Sequence | None] = []
         self._unused: list[int] = []
         self._all_open: SlotArray | None = None
@@ -44,7 +46,6 @@ class Columns:
         self.sequence = np.zeros(0, np.int64)
         self.position = np.zeros(0, np.int32)
         self.capacity = np.zeros(0, np.int32)
-        self.num_blocks = np.zeros(0, np.int32)
         self.tables = np.zeros((0, FIRST_WIDTH), np.int32)
         self.end = np.zeros(0, np.int32)
         self.deadline_s = np.zeros(0, np.float64)
@@ -56,7 +57,7 @@ class Columns:
         self.priority = np.zeros(0, np.int32)
         self.open = np.zeros(0, np.bool_)
 
-    def enter(self, sequence: Sequence, blocks: Int32Array, block_tokens: int) -> int:
+    def enter(self, sequence: Sequence, blocks: Int32Array) -> int:
         """Give a sequence a slot, at position 0, with its first blocks."""
         if self._unused:
             slot = self._unused.pop()
@@ -71,8 +72,7 @@ class Columns:
         self.position[slot] = 0
         self._widen(len(blocks))
         self.tables[slot, : len(blocks)] = blocks
-        self.num_blocks[slot] = len(blocks)
-        self.capacity[slot] = len(blocks) * block_tokens
+        self.capacity[slot] = len(blocks) * self._block_tokens
         self.end[slot] = NEVER
         self.tbt_s[slot] = sequence.tbt_s
         self.arrived_s[slot] = sequence.arrived_s
@@ -83,17 +83,16 @@ class Columns:
         sequence.slot = slot
         return slot
 
-    def extend(self, slots: SlotArray, blocks: Int32Array, block_tokens: int) -> None:
+    def extend(self, slots: SlotArray, blocks: Int32Array) -> None:
         """One more block for each of these slots."""
-        counts = self.num_blocks.take(slots)
-        self._widen(int(counts.max()) + 1)
-        self.tables[slots, counts] = blocks
-        self.num_blocks[slots] = counts + 1
-        self.capacity[slots] += block_tokens
+        capacity = self.capacity.take(slots)
+        self._widen(self._longest + 1)
+        self.tables[slots, capacity // self._block_tokens] = blocks
+        self.capacity[slots] = capacity + self._block_tokens
 
     def table(self, slot: int) -> Int32Array:
         """Its blocks in order; a view."""
-        return self.tables[slot, : self.num_blocks[slot]]
+        return self.tables[slot, : self.capacity[slot] // self._block_tokens]
 
     def leave(self, slot: int) -> None:
         """Free a slot. No step in flight may have a row of it."""
@@ -118,6 +117,11 @@ class Columns:
             self._all_open = self.open[: self.high].nonzero()[0]
             self._all_open_ids = self._all_open_tbt_s = None
         return self._all_open
+
+    def rows_of(self, slots: SlotArray) -> SlotArray:
+        """Where these slots are in `all_open`, of which they are part."""
+        everyone = self.all_open()
+        return slots if everyone[-1] == len(everyone) - 1 else everyone.searchsorted(slots)
 
     def ids_of(self, slots: SlotArray) -> NDArray[np.int64]:
         """Sequence ids; not to be written to."""
@@ -166,7 +170,11 @@ class Columns:
     def _widen(self, num_blocks: int) -> None:
         """Make every table hold so many blocks."""
         slots, width = self.tables.shape
-        if num_blocks > width:
-            wider = np.zeros((slots, max(num_blocks, 2 * width)), np.int32)
+        self._longest = max(self._longest, num_blocks)
+        if self._longest > width:
+            # The bound grew by one with each extension; now look how long the longest table really is.
+            self._longest = max(num_blocks, int(self.capacity.max(initial=0)) // self._block_tokens + 1)
+        if self._longest > width:
+            wider = np.zeros((slots, max(self._longest, 2 * width)), np.int32)
             wider[:, :width] = self.tables
             self.tables = wider

@@ -35,7 +35,7 @@ class Executor:
         self.max_sequence_tokens = joined.max_sequence_tokens
         self.max_steps_in_flight = joined.max_steps_in_flight
         self.blocks = KvBlocks(joined.num_blocks, joined.block_tokens)
-        self.columns = Columns()
+        self.columns = Columns(self.blocks.block_tokens)
         self.waiting = Waiting()
         self.started: dict[int, Sequence] = {}
         self.routed: dict[int, Sequence] = {}
@@ -126,7 +126,7 @@ class Executor:
         sequence.admitted = self._admissions
         sequence.resumed = True
         sequence.life.pass_(Happening.STARTED, now, stage)
-        self.columns.enter(sequence, self.blocks.take(count), self.blocks.block_tokens)
+        self.columns.enter(sequence, self.blocks.take(count))
         self.started[sequence.id] = sequence
         self.num_holders += 1
         return count

@@ -51,6 +51,7 @@ class Draft:
         "_planned_prefills",
         "_rules",
         "border_rows",
+        "border_slots",
         "left",
         "new_blocks",
         "num_decodes",
@@ -76,6 +77,7 @@ class Draft:
         self.segments: list[tuple[int, SlotArray]] = []
         self.prefills: list[Prefill] = []
         self.border_rows: list[SlotArray] = []
+        self.border_slots: list[SlotArray] = []
         self.new_blocks: list[Int32Array] = []
         self.starts: list[int] = []
         self.positions: NDArray[np.int32] | None = None
@@ -144,10 +146,10 @@ class Draft:
 
     def _extend(self, slots: SlotArray) -> None:
         """One more block for each of these decodes."""
-        pool = self._executor.blocks
-        taken = pool.take(len(slots))
-        self._executor.columns.extend(slots, taken, pool.block_tokens)
+        taken = self._executor.blocks.take(len(slots))
+        self._executor.columns.extend(slots, taken)
         self.new_blocks.append(taken)
+        self.border_slots.append(slots)
 
     def _add_decodes(self, stage: DecodeRule, chosen: SlotArray) -> None:
         count = len(chosen)

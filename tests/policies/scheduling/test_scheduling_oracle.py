@@ -61,7 +61,7 @@ class Seq:
         self.total = real.tokens_to_prefill
         self.prompt_left = real.prompt_left
         self.admission = real.admitted or inf
-        self.blocks = int(columns.num_blocks[slot]) if holds else 0
+        self.blocks = len(columns.table(slot)) if holds else 0
         self.position = int(columns.position[slot]) if holds else 0
         self.deadline = float(columns.deadline_s[slot]) if self.state is State.DECODE else inf
 
