@@ -8,8 +8,10 @@ from collections import deque
 
 import msgspec
 
+from policies.document.diff import changes
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
+from policies.document.schema import Policy
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
 
 HISTORY = 100
@@ -22,6 +24,8 @@ class Applied(msgspec.Struct, frozen=True):
     name: str
     classes: tuple[str, ...]
     applied_unix_s: float
+    changes: list[str]
+    """Against the revision before, in words."""
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -40,7 +44,8 @@ class Revisions:
         self.history: deque[Applied] = deque(maxlen=HISTORY)
         self.last_save: Saved | None = None
         self.last_rejection: Saved | None = None
-        self._prepared: Applied | None = None
+        self._policy: Policy | None = None
+        self._prepared: tuple[int, Policy] | None = None
 
     @property
     def now(self) -> Applied | None:
@@ -78,13 +83,17 @@ class Revisions:
         except PolicyError as error:
             self._prepared = None
             return str(error)
-        classes = tuple(each.name for each in policy.classes)
-        self._prepared = Applied(revision, policy.name, classes, 0.0)
+        self._prepared = revision, policy
         return ""
 
     def _commit(self, revision: int) -> None:
         prepared, self._prepared = self._prepared, None
-        if prepared is None or prepared.revision != revision:
+        if prepared is None or prepared[0] != revision:
             return
-        if self.now is None or (self.now.revision, self.now.name) != (prepared.revision, prepared.name):
-            self.history.append(msgspec.structs.replace(prepared, applied_unix_s=time.time()))
+        before, (_, policy) = self._policy, prepared
+        if self.now is not None and self.now.revision == revision and before == policy:
+            return  # told again by an admission service that was restarted
+        self._policy = policy
+        classes = tuple(each.name for each in policy.classes)
+        words = changes(before, policy) if before is not None else []
+        self.history.append(Applied(revision, policy.name, classes, time.time(), words))
