@@ -93,10 +93,14 @@ class SchedulingRules(Struct, frozen=True):
         return tuple(dict.fromkeys(stage.order for stage in stages))
 
     def longest_piece(self, *, started: bool) -> int:
-        """Most prompt tokens that the stages can finish of a started (or else waiting) prefill; 0 without a stage."""
+        """Most prompt tokens that the stages can finish of a started (or else waiting) prefill; 0 without a stage. One
+        with an `if` does not count: its time may never come.
+        """
         pieces = [
             UNLIMITED if stage.chunked else self.token_budget
             for stage in self.stages
-            if isinstance(stage, PrefillRule) and (stage.started if started else stage.waiting)
+            if isinstance(stage, PrefillRule)
+            and not stage.min_decoding
+            and (stage.started if started else stage.waiting)
         ]
         return max(pieces, default=0)

@@ -109,9 +109,9 @@ class Draft:
         columns = self._executor.columns
         slots = self._open_slots()
         if stage.due and len(slots):
-            slots = (columns.deadline_s[: columns.high] <= self._now).nonzero()[0]
-            if len(slots):
-                slots = slots[(columns.open if self._open is None else self._open).take(slots)]
+            is_open = columns.open[: columns.high] if self._open is None else self._open
+            slots = (columns.deadline_s[: len(is_open)] <= self._now).nonzero()[0]
+            slots = slots[is_open.take(slots)]
         room = min(self.left, self._rules.max_decodes - self.num_decodes)
         if not len(slots) or room <= 0:
             return
@@ -215,18 +215,14 @@ class Draft:
         for sequence in self._candidates(stage):
             if self.left == 0 or taken == stage.max_sequences:
                 break
-            num_tokens = min(sequence.prompt_left, self.left)
-            if num_tokens < sequence.prompt_left:
-                if not stage.chunked:
-                    break
-                if stage.chunk:
-                    num_tokens -= num_tokens % stage.chunk
-            if num_tokens == 0:
+            num_tokens = self._piece(stage, sequence)
+            starts = sequence.slot is None
+            if num_tokens == 0 or (starts and not self._may_start(sequence)):
+                if starts and stage.merge:
+                    continue  # started ones go on: they hold the blocks and the places that it waits for
                 break
             num_new_blocks = 0
-            if sequence.slot is None:
-                if not self._may_start(sequence):
-                    break
+            if starts:
                 num_new_blocks = executor.start(sequence, self._now, stage.index)
                 self.new_blocks.append(executor.blocks_of(sequence))
                 self.starts.append(sequence.id)
@@ -238,6 +234,14 @@ class Draft:
         if slots:
             self.segments.append((stage.index, np.array(slots)))
             self.num_rows += taken
+
+    def _piece(self, stage: PrefillRule, sequence: Sequence) -> int:
+        """Tokens of a prompt that the stage may plan now; 0: none."""
+        if sequence.prompt_left <= self.left:
+            return sequence.prompt_left
+        if not stage.chunked:
+            return 0
+        return self.left - self.left % stage.chunk if stage.chunk else self.left
 
     def _may_start(self, sequence: Sequence) -> bool:
         executor = self._executor
@@ -259,10 +263,11 @@ class Draft:
                 yield first
 
     def _merged(self, stage: PrefillRule, started: list[Sequence]) -> Iterator[Sequence]:
-        """Started and waiting ones in one order."""
+        """Started and waiting ones in one order; once a waiting one cannot be planned, no other waiting one."""
         index = 0
+        barred = False
         while True:
-            first = self._first_waiting(stage, carried=False) if stage.waiting else None
+            first = None if barred else self._first_waiting(stage, carried=False)
             if index < len(started) and (
                 first is None or started_key(started[index], stage.order) < waiting_key(first, stage.order)
             ):
@@ -270,6 +275,7 @@ class Draft:
                 index += 1
             elif first is not None:
                 yield first
+                barred = first.slot is None
             else:
                 return
 

@@ -45,7 +45,21 @@ batching:
     - decode:  {when: any, order: [last_schedulable_time, arrival]}
 preemption: {victim: [newest_started_prefill, self]}
 """
-POLICIES = {"rad": RAD, "merged": MERGED, "small_slai": SMALL_SLAI}
+TWO_DUE = """
+batching:
+  token_budget: 16
+  max_sequences: 7
+  max_decodes: 5
+  stages:
+    - decode:  {when: due, order: [arrival], if: {decoding: {at_least: 2}}}
+    - prefill: {from: waiting, order: [class_priority], max_sequences: 1}
+    - prefill: {from: [started, waiting], merge: true, chunked: false, order: [arrival]}
+    - decode:  {when: due, order: [prompt_tokens]}
+    - prefill: {from: started, order: [admission]}
+    - decode:  {when: any, order: [admission]}
+preemption: {victim: [newest]}
+"""
+POLICIES = {"two_due": TWO_DUE, "rad": RAD, "merged": MERGED, "small_slai": SMALL_SLAI}
 
 
 class Seq:
@@ -111,21 +125,26 @@ class Oracle:
                     self.plan.append((index, s, 1))
                     left, decodes = left - 1, decodes + 1
             else:
+                waiting_ended = False
                 for s in self.candidates(part):
                     if left == 0 or taken == part.max_sequences:
                         break
+                    starts = s.state is State.WAITING
+                    if starts and waiting_ended:
+                        continue
                     q = min(s.prompt_left, left)
                     if not part.chunked and q < s.prompt_left:
-                        break
+                        q = 0
                     if part.chunk and q < s.prompt_left:
                         q = part.chunk * floor(q / part.chunk)
-                    if q == 0:
+                    need = ceil(s.total / self.size)
+                    full = len(self.holders()) >= self.batching.max_sequences
+                    if q == 0 or (starts and (full or self.free - need < (self.watermark if self.holders() else 0))):
+                        if starts and part.merge:
+                            waiting_ended = True  # the started ones behind it go on: they hold what it waits for
+                            continue
                         break
-                    if s.state is State.WAITING:
-                        need = ceil(s.total / self.size)
-                        full = len(self.holders()) >= self.batching.max_sequences
-                        if full or self.free - need < (self.watermark if self.holders() else 0):
-                            break
+                    if starts:
                         self.free -= need
                         s.blocks, s.state = need, State.PREFILL
                     self.plan.append((index, s, q))
