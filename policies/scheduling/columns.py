@@ -35,8 +35,6 @@ class Columns:
     def __init__(self, block_tokens: int) -> None:
         self.high = 0
         self._block_tokens = block_tokens
-        self._longest = 0
-        """No table has more blocks."""
         self.sequences: list[Sequence | None] = []
         self._unused: list[int] = []
         self._all_open: SlotArray | None = None
@@ -86,8 +84,12 @@ class Columns:
     def extend(self, slots: SlotArray, blocks: Int32Array) -> None:
         """One more block for each of these slots."""
         capacity = self.capacity.take(slots)
-        self._widen(self._longest + 1)
-        self.tables[slots, capacity // self._block_tokens] = blocks
+        column = capacity // self._block_tokens
+        try:
+            self.tables[slots, column] = blocks
+        except IndexError:  # cheaper than looking for the longest table each time
+            self._widen(int(column.max()) + 1)
+            self.tables[slots, column] = blocks
         self.capacity[slots] = capacity + self._block_tokens
 
     def table(self, slot: int) -> Int32Array:
@@ -117,11 +119,6 @@ class Columns:
             self._all_open = self.open[: self.high].nonzero()[0]
             self._all_open_ids = self._all_open_tbt_s = None
         return self._all_open
-
-    def rows_of(self, slots: SlotArray) -> SlotArray:
-        """Where these slots are in `all_open`, of which they are part."""
-        everyone = self.all_open()
-        return slots if everyone[-1] == len(everyone) - 1 else everyone.searchsorted(slots)
 
     def ids_of(self, slots: SlotArray) -> NDArray[np.int64]:
         """Sequence ids; not to be written to."""
@@ -170,11 +167,7 @@ class Columns:
     def _widen(self, num_blocks: int) -> None:
         """Make every table hold so many blocks."""
         slots, width = self.tables.shape
-        self._longest = max(self._longest, num_blocks)
-        if self._longest > width:
-            # The bound grew by one with each extension; now look how long the longest table really is.
-            self._longest = max(num_blocks, int(self.capacity.max(initial=0)) // self._block_tokens + 1)
-        if self._longest > width:
-            wider = np.zeros((slots, max(self._longest, 2 * width)), np.int32)
+        if num_blocks > width:
+            wider = np.zeros((slots, max(num_blocks, 2 * width)), np.int32)
             wider[:, :width] = self.tables
             self.tables = wider

@@ -62,6 +62,7 @@ class Executor:
         self.watermark_blocks = rules.watermark_blocks(self.blocks.num_blocks)
         self._longest_waiting = rules.longest_piece(started=False)
         self._longest_started = rules.longest_piece(started=True)
+        self.decode_stages = rules.decode_stages()
         self.may_carry = min(self._longest_started, self._longest_waiting) < UNLIMITED
         self.step_time.reweigh(rules.step_time_weight)
         self.waiting.rebuild(rules.waiting_orders(), self.is_carried)

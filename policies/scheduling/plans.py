@@ -25,22 +25,9 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     """
     columns = executor.columns
     num_rows = draft.num_rows
-    new_blocks = NO_BLOCKS if not draft.new_blocks else np.concatenate(draft.new_blocks)
-    border_rows = draft.border_rows
-    if len(draft.segments) > 1 and not draft.prefills and num_rows == len(columns.all_open()):
-        # Everybody decodes: rows in slot order are the same arrays as in the last such plan.
-        slots = columns.all_open()
-        positions = columns.position.take(slots)
-        stages = templates.stages(draft.segments[-1][0], num_rows).copy()
-        for index, segment in draft.segments[:-1]:
-            stages[columns.rows_of(segment)] = index
-        if border_rows:
-            rows = columns.rows_of(np.concatenate(draft.border_slots))
-            border_rows = [rows]
-            new_blocks = new_blocks[rows.argsort()]
-    elif len(draft.segments) == 1:
+    if len(draft.segments) == 1:
         index, slots = draft.segments[0]
-        stages = templates.stages(index, num_rows)
+        stages = draft.stages if draft.stages is not None else templates.stages(index, num_rows)
         positions = draft.positions if draft.positions is not None else columns.position.take(slots)
     else:
         slots = np.concatenate([slots for _, slots in draft.segments])
@@ -53,9 +40,11 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     num_tokens = templates.ones(num_rows)
     samples = templates.trues(num_rows)
     num_new_blocks = templates.zeros(num_rows)
+    new_blocks = NO_BLOCKS
     if draft.new_blocks:
         num_new_blocks = num_new_blocks.copy()
-        for rows in border_rows:
+        new_blocks = np.concatenate(draft.new_blocks)
+        for rows in draft.border_rows:
             num_new_blocks[rows] = 1
     arms = slots
     num_samples = num_rows

@@ -87,6 +87,20 @@ class SchedulingRules(Struct, frozen=True):
         """Tokens whose blocks a sequence takes at its start."""
         return sequence.longest if self.admit_max_length else sequence.tokens_to_prefill
 
+    def decode_stages(self) -> tuple[int | None, int] | None:
+        """The stages that plan the decodes when all of them are planned and no prompt: that of the due ones, if
+        there is one, and the one of the others. None where a stage may keep another from its turn.
+        """
+        due: int | None = None
+        for stage in self.stages:
+            if isinstance(stage, DecodeRule):
+                if stage.exclusive or stage.min_decoding:
+                    return None
+                if not stage.due:
+                    return due, stage.index
+                due = stage.index if due is None else due
+        return None
+
     def waiting_orders(self) -> tuple[tuple[str, ...], ...]:
         """Distinct orders of the stages that start sequences."""
         stages = [stage for stage in self.stages if isinstance(stage, PrefillRule) and stage.waiting]

@@ -39,6 +39,8 @@ class Draft:
         positions: of the rows of the first segment, where its stage has looked them up anyway.
         prefills: the rows that are prompts.
         border_rows: rows of decodes that cross a block border, as arrays; `new_blocks` has their blocks, in row order.
+        positions: of the first segment's rows, when known.
+        stages: of the rows, where they differ within the only segment.
         preempted: whether anybody lost its blocks.
     """
 
@@ -51,7 +53,6 @@ class Draft:
         "_planned_prefills",
         "_rules",
         "border_rows",
-        "border_slots",
         "left",
         "new_blocks",
         "num_decodes",
@@ -60,6 +61,7 @@ class Draft:
         "preempted",
         "prefills",
         "segments",
+        "stages",
         "starts",
     )
 
@@ -77,14 +79,16 @@ class Draft:
         self.segments: list[tuple[int, SlotArray]] = []
         self.prefills: list[Prefill] = []
         self.border_rows: list[SlotArray] = []
-        self.border_slots: list[SlotArray] = []
         self.new_blocks: list[Int32Array] = []
         self.starts: list[int] = []
         self.positions: NDArray[np.int32] | None = None
+        self.stages: NDArray[np.int8] | None = None
         self.preempted = False
 
     def build(self) -> None:
         """Offer the budget to the stages in turn, then let the preempted wait."""
+        if self._take_everyone():
+            return
         num_decoding = len(self._executor.columns.all_open())
         if self._executor.may_carry:
             self._take_prefills(CARRY_OVER_RULE)
@@ -102,6 +106,37 @@ class Draft:
                 break
         for sequence in self._barred:
             self._executor.enqueue(sequence)
+
+    def _take_everyone(self) -> bool:
+        """Plan every decode at once where the stages come to that: no prompt can run, budget and blocks suffice. Most
+        steps of a busy executor are like this; the arrays are then those of the step before.
+        """
+        executor, columns = self._executor, self._executor.columns
+        slots = columns.all_open()
+        count = len(slots)
+        if executor.decode_stages is None or not 0 < count <= min(self.left, self._rules.max_decodes):
+            return False
+        if self._may_prefill():
+            return False
+        positions = columns.position.take(slots)
+        at_border = (positions == columns.capacity.take(slots)).nonzero()[0]
+        if len(at_border) > executor.blocks.num_free:
+            return False
+        if len(at_border):
+            self._extend(slots.take(at_border))
+            self.border_rows.append(at_border)
+        due, others = executor.decode_stages
+        if due is not None:
+            is_due = columns.deadline_s.take(slots) <= self._now
+            self.stages = np.where(is_due, np.int8(due), np.int8(others))
+        self.positions = positions
+        self._add_decodes(others, slots)
+        return True
+
+    def _may_prefill(self) -> bool:
+        """Whether any prompt could be in this plan."""
+        executor = self._executor
+        return bool(executor.started) or (executor.num_holders < self._rules.max_sequences and bool(executor.waiting))
 
     # --- decodes --------------------------------------------------------------------------------------------------
 
@@ -129,7 +164,7 @@ class Draft:
             self.border_rows.append(at_border + self.num_rows if self.num_rows else at_border)
         if not self.segments:
             self.positions = positions
-        self._add_decodes(stage, chosen)
+        self._add_decodes(stage.index, chosen)
 
     def _open_slots(self) -> SlotArray:
         if self._open is not None:
@@ -149,15 +184,14 @@ class Draft:
         taken = self._executor.blocks.take(len(slots))
         self._executor.columns.extend(slots, taken)
         self.new_blocks.append(taken)
-        self.border_slots.append(slots)
 
-    def _add_decodes(self, stage: DecodeRule, chosen: SlotArray) -> None:
+    def _add_decodes(self, stage_index: int, chosen: SlotArray) -> None:
         count = len(chosen)
         if self._open is None and count == len(self._executor.columns.all_open()):
             self._closed = count  # everybody at once: no mask is needed
         else:
             self._mask()[chosen] = False
-        self.segments.append((stage.index, chosen))
+        self.segments.append((stage_index, chosen))
         self.num_rows += count
         self.num_decodes += count
         self.left -= count
@@ -178,7 +212,7 @@ class Draft:
                 chosen = np.array([slot])
                 self._extend(chosen)
                 self.border_rows.append(np.array([self.num_rows]))
-            self._add_decodes(stage, np.array([slot]))
+            self._add_decodes(stage.index, np.array([slot]))
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt until a block is free; False if the sequence itself had to go."""
@@ -207,9 +241,9 @@ class Draft:
     # --- prefills -------------------------------------------------------------------------------------------------
 
     def _take_prefills(self, stage: PrefillRule) -> None:
-        executor = self._executor
-        if not executor.started and (executor.num_holders >= self._rules.max_sequences or not executor.waiting):
+        if not self._may_prefill():
             return
+        executor = self._executor
         taken = 0
         slots: list[int] = []
         for sequence in self._candidates(stage):

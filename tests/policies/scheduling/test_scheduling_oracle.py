@@ -221,7 +221,8 @@ def compare(monkeypatch, world, document, requests, *, steps_in_flight, num_bloc
             rows = [(index, slot) for index, slots in self.segments for slot in slots.tolist()]
             columns = self._executor.columns
             got = sorted(
-                (index, columns.sequences[slot].id, tokens.get(row, 1)) for row, (index, slot) in enumerate(rows)
+                (index if self.stages is None else self.stages[row], columns.sequences[slot].id, tokens.get(row, 1))
+                for row, (index, slot) in enumerate(rows)
             )
             assert got == expected
             seen.append(got)
