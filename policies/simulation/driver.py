@@ -45,6 +45,7 @@ from policies.events import (
 )
 from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
 from policies.simulation.executor_model import Device, StepShape
+from policies.simulation.tokens import Requests, TokenTimes
 from policies.simulation.workload import TraceRequest
 
 ADMISSION, SCHEDULER = "admission", "scheduler"
@@ -95,7 +96,7 @@ class _Running(Struct):
     executor: int
     step: int
     step_time_s: float
-    sampled: list[int]
+    sampled: Requests
     """Sequence of each sampling row, in plan order."""
     filled: list[tuple[int, int]]
     """(sequence, tokens in KV) after each row that samples nothing."""
@@ -142,8 +143,8 @@ class Simulation:
         self._steps: dict[tuple[int, int], _Running] = {}
         self._served: dict[int, Served] = {}
         self._open = 0
-        self._gaps: dict[str, list[float]] = {}
-        self._charged: dict[str, float] = {}
+        self._tokens = TokenTimes(len(requests), len({request.tenant for request in requests}))
+        self._prompts_charged: dict[str, float] = {}
         self._num_steps = 0
         self._max_gap = self._max_gap_ratio = 0.0
         self._jain = 1.0
@@ -192,9 +193,14 @@ class Simulation:
         self._served[request] = Served(asked)
         self._open += 1
         event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.output_tokens)
-        self._charged.setdefault(asked.tenant, 0.0)
+        self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)
-        self._jain = jain(list(self._charged.values()))
+        self._jain = jain(
+            [
+                prompts + self._prices.output * self._tokens.of_tenant(tenant)
+                for tenant, prompts in self._prompts_charged.items()
+            ]
+        )
         if self._progress is not None:
             self._progress(self._now, request)
 
@@ -263,7 +269,8 @@ class Simulation:
         served = self._served[command.request]
         served.slo_class = command.slo_class
         asked = served.asked
-        self._charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
+        self._tokens.begin(command.request, tenant=asked.tenant, slo_class=command.slo_class)
+        self._prompts_charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
         event = Released(
             command.request, command.slo_class, asked.prompt_tokens, asked.output_tokens, 1, command.waited_s
         )
@@ -274,36 +281,25 @@ class Simulation:
         duration = self._device.step_time.step_s(_shape(plan))
         ended_at = max(self._now, self._busy_until[executor]) + duration
         self._busy_until[executor] = ended_at
-        silent = ~plan.samples
-        filled = list(
-            zip(
-                plan.sequences[silent].tolist(),
-                (plan.positions[silent] + plan.num_tokens[silent]).tolist(),
-                strict=True,
-            )
-        )
+        sampled, filled = plan.sequences, []
+        if not plan.samples.all():
+            silent = ~plan.samples
+            sampled = plan.sequences[plan.samples]
+            ends = (plan.positions[silent] + plan.num_tokens[silent]).tolist()
+            filled = list(zip(plan.sequences[silent].tolist(), ends, strict=True))
         key = (executor, command.step)
-        self._steps[key] = _Running(executor, command.step, duration, plan.sequences[plan.samples].tolist(), filled)
+        self._steps[key] = _Running(executor, command.step, duration, sampled, filled)
         heappush(self._heap, (ended_at, next(self._order), "step", key))
         self._num_steps += 1
 
     def _deliver(self, command: Deliver) -> None:
-        sampled = self._steps[command.executor, command.step].sampled
-        sequences = [sampled[row] for row in command.rows.tolist()]
-        now = self._now
-        for sequence in sequences:
+        sequences = self._steps[command.executor, command.step].sampled[command.rows]
+        for sequence in self._tokens.add(sequences, self._now).tolist():
             served = self._served[sequence]
-            served.output_tokens += 1
-            if served.last_token_at_s is None:
-                served.first_token_at_s = now
-                if served.prefill_done_at_s is None:
-                    served.prefill_done_at_s = now
-            else:
-                self._gaps.setdefault(served.slo_class, []).append(now - served.last_token_at_s)
-            served.last_token_at_s = now
-            self._charged[served.asked.tenant] += self._prices.output
-        if sequences:
-            self._inbox.append((ADMISSION, TokensProduced(sequences)))
+            served.first_token_at_s = self._now
+            if served.prefill_done_at_s is None:
+                served.prefill_done_at_s = self._now
+        self._inbox.append((ADMISSION, TokensProduced(sequences.tolist())))
 
     @property
     def _prices(self) -> Prices:
@@ -311,11 +307,15 @@ class Simulation:
 
     def _outcome(self) -> Outcome:
         rules = self.admission.rules
+        for request, served in self._served.items():
+            served.output_tokens = int(self._tokens.num_tokens[request])
+            if served.output_tokens:
+                served.last_token_at_s = float(self._tokens.last_at_s[request])
         return Outcome(
             policy=rules.name,
             classes=[(slo.name, slo.ttft_s, slo.tbt_s) for slo in rules.classes],
             served=list(self._served.values()),
-            gaps_s=self._gaps,
+            gaps_s=self._tokens.gaps_s(),
             simulated_s=self._now,
             preemptions=self.scheduler.snapshot().num_preemptions,
             num_steps=self._num_steps,
@@ -327,7 +327,11 @@ class Simulation:
 
 def _shape(plan: StepPlan) -> StepShape:
     # A last chunk of a single token counts as a decode here: both read their context and sample.
+    num_tokens = int(plan.num_tokens.sum())
+    num_decodes = len(plan.sequences)
+    if num_tokens == num_decodes and plan.samples.all():
+        return StepShape(0, num_decodes, int(plan.positions.sum()) + num_decodes)
     decodes: NDArray[np.bool_] = plan.samples & (plan.num_tokens == 1)
-    num_decodes = int(decodes.sum())
+    num_decodes = int(np.count_nonzero(decodes))
     context_tokens = int(plan.positions[decodes].sum()) + num_decodes
-    return StepShape(int(plan.num_tokens.sum()) - num_decodes, num_decodes, context_tokens)
+    return StepShape(num_tokens - num_decodes, num_decodes, context_tokens)
