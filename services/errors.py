@@ -22,6 +22,7 @@ SERVER = "server_error"
 
 FORMS: dict[str, Form] = {
     # The request is wrong: sending it again changes nothing.
+    "invalid_http": Form(400, INVALID),
     "invalid_json": Form(400, INVALID),
     "invalid_type": Form(400, INVALID),
     "invalid_value": Form(400, INVALID),
@@ -35,6 +36,7 @@ FORMS: dict[str, Form] = {
     "model_not_found": Form(404, INVALID),
     "not_found": Form(404, INVALID),
     "method_not_allowed": Form(405, INVALID),
+    "body_too_slow": Form(408, INVALID),
     "body_too_large": Form(413, INVALID),
     # The caller has had its share.
     "rate_limit_exceeded": Form(429, "tokens"),

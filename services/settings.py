@@ -31,6 +31,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """0: any free port."""
     max_body_bytes: Bytes = 4 * 2**20
+    body_s: Annotated[float, Meta(gt=0)] = 30.0
+    """How long a request's body may take to arrive."""
     max_choices: Annotated[int, Meta(ge=1)] = 16
     max_prompts: Annotated[int, Meta(ge=1)] = 64
     stream_buffer_bytes: Bytes = 256 * 2**10

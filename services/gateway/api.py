@@ -179,9 +179,15 @@ class Api:
         if request.content_length is not None and request.content_length > limit:
             raise too_large
         try:
-            return await request.read()
+            async with asyncio.timeout(self._http.body_s):
+                return await request.read()
         except web.HTTPRequestEntityTooLarge as error:
             raise too_large from error
+        except web.RequestPayloadError as error:
+            message = f"the body cannot be decoded as its headers say: {' '.join(str(error).split())}"
+            raise RequestError("invalid_value", message) from error
+        except TimeoutError as error:
+            raise RequestError("body_too_slow", f"the body took longer than {self._http.body_s:g} s") from error
 
     def _check(self, body: Body, num_prompts: int) -> None:
         """What can be said before anything is tokenised."""

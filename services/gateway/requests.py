@@ -7,7 +7,7 @@ for nothing. Knows no tokens, no tenants and no other service.
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,7 @@ MAX_STOP_CHARACTERS = 1024
 SEED_STEP = 0x9E37_79B9_7F4A_7C15
 SEED_RANGE = 2**63
 
+Role = Literal["system", "developer", "user", "assistant"]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -40,7 +41,7 @@ class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text")
 class ChatMessage(Struct, forbid_unknown_fields=True):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: str | list[TextPart] | None = None
     name: str | None = None
 
@@ -181,6 +182,8 @@ HARMLESS_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 """What clients send back when they repeat an answer of ours as a message."""
 
+ALLOWED = {".role": ", ".join(get_args(Role)), ".type": "text"}
+"""End of a parameter's path -> its values; what msgspec says of an unknown one does not name them."""
 
 PATH = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
 FIELD = re.compile(r"Object (?P<trouble>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
@@ -201,6 +204,10 @@ def read_chat(data: bytes) -> ChatBody:
         if isinstance(message, dict):
             _drop_harmless(message, HARMLESS_IN_MESSAGES, f"messages[{index}].")
     body = _convert(fields, ChatBody)
+    for index, turn in enumerate(body.messages):
+        if turn.content is None and turn.role != "assistant":
+            name = f"messages[{index}].content"
+            raise RequestError("missing_parameter", f"{name} is required of role {turn.role}", param=name)
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         raise RequestError(
             "invalid_value",
@@ -267,7 +274,8 @@ def _refusal(error: str, known: tuple[msgspec.structs.FieldInfo, ...]) -> Reques
     field = FIELD.fullmatch(what)
     if field is None:
         code = "invalid_type" if ", got `" in what else "invalid_value"
-        return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}", param=path)
+        allowed = next((f"; allowed: {text}" for end, text in ALLOWED.items() if path.endswith(end)), "")
+        return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}{allowed}", param=path)
     name = f"{path}.{field['name']}" if path else field["name"]
     if field["trouble"] == "missing required":
         return RequestError("missing_parameter", f"{name} is required", param=name)

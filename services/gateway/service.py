@@ -12,6 +12,7 @@ from services.errors import RequestError
 from services.gateway.api import Api
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
+from services.gateway.connection import Connection
 from services.runtime import StartError, open_link
 from services.settings import Deployment
 from services.transport import Identity, Link
@@ -37,6 +38,7 @@ class GatewayService:
         self.api = Api(deployment.http, deployment.model_name, tokenizer, self._keys, self._backend)
         self._links: list[Link] = []
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self.port = 0
@@ -58,13 +60,18 @@ class GatewayService:
         ]
         self._backend.on_idle = self._idle.set
         # Handlers are cancelled when their client goes: that is how its request ends at once.
-        self._runner = web.AppRunner(
-            self.api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S
-        )
-        await self._runner.setup()
+        runner = web.AppRunner(self.api.application(), handler_cancellation=True, shutdown_timeout=CLOSE_S)
+        self._runner = runner
+        await runner.setup()
         listening = self._listen()
         self.port = int(listening.getsockname()[1])
-        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+        loop = asyncio.get_running_loop()
+
+        def accept() -> Connection:
+            assert runner.server is not None  # noqa: S101  set up above
+            return Connection(runner.server, loop=loop, access_log=None)  # type: ignore[arg-type]  # aiohttp's way to keep none
+
+        self._server = await loop.create_server(accept, sock=listening, backlog=BACKLOG)
 
     def not_ready(self) -> str:
         """What keeps new requests from being served."""
@@ -88,6 +95,8 @@ class GatewayService:
         """Close connections, links and the watch."""
         if self._watch is not None:
             self._watch.cancel()
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.shutdown()
             await self._runner.cleanup()

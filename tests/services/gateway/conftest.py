@@ -246,7 +246,7 @@ async def stage(checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
     (tmp_path / "demo").symlink_to(checkpoint)
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
-    http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, drain_s=0.2)
+    http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, body_s=1.0, drain_s=0.2)
     deployment = Deployment(data=str(tmp_path), run=str(tmp_path / "run"), http=http).resolved()
     backstage = Backstage()
     for service in ("admission", "scheduler"):

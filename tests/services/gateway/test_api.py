@@ -27,11 +27,16 @@ COMPLETIONS = "/v1/completions"
     [
         (CHAT, b"{", (400, "invalid_json"), "not valid JSON"),
         (CHAT, b"x" * (10 * 2**20), (413, "body_too_large"), "4194304 bytes"),
-        (CHAT, {"model": "gpt-9", "messages": [{"role": "user"}]}, (404, "model_not_found"), '"demo"'),
-        (CHAT, {"model": "demo", "messages": [{"role": "user"}], "n": 17}, (400, "invalid_value"), "at most 16"),
+        (CHAT, {"model": "gpt-9", "messages": [{"role": "user", "content": "x"}]}, (404, "model_not_found"), '"demo"'),
         (
             CHAT,
-            {"model": "demo", "messages": [{"role": "user"}], "max_tokens": 512},
+            {"model": "demo", "messages": [{"role": "user", "content": "x"}], "n": 17},
+            (400, "invalid_value"),
+            "at most 16",
+        ),
+        (
+            CHAT,
+            {"model": "demo", "messages": [{"role": "user", "content": "x"}], "max_tokens": 512},
             (400, "context_length_exceeded"),
             "at most 512 tokens",
         ),
@@ -45,6 +50,8 @@ COMPLETIONS = "/v1/completions"
         (COMPLETIONS, {"model": "demo", "prompt": ["a"] * 65}, (400, "invalid_value"), "at most 64"),
         (COMPLETIONS, {"model": "demo", "prompt": ""}, (400, "invalid_value"), "empty"),
         (COMPLETIONS, {"model": "demo", "prompt": "x", "logprobs": 1}, (400, "unsupported_parameter"), "logprobs"),
+        (CHAT, {"model": "demo", "messages": [{"role": "user"}]}, (400, "missing_parameter"), "messages[0].content"),
+        (CHAT, {"model": "demo", "messages": [{"role": "me", "content": "x"}]}, (400, "invalid_value"), "assistant"),
         ("/v1/embeddings", {}, (404, "not_found"), "/v1/embeddings"),
         ("/v1/models", {}, (405, "method_not_allowed"), "GET"),
     ],
@@ -58,6 +65,36 @@ async def test_a_wrong_request_is_answered_with_a_sentence_that_names_the_limit(
     assert set(document["error"]) == {"message", "type", "param", "code"}
     assert headers["x-request-id"]
     assert stage.backstage.all_of(Submit) == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 20_000 + b"\r\n\r\n", 400, "invalid_http"),
+        (b"SING /healthz HTTP/1.1\r\nhost: x\r\n\r\n", 400, "invalid_http"),
+        (b"\x16\x03\x01\x02\x00" * 10, 400, "invalid_http"),
+        (b"HEADERS content-encoding: gzip\r\ncontent-length: 4\r\n\r\n{  }", 400, "invalid_value"),
+        (b"HEADERS content-length: 4\r\n\r\n{", 408, "body_too_slow"),
+    ],
+)
+async def test_what_is_no_readable_request_is_refused_in_openais_shape_and_without_a_traceback(
+    stage: Any, caplog: pytest.LogCaptureFixture, sent: bytes, status: int, code: str
+) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer fl-test-key\r\n".encode()
+    bare = stage.connect()
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(bare, sent.replace(b"HEADERS ", head))
+    data = b""
+    async with asyncio.timeout(10):
+        # The connection stays for a while, so that a client that still sends can read this.
+        while not data.endswith(b"}}"):
+            data += await loop.sock_recv(bare, 2**16)
+    bare.close()
+    answered, body = data.split(b"\r\n\r\n", 1)
+    assert int(answered.split()[1]) == status
+    assert json.loads(body)["error"]["code"] == code
+    assert "\n" not in json.loads(body)["error"]["message"]
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @pytest.mark.parametrize(
