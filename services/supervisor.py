@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from services.health import SERVICES, ready_file
-from services.settings import Deployment, SettingsError, child_environment, load_deployment
+from services.settings import REPOSITORY, Deployment, SettingsError, child_environment, load_deployment
 from services.setup import Prepared, SetupError, prepare
 
 LONGEST_SOCKET_PATH = 100
@@ -124,6 +124,8 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # `-m` puts the working folder before the standard library: a caller's `http.py` would be imported.
+                cwd=REPOSITORY,
                 env=child_environment(_deployment_file(self._deployment)),
                 # Its own session: Ctrl-C reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
