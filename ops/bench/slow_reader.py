@@ -28,6 +28,10 @@ from services.settings import REPOSITORY, Deployment, HttpSettings
 
 NUM_FAST = 16
 NUM_TOKENS = 300
+SEED = 21
+"""With it each of the fast readers' tokens completes a character. One token in seventy is a part of one and shows no
+text: the gap around it would be two steps however well it was delivered, and the 99th percentile one of those."""
+TEXT = b'"delta":{"content":'
 NUM_SLOW_TOKENS = 2_000
 STEP_S = 0.02
 SLOW_PAUSE_S = 1.0
@@ -66,9 +70,10 @@ class FastReader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Text, or the end."""
+        # A mark may lie across two pieces.
+        before = self._pieces[-1][1 - len(TEXT) :] if self._pieces else b""
         self._pieces.append(data)
-        if b'"content":' in data:
-            self.arrivals_s.append(self._loop.time())
+        self.arrivals_s += [self._loop.time()] * (before + data).count(TEXT)
         if data.endswith(END):
             self._transport.close()
 
@@ -88,7 +93,7 @@ async def _round(port: int, key: str, *, slow: bool) -> float:
     """Milliseconds of the 99th percentile."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(_read_slowly(port, key)) if slow else None
-    more = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    more = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "seed": SEED, "stream_options": {"include_usage": True}}
     readers: list[FastReader] = []
     asked = request(key, **more)
     for _ in range(NUM_FAST):
@@ -102,6 +107,11 @@ async def _round(port: int, key: str, *, slow: bool) -> float:
     counts = [reader.num_tokens for reader in readers]
     if counts != [NUM_TOKENS] * NUM_FAST:
         raise RuntimeError(f"this run is void: the fast readers got {counts} tokens")
+    counts = [len(reader.arrivals_s) for reader in readers]
+    if counts != [NUM_TOKENS] * NUM_FAST:
+        raise RuntimeError(
+            f"this run is void: the fast readers saw {counts} pieces of text for {NUM_TOKENS} tokens each"
+        )
     gaps = [b - a for reader in readers for a, b in zip(reader.arrivals_s, reader.arrivals_s[1:], strict=False)]
     return statistics.quantiles(gaps, n=100)[98] * 1e3
 
