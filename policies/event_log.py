@@ -99,6 +99,10 @@ class Difference(msgspec.Struct, frozen=True):
         )
 
 
+class CutShortError(EventLogError):
+    """The last record is not whole: the writer was stopped while writing it."""
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Record)
 
@@ -113,8 +117,8 @@ def read_records(log: bytes) -> Iterator[Record]:
     """Records of a log in order.
 
     Raises:
-        EventLogError: a record is cut short (the writer was killed while writing) or is not a record. Everything
-            before it has been yielded.
+        CutShortError: the last record is not whole.
+        EventLogError: a record is none. In both cases everything before it has been yielded.
     """
     view, start, number = memoryview(log), 0, 0
     while start < len(view):
@@ -122,7 +126,7 @@ def read_records(log: bytes) -> Iterator[Record]:
         body = start + LENGTH_BYTES
         end = body + int.from_bytes(view[start:body], "little")
         if body > len(view) or end > len(view):
-            raise EventLogError(f"record {number}, at byte {start}, is cut short: the log ends at byte {len(view)}")
+            raise CutShortError(f"record {number}, at byte {start}, is cut short: the log ends at byte {len(view)}")
         try:
             yield _decoder.decode(view[body:end])
         except msgspec.MsgspecError as error:

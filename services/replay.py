@@ -13,7 +13,8 @@ from pathlib import Path
 from policies.admission.core import AdmissionCore
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
-from policies.event_log import Core, Difference, EventLogError, Record, read_records, verify
+from policies.event_log import Core, CutShortError, Difference, EventLogError, Record, read_records, verify
+from policies.events import Started
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
@@ -124,7 +125,10 @@ def _verify(args: argparse.Namespace) -> int:
     status = 0
     for name, core in cores.items():
         path = Path(args.log) / f"{name}.log"
-        num_records, difference, cut = _compare(core, _read(path))
+        try:
+            num_records, difference, cut = _compare(core, _read(path))
+        except EventLogError as error:
+            raise ReplayError(f"{path}: {error}") from error
         if difference is None:
             print(f"{path}: {num_records} records, identical commands{cut}")
         else:
@@ -134,20 +138,29 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _compare(core: Core, log: bytes) -> tuple[int, Difference | None, str]:
-    """Records answered identically, the first difference, and how the log ends if not as it should."""
+    """Records answered identically, the first difference, and how the log ends if it is cut short.
+
+    Raises:
+        EventLogError: there is nothing to verify, or a record in it is none of this version's.
+    """
     num_records = 0
 
     def counted() -> Iterator[Record]:
         nonlocal num_records
         for record in read_records(log):
+            if num_records == 0 and not isinstance(record.event, Started):
+                raise EventLogError(f"begins with {type(record.event).__name__}; a log to verify begins with Started")
             yield record
             num_records += 1
 
+    cut = ""
     try:
         difference = verify(core, counted())
-    except EventLogError as error:
-        return num_records, None, f"; {error}"
-    return num_records, difference, ""
+    except CutShortError as error:
+        difference, cut = None, f"; {error}"
+    if num_records == 0 and difference is None:
+        raise EventLogError("holds no whole record, so there is nothing to verify")
+    return num_records, difference, cut
 
 
 def _read(path: Path) -> bytes:

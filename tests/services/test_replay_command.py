@@ -7,7 +7,7 @@ import pytest
 
 from policies.commands import WakeAt
 from policies.event_log import encode_record
-from policies.events import Started
+from policies.events import Started, Woke
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
 from policies.simulation.workload import synthetic
@@ -143,3 +143,24 @@ def test_a_core_that_decides_otherwise_is_shown_and_exit_1(tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert "after 0 identical records: record 1 at 0.000000 s differs" in shown
     assert "recorded: WakeAt(at_s=3.0)" in shown
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        (b"", "holds no whole record, so there is nothing to verify"),
+        (b"not a log at all", "holds no whole record, so there is nothing to verify"),
+        (encode_record(0.0, Woke(), []), "begins with Woke; a log to verify begins with Started"),
+        (encode_record(0.0, Started(wall_s=0.0), []) + b"\x01\x00\x00\x00\xc0", "record 2, at byte"),
+    ],
+)
+def test_a_log_that_cannot_be_verified_is_no_success(
+    log: bytes, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path)
+    (tmp_path / "scheduler.log").write_bytes(log)
+    assert replay("--log", str(tmp_path), "--verify") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"{tmp_path}/scheduler.log: " in lines[0]
+    assert sentence in lines[0]
