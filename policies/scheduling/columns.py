@@ -4,7 +4,7 @@ Owns slots. A slot is one row in every column; it never moves, so that plans in 
 know policies or time.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from policies.scheduling.state import Sequence, SlotArray
 
 FIRST_WIDTH = 64
 """Blocks of a table before it is widened."""
+MAX_EXTENSIONS = 64
+"""Extensions that wait to be written together."""
+Scalar = TypeVar("Scalar", bound=np.generic)
+
 NEVER = np.int32(2**30)
 """`end` of an unfinished prefill: no position reaches it."""
 
@@ -25,7 +29,7 @@ class Columns:
         sequence: id.
         position: KV position of the next token to plan, counted from 0.
         capacity: tokens that its blocks hold.
-        tables: block tables, two-dimensional; `[slot, : capacity[slot] / block_tokens]` counts.
+        tables: block tables, two-dimensional, less the last extensions; `table` has all.
         end: the position at which no output token is left to plan.
         deadline_s: last schedulable time of a decode.
         open: a decode that may be planned now (tokens left, its gateway reads).
@@ -40,6 +44,9 @@ class Columns:
         self._all_open: SlotArray | None = None
         self._all_open_ids: NDArray[np.int64] | None = None
         self._all_open_tbt_s: NDArray[np.float64] | None = None
+        self._all_first = False
+        self._extensions: list[tuple[SlotArray, Int32Array, Int32Array]] = []
+        """Slots, their capacity before, the block each was given: not in `tables` yet."""
         self._plans_to_end = 0
         self.sequence = np.zeros(0, np.int64)
         self.position = np.zeros(0, np.int32)
@@ -84,16 +91,23 @@ class Columns:
     def extend(self, slots: SlotArray, blocks: Int32Array) -> None:
         """One more block for each of these slots."""
         capacity = self.capacity.take(slots)
-        column = capacity // self._block_tokens
-        try:
-            self.tables[slots, column] = blocks
-        except IndexError:  # cheaper than looking for the longest table each time
-            self._widen(int(column.max()) + 1)
-            self.tables[slots, column] = blocks
         self.capacity[slots] = capacity + self._block_tokens
+        self._extensions.append((slots, capacity, blocks))
+        if len(self._extensions) == MAX_EXTENSIONS:
+            self._write_extensions()
+
+    def _write_extensions(self) -> None:
+        """Bring the tables up to date: many extensions at once cost little more than one."""
+        slots, capacities, blocks = map(np.concatenate, zip(*self._extensions, strict=True))
+        self._extensions.clear()
+        columns = capacities // self._block_tokens
+        self._widen(int(columns.max()) + 1)
+        self.tables[slots, columns] = blocks
 
     def table(self, slot: int) -> Int32Array:
         """Its blocks in order; a view."""
+        if self._extensions:
+            self._write_extensions()
         return self.tables[slot, : self.capacity[slot] // self._block_tokens]
 
     def leave(self, slot: int) -> None:
@@ -118,7 +132,23 @@ class Columns:
         if self._all_open is None:
             self._all_open = self.open[: self.high].nonzero()[0]
             self._all_open_ids = self._all_open_tbt_s = None
+            self._all_first = len(self._all_open) > 0 and self._all_open[-1] == len(self._all_open) - 1
         return self._all_open
+
+    def read(self, column: NDArray[Scalar], slots: SlotArray) -> NDArray[Scalar]:
+        """A column's values at these slots; perhaps a view, so neither to be written to nor to be kept."""
+        return column[: len(slots)] if self._are_first(slots) else column.take(slots)
+
+    def write(self, column: NDArray[Scalar], slots: SlotArray, values: NDArray[Scalar]) -> None:
+        """Set a column's values at these slots."""
+        if self._are_first(slots):
+            column[: len(slots)] = values
+        else:
+            column[slots] = values
+
+    def _are_first(self, slots: SlotArray) -> bool:
+        """Whether these are everybody who may be planned, and the slots 0, 1, 2 and so on: then slices will do."""
+        return slots is self._all_open and self._all_first
 
     def ids_of(self, slots: SlotArray) -> NDArray[np.int64]:
         """Sequence ids; not to be written to."""

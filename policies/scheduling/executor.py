@@ -213,9 +213,8 @@ class Executor:
 
     def arm(self, step: Step, ended_at_s: float) -> None:
         """Set the deadlines that count from a step's end."""
-        theta = self.rules.offsets.theta(self.blocks.use)
-        base = base_s(ended_at_s, theta, self.step_time.estimate_s)
-        self.columns.deadline_s[step.arms] = step.tbt_s + base
+        base = base_s(ended_at_s, self.rules.offsets.theta(self.blocks.use), self.step_time.estimate_s)
+        self.columns.write(self.columns.deadline_s, step.arms, step.tbt_s + base)
 
     def arm_ahead(self, now: float) -> None:
         """Set provisional deadlines from the predicted ends of the steps in flight; their results correct them."""

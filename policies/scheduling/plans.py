@@ -43,7 +43,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     new_blocks = NO_BLOCKS
     if draft.new_blocks:
         num_new_blocks = num_new_blocks.copy()
-        new_blocks = np.concatenate(draft.new_blocks)
+        new_blocks = draft.new_blocks[0] if len(draft.new_blocks) == 1 else np.concatenate(draft.new_blocks)
         for rows in draft.border_rows:
             num_new_blocks[rows] = 1
     arms = slots
@@ -59,7 +59,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
         arms = slots[arming]
         num_samples = int(np.count_nonzero(samples))
     after = positions + num_tokens
-    columns.position[slots] = after
+    columns.write(columns.position, slots, after)
     executor.num_steps += 1
     step = Step(executor.num_steps, now, slots=slots, samples=samples, arms=arms, num_samples=num_samples)
     step.tbt_s = columns.tbt_of(arms)

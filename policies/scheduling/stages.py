@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
 from policies.lifecycle import Happening
+from policies.scheduling import templates
 from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots, started_key, waiting_key
 from policies.scheduling.preemption import choose
@@ -118,8 +119,8 @@ class Draft:
             return False
         if self._may_prefill():
             return False
-        positions = columns.position.take(slots)
-        at_border = (positions == columns.capacity.take(slots)).nonzero()[0]
+        positions = columns.read(columns.position, slots).copy()
+        at_border = (positions == columns.read(columns.capacity, slots)).nonzero()[0]
         if len(at_border) > executor.blocks.num_free:
             return False
         if len(at_border):
@@ -127,8 +128,8 @@ class Draft:
             self.border_rows.append(at_border)
         due, others = executor.decode_stages
         if due is not None:
-            is_due = columns.deadline_s.take(slots) <= self._now
-            self.stages = np.where(is_due, np.int8(due), np.int8(others))
+            is_due = columns.read(columns.deadline_s, slots) <= self._now
+            self.stages = np.where(is_due, templates.stages(due, count), templates.stages(others, count))
         self.positions = positions
         self._add_decodes(others, slots)
         return True
@@ -258,7 +259,7 @@ class Draft:
             num_new_blocks = 0
             if starts:
                 num_new_blocks = executor.start(sequence, self._now, stage.index)
-                self.new_blocks.append(executor.blocks_of(sequence))
+                self.new_blocks.append(executor.blocks_of(sequence).copy())
                 self.starts.append(sequence.id)
             self.prefills.append(Prefill(self.num_rows + taken, sequence, num_tokens, num_new_blocks))
             self._planned_prefills[sequence.id] = sequence
