@@ -3,7 +3,7 @@
 Speaks only of what the document says; predicts nothing.
 """
 
-from policies.document.rules import sources_of
+from policies.document.rules import always_holds, sources_of
 from policies.document.schema import (
     ClassifyRule,
     DecodeStage,
@@ -114,8 +114,12 @@ def _batching(policy: Policy) -> list[str]:
         *(f"{number}. {stage_in_words(stage)}" for number, stage in enumerate(batching.stages, 1)),
     ]
     prefills = [stage.prefill for stage in batching.stages if stage.prefill is not None]
-    if limit is not None and not any(stage.chunked for stage in prefills if "waiting" in sources_of(stage)):
+    always = [stage for stage in prefills if always_holds(stage.if_)]
+    if limit is not None and not any(stage.chunked for stage in always if "waiting" in sources_of(stage)):
         lines.append(f"Prompts longer than {limit} tokens are refused, because no stage cuts them.")
+    cut = any(stage.chunked for stage in prefills if "waiting" in sources_of(stage))
+    if cut and not any(stage.chunked for stage in always if "started" in sources_of(stage)):
+        lines.append("Started prompts that these stages cannot finish come before all of them, cut to the budget.")
     return lines
 
 

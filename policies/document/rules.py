@@ -24,6 +24,7 @@ def check_policy(reading: Reading) -> None:
         _decode_stage(reading, (*STAGES, index, "decode"))
         _prefill_stage(reading, (*STAGES, index, "prefill"))
     _every_request_can_finish(reading)
+    _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
 
 
@@ -152,13 +153,13 @@ def _every_request_can_finish(reading: Reading) -> None:
     stages = reading.get(STAGES)
     decodes = [stage.decode for stage in stages if stage.decode is not None]
     prefills = [stage.prefill for stage in stages if stage.prefill is not None]
-    if not any(stage.when == "any" and _always(stage.if_) for stage in decodes):
+    if not any(stage.when == "any" and always_holds(stage.if_) for stage in decodes):
         reading.add(
             STAGES,
             "no stage takes every decode, so some requests would never finish",
             "one stage must be decode: {when: any} without `if`",
         )
-    if not any("waiting" in sources_of(stage) and _always(stage.if_) for stage in prefills):
+    if not any("waiting" in sources_of(stage) and always_holds(stage.if_) for stage in prefills):
         reading.add(
             STAGES,
             "no stage always takes waiting prompts, so some requests would never start",
@@ -166,7 +167,25 @@ def _every_request_can_finish(reading: Reading) -> None:
         )
 
 
-def _always(condition: StageCondition | None) -> bool:
+def _started_prompts_go_on(reading: Reading) -> None:
+    """Without any such stage the scheduler adds one; beside a conditional one that would be a surprise."""
+    if reading.get(STAGES) is UNSET:
+        return
+    stages = [
+        (index, stage.prefill)
+        for index, stage in enumerate(reading.get(STAGES))
+        if stage.prefill is not None and "started" in sources_of(stage.prefill)
+    ]
+    if not any(always_holds(stage.if_) for _, stage in stages):
+        for index, _ in stages:
+            reading.add(
+                (*STAGES, index, "prefill", "if"),
+                "no stage without `if` goes on with started prompts, so this one would leave them waiting",
+                "remove it, or add a stage prefill: {from: started} without `if`",
+            )
+
+
+def always_holds(condition: StageCondition | None) -> bool:
     """Whether a condition holds whenever there could be work: counts of 0 do, and nothing decodes before a prefill."""
     return condition is None or (condition.decoding is not None and condition.decoding.at_least == 0)
 

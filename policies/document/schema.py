@@ -203,7 +203,9 @@ class Kv(Section, frozen=True):
         Literal["prompt", "max_length"],
         Meta(description="prompt: blocks of the whole prompt; max_length: of the longest it may become."),
     ] = "prompt"
-    watermark: Annotated[Fraction, Meta(description="Share of blocks kept free when a sequence starts.")] = 0.01
+    watermark: Annotated[float, Meta(ge=0, lt=1, description="Share of blocks kept free when a sequence starts.")] = (
+        0.01
+    )
 
 
 class Preemption(Section, frozen=True):

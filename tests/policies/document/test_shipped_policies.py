@@ -82,6 +82,14 @@ def test_an_explanation_says_what_whole_prompts_cost() -> None:
     text = explain(shipped("vllm"))
     assert "1. Waiting prompts, whole; the earliest arrival first. If there were any, nothing else runs" in text
     assert "Prompts longer than 8192 tokens are refused, because no stage cuts them." in text
+    assert "come before all of them" not in text
+
+
+def test_an_explanation_tells_of_the_stage_that_the_scheduler_adds() -> None:
+    text = (POLICIES / "sarathi.yaml").read_text().replace("    - prefill: {from: started, order: [admission]}\n", "")
+    sentence = "Started prompts that these stages cannot finish come before all of them, cut to the budget."
+    assert sentence in explain(load_policy(text.encode()))
+    assert sentence not in explain(shipped("sarathi"))
     assert "No stage asks for them" in text
 
 

@@ -198,6 +198,7 @@ batching:
   token_budget: 16
   stages:
     - prefill: {from: waiting}
+    - prefill: {from: started, chunked: false}
     - prefill: {from: started, if: {decoding: {at_least: 2}}}
     - decode: {when: any}
 """
