@@ -1,10 +1,10 @@
 """Time of one step plan, against the least that a heap and a loop can do (`fairlead bench scheduler`).
 
 A cycle of ours is all that the core does between two steps: `StepEnded` in, `Deliver` and the next `StartStep` out,
-under slai.yaml with room for 256 decodes, all of them running (one in twenty paid, so due in every step), blocks filling
-up, and thousands of requests waiting. The reference has no policy, no blocks and no result: 256 objects visited in a
-Python loop that reads and renews a deadline and puts each in a list, the plan, and one pop and push on a heap of 10,000.
-An empty loop over the 256 is about a tenth of it. Seconds are CPU time of this process.
+under slai.yaml with room for 256 decodes, all of them running (one in twenty paid, so due in every step), blocks
+filling up, and thousands of requests waiting. The reference has no policy, no blocks and no result: 256 objects visited
+in a Python loop that reads and renews a deadline and puts each in a list, the plan, and one pop and push on a heap of
+10,000. An empty loop over the 256 is about a tenth of it. Seconds are CPU time of this process.
 """
 
 import gc

