@@ -210,14 +210,14 @@ def _share(text: str) -> float:
 
 def _count(text: str) -> int:
     value = _number(text)
-    if value < 1 or value != int(value):
+    if value < 1 or not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
     return int(value)
 
 
 def _seed(text: str) -> int:
     value = _number(text)
-    if not 0 <= value < 2**32 or value != int(value):
+    if not 0 <= value < 2**32 or not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 4294967295")
     return int(value)
 

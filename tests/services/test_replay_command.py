@@ -109,7 +109,15 @@ def test_an_invalid_policy_shows_its_problems(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--qps", "0"), ("--qps", "fast"), ("--efficiency", "1.5"), ("--executors", "0"), ("--seed", "-1")],
+    [
+        ("--qps", "0"),
+        ("--qps", "fast"),
+        ("--efficiency", "1.5"),
+        ("--executors", "0"),
+        ("--executors", "inf"),
+        ("--executors", "nan"),
+        ("--seed", "-1"),
+    ],
 )
 def test_a_number_out_of_range_names_its_option(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
