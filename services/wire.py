@@ -116,6 +116,8 @@ class Admitted(Message, tag="admitted"):
     revision: int
     queued_ns: int
     released_ns: int
+    scheduler_epoch: int = 0
+    """Which start of the scheduler it was released to; 0: not said."""
 
 
 # --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------

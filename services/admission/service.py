@@ -229,7 +229,14 @@ class AdmissionService:
             )
         self._to_gateway(
             command.request,
-            Admitted(command.request, command.slo_class, self._revisions.revision, waiting.queued_ns, released_ns),
+            Admitted(
+                command.request,
+                command.slo_class,
+                self._revisions.revision,
+                waiting.queued_ns,
+                released_ns,
+                self._scheduler.peer.epoch if self._scheduler is not None else 0,
+            ),
         )
 
     def _to_gateway(self, request: int, message: Refused | Admitted) -> None:

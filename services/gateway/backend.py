@@ -168,7 +168,8 @@ class Backend:
         if running is None:
             return
         running.admitted = True
-        if SCHEDULER not in self._streams:
+        scheduler = self._streams.get(SCHEDULER)
+        if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
             # Released to a scheduler that was lost before this message came: nobody else will end it.
             self._fail(message.request, "scheduler_lost", "the scheduler was lost; try again")
 

@@ -8,6 +8,7 @@ import pytest
 
 from policies.commands import FinishReason
 from services.wire import (
+    Admitted,
     Cancel,
     PolicyCommit,
     PolicyPrepare,
@@ -260,6 +261,15 @@ async def test_a_lost_scheduler_ends_what_ran_and_keeps_what_waits(stage: Any) -
     # Released to the scheduler that is gone: nobody else would end it.
     stage.backstage.admit(waiting)
     assert (await pending.pop())[1]["error"]["code"] == "scheduler_lost"
+
+
+async def test_a_request_released_to_a_scheduler_that_was_replaced_meanwhile_ends(stage: Any) -> None:
+    answer = asyncio.create_task(stage.post(CHAT, stage.chat()))
+    [submit] = await stage.backstage.submitted()
+    stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, scheduler_epoch=5))
+    async with asyncio.timeout(10):
+        status, document, _ = await answer
+    assert (status, document["error"]["code"]) == (502, "scheduler_lost")
 
 
 async def test_a_lost_admission_ends_what_waits_and_lets_what_runs_go_on(stage: Any) -> None:
