@@ -110,7 +110,7 @@ def _requests(args: argparse.Namespace, max_sequence_tokens: int) -> list[TraceR
             max_sequence_tokens=max_sequence_tokens,
         )
     try:
-        text = _read(Path(args.trace)).decode()
+        text = _read(Path(args.trace)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReplayError(f"{args.trace}: is not a text file: {error.reason} at byte {error.start}") from error
     return read_trace(text, args.trace, qps=args.qps, seed=args.seed)

@@ -38,14 +38,13 @@ class Stalls:
         return min(times)
 
     def overdue(self, now: float) -> tuple[list[int], list[int]]:
-        """Gateways to leave out from now on, and gateways whose requests must be cancelled. Each is told once for each
-        stall; a cancelled one stays left out until it reads.
+        """Gateways to leave out from now on, and gateways whose requests must be cancelled. One that still does not
+        read after that stays left out, and what came for it is cancelled when as much time has passed again.
         """
         left_out = [
             g for g, since in self._since.items() if g not in self._left_out and since + LEFT_OUT_AFTER_S <= now
         ]
         self._left_out |= dict.fromkeys(left_out, True)
         cancelled = [g for g, since in self._since.items() if since + CANCELLED_AFTER_S <= now]
-        for gateway in cancelled:
-            del self._since[gateway]
+        self._since |= dict.fromkeys(cancelled, now)
         return left_out, cancelled

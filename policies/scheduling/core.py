@@ -267,11 +267,8 @@ class SchedulerCore:
     def _join(self, event: ExecutorJoined, now: float, commands: list[Command]) -> None:
         self._lose(event.executor, now, commands)
         self.executors[event.executor] = Executor(event, self.rules, samples_first=self._samples_first)
-        homeless, self._unrouted = list(self._unrouted.values()), {}
-        for sequence in homeless:
-            if sequence.id in self.sequences:
-                self._unrouted[sequence.id] = sequence
-        for sequence in homeless:
+        for sequence in list(self._unrouted.values()):
+            # A refusal takes a request's other choices with it.
             if self._unrouted.pop(sequence.id, None) is not None:
                 self._route(sequence, now, commands)
 

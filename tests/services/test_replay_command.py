@@ -66,7 +66,7 @@ def test_on_a_terminal_progress_is_drawn_and_wiped(
 
 def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "lengths.csv"
-    trace.write_text("num_prefill_tokens,num_decode_tokens\n" + "100,20\n" * 10)
+    trace.write_text("\ufeffnum_prefill_tokens,num_decode_tokens\n" + "100,20\n" * 10)  # as spreadsheets write it
     assert replay("--policy", str(POLICY), "--trace", str(trace), "--qps", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["requests"]["finished"] == 10
 

@@ -128,6 +128,22 @@ def test_a_gateway_that_does_not_read_is_left_out_then_cancelled(world):
     assert [(f.request, f.outcome, f.code) for f in finishes] == [(1, "cancelled", "slow_gateway")]
 
 
+def test_what_comes_for_a_gateway_that_still_does_not_read_is_cancelled_too(world):
+    w = world()
+    w.join()
+    w.send(GatewayStalled(gateway=7))
+    w.wake()
+    w.wake()
+    w.release(1, prompt=8, output=5, gateway=7)
+    w.wake()
+    assert w.finished[1].code == "slow_gateway"
+    assert w.now == 20.0
+    w.send(GatewayResumed(gateway=7))
+    w.release(2, prompt=8, output=5, gateway=7)
+    w.drain()
+    assert w.tokens[2] == 5
+
+
 def test_a_gateway_that_reads_again_goes_on_where_it_was(world):
     w = world()
     w.join()
