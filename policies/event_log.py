@@ -12,48 +12,9 @@ from typing import Any, Protocol
 import msgspec
 
 from policies.commands import Command, encode
-from policies.events import (
-    Arrived,
-    CancelRequested,
-    CapacityChanged,
-    Event,
-    ExecutorJoined,
-    ExecutorLost,
-    GatewayLost,
-    GatewayResumed,
-    GatewayStalled,
-    PolicyApplied,
-    Released,
-    RequestFinished,
-    SchedulerLost,
-    Started,
-    StepEnded,
-    StopFound,
-    TokensProduced,
-    Woke,
-)
+from policies.events import AdmissionEvent, Event, SchedulerEvent
 
 LENGTH_BYTES = 4
-
-_AnyEvent = (
-    Started
-    | PolicyApplied
-    | Woke
-    | CancelRequested
-    | Arrived
-    | CapacityChanged
-    | TokensProduced
-    | RequestFinished
-    | SchedulerLost
-    | ExecutorJoined
-    | ExecutorLost
-    | Released
-    | StepEnded
-    | StopFound
-    | GatewayStalled
-    | GatewayResumed
-    | GatewayLost
-)
 
 
 class EventLogError(Exception):
@@ -65,7 +26,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
     now: float
     """Core time, seconds."""
-    event: _AnyEvent
+    event: AdmissionEvent | SchedulerEvent
     commands: bytes
     """The command list as `policies.commands.encode` writes it."""
 
