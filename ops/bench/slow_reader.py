@@ -16,14 +16,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import uvloop
 
 from engine.interface import EngineSettings
 from ops.bench.harness import Row, at_most, interleave
-from ops.bench.readers import END, request
+from ops.bench.readers import Reader, request
 from services.settings import REPOSITORY, Deployment, HttpSettings
 
 NUM_FAST = 16
@@ -53,39 +52,25 @@ def run(rounds: int) -> list[Row]:
     return [at_most("fast_readers_p99_tbt_beside_a_slow_one", "ms", paired, must=1.5, stretch=1.1)]
 
 
-class FastReader(asyncio.Protocol):
+class FastReader(Reader):
     """Reads as fast as it can and keeps when text came."""
 
     def __init__(self, asked: bytes) -> None:
-        self._asked = asked
+        super().__init__(asked)
         self._loop = asyncio.get_running_loop()
-        self._pieces: list[bytes] = []
         self.arrivals_s: list[float] = []
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._asked)
 
     def data_received(self, data: bytes) -> None:
         """Text, or the end."""
         # A mark may lie across two pieces.
-        before = self._pieces[-1][1 - len(TEXT) :] if self._pieces else b""
-        self._pieces.append(data)
+        before = self.pieces[-1][1 - len(TEXT) :] if self.pieces else b""
         self.arrivals_s += [self._loop.time()] * (before + data).count(TEXT)
-        if data.endswith(END):
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
-        """All is read, or the server went away: the check will tell."""
-        if not self.ended.done():
-            self.ended.set_result(None)
+        super().data_received(data)
 
     @property
     def num_tokens(self) -> int:
         """Output tokens, as the usage says."""
-        found = re.search(rb'"completion_tokens":(\d+)', b"".join(self._pieces))
+        found = re.search(rb'"completion_tokens":(\d+)', b"".join(self.pieces))
         return int(found[1]) if found else 0
 
 
