@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-TOKEN_FACTOR = -0x61C8864680B583EB
-"""The golden ratio in 64 bits, as a signed number: neighbouring tokens get far keys."""
-ROUNDS = ((32, -0x40A7B892E31B1A47), (29, -0x6B2FB644ECCEEE15))
-"""Shifts and factors of SplitMix64's mixer, as signed numbers."""
+TOKEN_FACTOR = -0x61C88647
+"""The golden ratio in 32 bits, as a signed number: neighbouring tokens get far keys."""
+ROUNDS = ((16, -0x7A143595), (13, -0x3D4D51CB))
+"""Shifts and factors of MurmurHash3's finalizer, as signed numbers: processors multiply vectors of 32 bits."""
 NUMBERS_AT_ONCE = 2**21
 """Noise made at once: bounds its memory to some 50 MiB."""
 FEW = 1024
@@ -47,22 +47,24 @@ class SamplingRows(NamedTuple):
 Method = Callable[[Tensor, SamplingRows], Tensor]
 
 
-def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """SplitMix64 (Steele et al., 2014) of the seed, then of the position."""
-    return _mix(_mix(seeds.astype(np.uint64)) + positions.astype(np.uint64)).view(np.int64)
+def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
+    """SplitMix64 (Steele et al., 2014) of the seed, then of the position; its upper half."""
+    mixed = _mix(_mix(seeds.astype(np.uint64)) + positions.astype(np.uint64))
+    return (mixed >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
 def uniform(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Numbers strictly between 0 and 1 of 32 bits, float32, of row keys and token ids, int64 that broadcast together.
+    """Numbers strictly between 0 and 1, float32, of row keys, int32, and token ids, int64, that broadcast together.
 
-    Torch shifts int64 with its sign: what that brings in is masked away.
+    Torch shifts int32 with its sign: what that brings in is masked away.
     """
-    mixed = keys ^ (tokens * TOKEN_FACTOR)
+    mixed = keys ^ (tokens.to(torch.int32) * TOKEN_FACTOR)
     for shift, factor in ROUNDS:
-        mixed ^= (mixed >> shift).bitwise_and_((1 << 64 - shift) - 1)
+        mixed ^= (mixed >> shift).bitwise_and_((1 << 32 - shift) - 1)
         mixed *= factor
-    # Small ones keep all their bits; the largest must not round to 1.
-    return (mixed >> 32).bitwise_and_(2**32 - 1).float().mul_(2**-32 * (1 - 2**-23)).add_(2**-33)
+    mixed ^= (mixed >> 16).bitwise_and_(0xFFFF)
+    # Of 31 bits, small numbers keep all; the largest must not round to 1.
+    return mixed.bitwise_and_(2**31 - 1).float().mul_(2**-31 * (1 - 2**-23)).add_(2**-32)
 
 
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def test_random_numbers_are_spread_and_depend_on_seed_position_and_token_alone()
 def test_noise_is_finite_at_both_ends() -> None:
     import torch
 
-    ends = torch.tensor([[0, -1]])
+    ends = torch.tensor([[0, -0x10000]], dtype=torch.int32)  # without rounds: no bit set, and every bit set
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "ROUNDS", ())
         numbers = sampling.uniform(ends, torch.tensor([0]))
