@@ -20,6 +20,8 @@ from services.wire import Message, PolicyAbort, PolicyCommit, PolicyNow, PolicyP
 
 POLL_S = 0.1
 ANSWER_S = 2.0
+MISSES_TO_SAY = 10
+"""Looks in a row without a file after which that is worth a warning."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class PolicyFile:
         self._content: bytes | None = None
         self._looked: Signature | None = None
         self._read: Signature | None = None
+        self._misses = 0
         self._task: asyncio.Task[None] | None = None
 
     def read(self) -> bytes:
@@ -74,9 +77,13 @@ class PolicyFile:
             content = self.path.read_bytes()
             if _signature(self.path) != signature:
                 return None
-        except OSError:
+        except OSError as error:
             # Between the removal and the rename of an editor there is no file: the next look finds it.
+            self._misses += 1
+            if self._misses == MISSES_TO_SAY:
+                log.warning("%s: cannot be read: %s; the policy stays as it is", self.path, error.strerror)
             return None
+        self._misses = 0
         self._read = signature
         if content == self._content:
             return None

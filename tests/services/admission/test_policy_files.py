@@ -188,6 +188,14 @@ def test_a_missing_file_is_nothing_and_one_that_comes_back_is_seen(file: PolicyF
     assert looks(file) == [OTHER]
 
 
+def test_a_file_that_stays_away_is_warned_of_once(file: PolicyFile, caplog) -> None:
+    file.path.unlink()
+    for _ in range(3 * policy_files.MISSES_TO_SAY):
+        assert file.look() is None
+    (warning,) = caplog.messages
+    assert f"{file.path}: cannot be read: No such file or directory; the policy stays as it is" in warning
+
+
 def test_a_save_without_a_change_is_not_a_revision(file: PolicyFile) -> None:
     os.utime(file.path, ns=(1, 1))
     assert looks(file) == []
