@@ -19,6 +19,8 @@ from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Message, Welco
 HEADER = struct.Struct("<I")
 HEADER_BYTES = HEADER.size
 NONCE_BYTES = 32
+SMALL_BYTES = 4096
+"""Below this a copy costs less than a view."""
 MAX_HANDSHAKE_FRAME_BYTES = 4096
 """Until the peer has proved itself, it cannot make us hold more than this."""
 MAX_UNIX_PATH_BYTES = 107
@@ -59,7 +61,7 @@ def encode_frame(message: Message) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def decode_message(frame: memoryview) -> AnyMessage:
+def decode_message(frame: bytes | memoryview) -> AnyMessage:
     """The message of a frame.
 
     Raises:
@@ -72,7 +74,7 @@ def decode_message(frame: memoryview) -> AnyMessage:
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frames. Whole frames are handed out as views of the bytes received, uncopied."""
+    """Cuts a byte stream into frames. Large ones are handed out as views of the bytes received, uncopied."""
 
     def __init__(self, max_frame_bytes: int) -> None:
         self.max_frame_bytes = max_frame_bytes
@@ -81,19 +83,16 @@ class FrameBuffer:
         self._needed_bytes = 0
         """Length of `_partial` from which it holds at least one whole frame, as far as known."""
 
-    def feed(self, data: bytes) -> Iterable[memoryview]:
+    def feed(self, data: bytes) -> Iterable[bytes | memoryview]:
         """Take in `data`, give the frames it completes; to be exhausted before the next call.
 
         Raises:
             FrameError: a frame announces more than `max_frame_bytes`.
         """
         # What nearly always comes is one whole frame: it skips the general way, half of a round trip's Python.
-        if (
-            not self._partial
-            and HEADER_BYTES <= len(data) <= self.max_frame_bytes
-            and HEADER.unpack_from(data)[0] == len(data) - HEADER_BYTES
-        ):
-            return (memoryview(data)[HEADER_BYTES:],)
+        body = len(data) - HEADER_BYTES
+        if not self._partial and 0 <= body <= self.max_frame_bytes and HEADER.unpack_from(data)[0] == body:
+            return (data[HEADER_BYTES:],) if body < SMALL_BYTES else (memoryview(data)[HEADER_BYTES:],)
         return self._cut(data)
 
     def _cut(self, data: bytes) -> Iterator[memoryview]:
