@@ -1,0 +1,75 @@
+"""Neighbours one version apart understand each other: bytes of protocol 1, as stored, must go on being read."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from engine.interface import EngineInfo, Sampling, SequenceStart
+from services import wire
+
+STORED = Path(__file__).with_name("wire_protocol_1.json")
+"""Tag -> hex of one message. A message is never removed and no bytes are ever changed; new messages are added."""
+
+ENGINE = EngineInfo(
+    model="demo",
+    architecture="LlamaForCausalLM",
+    num_parameters=1,
+    dtype="float32",
+    device="cpu",
+    attention="cpu_gather",
+    num_blocks=8,
+    block_tokens=16,
+    max_sequence_tokens=64,
+    vocabulary_size=300,
+)
+SUBMIT = wire.Submit(7, "acme", "paid", b"\1\0\0\0", 16, [Sampling(seed=3)], received_ns=5, traceparent="00-a-b-01")
+SAMPLES: list[wire.Message] = [
+    wire.Challenge(b"n" * 32),
+    wire.Hello(1, "gateway", "1", 2, b"n" * 32, b"p" * 32),
+    wire.Welcome("scheduler", "0", 2, b"p" * 32),
+    SUBMIT,
+    wire.Dispatch(SUBMIT, "paid", 0.25, 1, queued_ns=6, released_ns=7),
+    wire.Cancel(7, "client_gone"),
+    wire.Stopped(7, 3),
+    wire.Refused(7, "queue_full", "full", 1.5),
+    wire.Admitted(7, "paid", 1, 6, 7),
+    wire.TokenFrame(1, 0, 1, b"s" * 8, b"t" * 4, b"\0", b"r" * 8, 1, 2, 3, 4),
+    wire.RequestEnded(7, "finished", 3),
+    wire.Usage(b"s" * 8),
+    wire.Capacity(1, 128, 64, [ENGINE]),
+    wire.ExecutorReady(ENGINE),
+    wire.StepMessage(1, b"", b"", b"", b"", b"", b"", [SequenceStart(7, b"\1\0\0\0", 1, Sampling())], [6]),
+    wire.ForgetMessage([6]),
+    wire.StepResult(1, b"t" * 4, b"\0", 1, 2, 3),
+    wire.StepFailed(1, "why"),
+    wire.PolicyPrepare(2, b"version: 1"),
+    wire.PolicyPrepared(2),
+    wire.PolicyCommit(2),
+    wire.PolicyAbort(2),
+    wire.PolicyNow(2, b"version: 1"),
+    wire.PolicyStatus(2, "rejected", "why"),
+]
+
+
+def tag(message: type[Any] | Any) -> str:
+    return str(message.__struct_config__.tag)
+
+
+def test_every_message_has_stored_bytes() -> None:
+    assert {tag(kind) for kind in get_args(wire.AnyMessage)} == set(json.loads(STORED.read_text()))
+
+
+@pytest.mark.parametrize("expected", SAMPLES, ids=tag)
+def test_stored_bytes_still_mean_the_same(expected: wire.Message) -> None:
+    stored = bytes.fromhex(json.loads(STORED.read_text())[tag(expected)])
+    assert wire.decoder.decode(stored) == expected
+
+
+@pytest.mark.parametrize("message", SAMPLES, ids=tag)
+def test_a_field_of_a_later_version_is_ignored(message: wire.Message) -> None:
+    fields = msgspec.msgpack.decode(wire.encoder.encode(message))
+    later = msgspec.msgpack.encode({**fields, "of_a_later_version": [1, 2]})
+    assert wire.decoder.decode(later) == message
