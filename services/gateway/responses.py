@@ -3,6 +3,7 @@
 Owns shapes. A chunk is a prefix and a suffix made once for each choice; only the text between them is encoded.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -104,6 +105,12 @@ def error_event(body: bytes) -> bytes:
 def chunk_head(size: int) -> bytes:
     """What precedes the `size` bytes of a chunk in HTTP/1.1's chunked transfer coding; `CHUNK_END` follows them."""
     return CHUNK_HEADS[size] if size < len(CHUNK_HEADS) else b"%x\r\n" % size
+
+
+@lru_cache(1024)
+def tail_of(suffix: bytes) -> bytes:
+    """What ends the chunk of an event with this suffix: one object for all streams, so that it stays in the cache."""
+    return suffix + CHUNK_END
 
 
 def http_chunk(payload: bytes) -> bytes:

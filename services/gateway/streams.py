@@ -13,7 +13,6 @@ from engine.tokenizer import TextStream
 from policies.commands import FinishReason
 from services.errors import RequestError
 from services.gateway.responses import (
-    CHUNK_END,
     CHUNK_HEADS,
     ChoiceText,
     Shape,
@@ -22,6 +21,7 @@ from services.gateway.responses import (
     encode,
     error_event,
     http_chunk,
+    tail_of,
 )
 from services.gateway.text import StoppingText
 from services.wire import TokenFrame
@@ -244,7 +244,7 @@ class Choice:
         self.affixes = answer.shape.affixes(index)
         self.prefix = self.affixes.prefix
         self.suffix = self.affixes.suffix
-        self.tail = self.suffix + CHUNK_END
+        self.tail = tail_of(self.suffix)
         self.affix_bytes = len(self.prefix) + len(self.suffix)
         self.text = text
         self.push = text.push
