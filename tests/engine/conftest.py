@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
 GREEDY = Sampling(temperature=0, ignore_eos=True)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama_mha": ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
     "llama_bias_mha_tied": (
         "Llama",
         {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -33,6 +34,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3_rope": (
         "Llama",
         {
+            "head_dim": 16,  # so that a pair's wave lies between the short ones and the long ones
             "rope_parameters": {
                 "rope_type": "llama3",
                 "rope_theta": 500000.0,
@@ -40,18 +42,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 64,
-            }
+            },
         },
     ),
     "llama_yarn": (
         "Llama",
         {
+            "head_dim": 16,
             "rope_parameters": {
                 "rope_type": "yarn",
                 "rope_theta": 10000.0,
                 "factor": 4.0,
                 "original_max_position_embeddings": 128,
-            }
+            },
         },
     ),
     "llama_linear_rope": (
@@ -62,6 +65,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen2_windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3_tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
 }
 
 
