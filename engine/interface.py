@@ -81,6 +81,10 @@ class EngineInfo(msgspec.Struct):
     max_sequence_tokens: int
     vocabulary_size: int
     max_steps_in_flight: int = 2
+    kv_bytes: int = 0
+    """Memory of the KV pool."""
+    kv_bound: str = ""
+    """What kept the pool from being larger, in words."""
 
 
 class Engine(Protocol):
@@ -116,8 +120,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_block_tokens: Annotated[int, Meta(ge=0)] = 0
     """Tokens in a KV block; 0: 16 on CPU, 64 with xformers_splitk."""
     kv_pool_tokens: Annotated[int, Meta(ge=0)] = 0
-    """Tokens of KV memory; 0: what fits in `kv_memory` of the free device memory, on a CPU at most 1 GiB."""
+    """Tokens of KV memory; 0: what fits in `kv_memory` of the free memory, on a CPU at most 1 GiB and 64 sequences."""
     kv_memory: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """The part of the memory free after the weights that the KV pool may take."""
     max_sequence_tokens: Annotated[int, Meta(ge=0)] = 0
     """Context length offered; 0: the model's own."""
     threads: Annotated[int, Meta(ge=0)] = 0

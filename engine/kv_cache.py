@@ -5,9 +5,7 @@ import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
-
-SCRATCH_BLOCKS = 1
-"""Block 0 takes the writes of padding and of sequences that are gone; the scheduler's block b is our b + 1."""
+from engine.memory import SCRATCH_BLOCKS
 
 
 class KvCache:

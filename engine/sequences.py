@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.interface import SequenceStart
-from engine.kv_cache import SCRATCH_BLOCKS
+from engine.memory import SCRATCH_BLOCKS
 from engine.sampling import SamplingRows
 
 Scalar = TypeVar("Scalar", bound=np.generic)

@@ -1,25 +1,20 @@
 """Puts a TorchEngine together: device, dtype, attention, weights, and as much KV memory as fits."""
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine.attention.choice import Choice, build, choose
+from engine.attention.choice import build, choose
 from engine.config import ModelConfig, read_eos_ids
 from engine.interface import EngineError, EngineInfo, EngineSettings, Sampling, SequenceStart, Step
-from engine.kv_cache import SCRATCH_BLOCKS, KvCache
+from engine.kv_cache import KvCache
+from engine.memory import Free, check_weights, free_on_host, size_pool
 from engine.models.decoder import Decoder
 from engine.runner import TorchEngine
 from engine.weights import Checkpoint
 
-GIB = 2**30
-MEMORY_FILE = Path("/proc/meminfo")
-CPU_POOL_BYTES = GIB
-CPU_POOL_SEQUENCES = 64
-"""On a CPU the pool is not larger than this many sequences of full length need."""
 POSITIONS_BEYOND = 8
 """Steps in flight may run a little past the last position; their tokens are thrown away."""
 
@@ -33,15 +28,10 @@ def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSetting
     choice = choose(settings, config, device, dtype)
     max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
     checkpoint = Checkpoint(folder, dtype, device)
-    needed, free = checkpoint.count() * dtype.itemsize, _free_bytes(device)
-    if needed > free:
-        raise EngineError(
-            f"{folder}: its weights need {needed / GIB:.2f} GiB as {_name(dtype)} and {free / GIB:.2f} GiB are free on "
-            f"{device}: {(needed - free) / GIB:.2f} GiB too much"
-        )
+    check_weights(folder, checkpoint.count() * dtype.itemsize, _name(dtype), _free(device))
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
-    num_blocks = _num_blocks(settings, config, choice, device, dtype)
-    cache = KvCache(config, num_blocks, choice.block_tokens, dtype, device)
+    pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, _free(device), device=device.type)
+    cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)
     info = EngineInfo(
         model=folder.name,
         architecture=config.architecture,
@@ -49,11 +39,13 @@ def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSetting
         dtype=_name(dtype),
         device=str(device),
         attention=choice.name,
-        num_blocks=num_blocks,
+        num_blocks=pool.num_blocks,
         block_tokens=choice.block_tokens,
         max_sequence_tokens=max_sequence_tokens,
         vocabulary_size=config.vocabulary_size,
         max_steps_in_flight=settings.max_steps_in_flight,
+        kv_bytes=pool.num_bytes,
+        kv_bound=pool.bound,
     )
     engine = TorchEngine(info, model, cache, build(choice, config, cache), read_eos_ids(folder))
     _warm(engine)
@@ -76,44 +68,8 @@ def _dtype(settings: EngineSettings, config: ModelConfig, device: torch.device) 
     return torch.float32 if device.type == "cpu" else names[config.dtype]
 
 
-def _num_blocks(
-    settings: EngineSettings, config: ModelConfig, choice: Choice, device: torch.device, dtype: torch.dtype
-) -> int:
-    """Blocks of the pool, beside the scratch block.
-
-    Raises:
-        EngineError: the memory left after the weights does not hold what is asked for, or not even one block.
-    """
-    free = _free_bytes(device) * settings.kv_memory
-    token_bytes = config.kv_bytes_per_token * dtype.itemsize
-    block_bytes = token_bytes * choice.block_tokens
-    wanted_tokens = settings.kv_pool_tokens
-    if not wanted_tokens and device.type == "cpu":
-        length = settings.max_sequence_tokens or config.max_positions
-        wanted_tokens = min(CPU_POOL_BYTES // token_bytes, CPU_POOL_SEQUENCES * length, int(free) // token_bytes)
-    num_blocks = wanted_tokens // choice.block_tokens if wanted_tokens else int(free // block_bytes) - SCRATCH_BLOCKS
-    needed = (max(num_blocks, 1) + SCRATCH_BLOCKS) * block_bytes
-    if needed > free:
-        raise EngineError(
-            f"the KV pool needs {needed / GIB:.2f} GiB and {free / GIB:.2f} GiB are free on {device} after the weights "
-            f"(kv_memory {settings.kv_memory}): {(needed - free) / GIB:.2f} GiB too much; "
-            "lower engine.kv_pool_tokens or take a smaller model"
-        )
-    if num_blocks < 1:
-        raise EngineError(
-            f"engine.kv_pool_tokens: {settings.kv_pool_tokens} is less than a block, {choice.block_tokens}"
-        )
-    return num_blocks
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    # Available, not free: what the page cache holds is given back when asked for.
-    available = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY_FILE.read_text(), re.MULTILINE)
-    if available is None:
-        raise EngineError(f"{MEMORY_FILE}: does not say MemAvailable")
-    return int(available[1]) * 1024
+def _free(device: torch.device) -> Free:
+    return Free(torch.cuda.mem_get_info(device)[0], f"on {device}") if device.type == "cuda" else free_on_host()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,8 +13,9 @@ from types import FrameType
 
 import numpy as np
 
-from engine.interface import Engine, EngineError, Step
+from engine.interface import Engine, EngineError, EngineInfo, Step
 from engine.load import load_engine
+from engine.memory import amount
 from services.blocking import BlockingStream
 from services.framing import AddressError, Identity, StreamError
 from services.runtime import ReadyFile, StartError, read_secret
@@ -47,6 +48,7 @@ def main(deployment: Deployment) -> int:
             engine = load_engine(deployment.model_folder, deployment.engine)
         except EngineError as error:
             raise StartError(str(error)) from error
+        log.info("%s", describe(engine.info))
         Executor(engine, deployment, ready).run()
     except _Stopped:
         log.info("stopped")
@@ -56,6 +58,17 @@ def main(deployment: Deployment) -> int:
     finally:
         ready.remove()
     return 1
+
+
+def describe(info: EngineInfo) -> str:
+    """One line: what serves, and how much context it holds and why."""
+    kv_tokens = info.num_blocks * info.block_tokens
+    pool = f", {amount(info.kv_bytes)}; bounded by {info.kv_bound}" if info.kv_bytes else ""
+    return (
+        f"{info.model} ({info.architecture}, {info.num_parameters:,} parameters, {info.dtype}) on {info.device} with "
+        f"{info.attention}; KV pool: {info.num_blocks:,} blocks of {info.block_tokens} = {kv_tokens:,} tokens, "
+        f"{kv_tokens / info.max_sequence_tokens:.1f} sequences of {info.max_sequence_tokens:,}{pool}"
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

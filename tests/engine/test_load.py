@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine import torch_engine
+from engine import memory
 from engine.demo.checkpoint import ensure_demo_checkpoint
 from engine.interface import EngineError, EngineSettings
 from engine.load import load_engine
@@ -43,19 +43,25 @@ def test_the_pool_of_a_cpu_is_bounded(demo: Path) -> None:
     assert (few.num_blocks * few.block_tokens, few.max_sequence_tokens) == (64 * 128, 128)
 
 
+def test_the_pool_and_what_bounds_it_are_said_at_start(demo: Path, open_engine: Any) -> None:
+    info = open_engine(demo, kv_pool_tokens=1600).info
+    assert (info.num_blocks, info.kv_bytes, info.kv_bound) == (100, 101 * 16 * 4096, "engine.kv_pool_tokens")
+
+
 def test_a_pool_that_does_not_fit_says_by_how_much(demo: Path, open_engine: Any) -> None:
-    with pytest.raises(EngineError, match=r"the KV pool needs 3814\d\.\d\d GiB and .* too much; lower engine\.kv_pool"):
+    sentence = r"the KV pool needs 3814\d\.\d\d GiB for 10000000000 tokens, and .* GiB too much; lower engine\.kv_p"
+    with pytest.raises(EngineError, match=sentence):
         open_engine(demo, kv_pool_tokens=10**10)
 
 
 def test_a_model_that_does_not_fit_says_by_how_much(
     demo: Path, open_engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal:  99999 kB\nMemAvailable:  8192 kB\n")
-    monkeypatch.setattr(torch_engine, "MEMORY_FILE", memory)
+    (tmp_path / "meminfo").write_text("MemTotal:  99999 kB\nMemAvailable:  8192 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     with pytest.raises(
-        EngineError, match=r"its weights need 0\.02 GiB as float32 and 0\.01 GiB are free on cpu: 0\.01"
+        EngineError,
+        match=r"weights need 18\.\d\d MiB as float32 and 8\.00 MiB are free on this machine: 10\.\d\d MiB too",
     ):
         open_engine(demo)
 

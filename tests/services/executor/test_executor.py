@@ -2,12 +2,13 @@ import asyncio
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from engine.interface import EngineError, EngineSettings, Sampling, SequenceStart
 from engine.paced import PacedEngine
-from services.executor.service import Executor
+from services.executor.service import Executor, describe
 from services.framing import encode_frame
 from services.runtime import ReadyFile
 from services.settings import Deployment
@@ -151,3 +152,10 @@ async def test_a_failing_engine_is_reported_before_the_process_ends(running) -> 
     assert (failed.step, failed.message) == (666, "the device is on fire")
     await asyncio.to_thread(running.thread.join, 10)
     assert str(running.error) == "the device is on fire"
+
+
+def test_the_line_at_start_says_what_the_pool_holds_and_why() -> None:
+    info = msgspec.structs.replace(PacedEngine(SETTINGS, 1000, 4096).info, kv_bytes=2**31, kv_bound="a reason")
+    assert describe(info).endswith(
+        "KV pool: 1,048,576 blocks of 16 = 16,777,216 tokens, 4096.0 sequences of 4,096, 2.00 GiB; bounded by a reason"
+    )
