@@ -1,5 +1,6 @@
 """Puts a TorchEngine together: device, dtype, attention, weights, and as much KV memory as fits."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from engine.memory import Free, check_weights, free_on_host, size_pool
 from engine.models.decoder import Decoder
 from engine.runner import TorchEngine
 from engine.weights import Checkpoint
+
+log = logging.getLogger(__name__)
 
 POSITIONS_BEYOND = 8
 """Steps in flight may run a little past the last position; their tokens are thrown away."""
@@ -30,6 +33,9 @@ def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSetting
     checkpoint = Checkpoint(folder, dtype, device)
     check_weights(folder, checkpoint.count() * dtype.itemsize, _name(dtype), _free(device))
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
+    if unused := checkpoint.check_unused():
+        others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        log.warning("%s: %s%s have no place in %s and are left out", folder, unused[0], others, config.architecture)
     pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, _free(device), device=device.type)
     cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)
     info = EngineInfo(

@@ -4,6 +4,7 @@ Knows names, shapes and bytes; not what a model does with them.
 """
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from engine.interface import EngineError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
+"""Computed from config.json; the embedding again, where the two are tied."""
 
 
 class Checkpoint:
@@ -30,12 +33,13 @@ class Checkpoint:
         self.device = device
         self.num_parameters = 0
         """Numbers handed out so far."""
+        self._used: set[str] = set()
         self._files = self._open()
 
     def _open(self) -> dict[str, tuple[Path, Any]]:
         if (self.folder / INDEX).exists():
             named = read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(named, dict):
+            if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
                 raise EngineError(f"{self.folder / INDEX}: has no weight_map, which names the file of each tensor")
             names = sorted(set(named.values()))
         elif (self.folder / SINGLE).exists():
@@ -70,7 +74,9 @@ class Checkpoint:
             EngineError: it is missing, of another shape or of no supported dtype.
         """
         if name not in self._files:
-            raise EngineError(f"{self.folder}: tensor {name} is missing from its {len(self._files)} tensors")
+            near = get_close_matches(name, self._files, 1)
+            hint = f"; the nearest name there is {near[0]}" if near else ""
+            raise EngineError(f"{self.folder}: tensor {name} is missing from its {len(self._files)} tensors{hint}")
         path, reader = self._files[name]
         found = reader.get_slice(name)
         if tuple(found.get_shape()) != shape:
@@ -81,4 +87,22 @@ class Checkpoint:
         if tensor.dtype not in FLOATS:
             raise EngineError(f"{path}: tensor {name} is {tensor.dtype}; supported are {', '.join(map(str, FLOATS))}")
         self.num_parameters += tensor.numel()
+        self._used.add(name)
         return tensor.to(self.device, self.dtype)
+
+    def check_unused(self) -> list[str]:
+        """Names of tensors that nobody asked for, but for those that many checkpoints carry to no effect.
+
+        Raises:
+            EngineError: one belongs to a module of which others were read (a bias, a scale): without it the model
+                computes something else.
+        """
+        unused = sorted(name for name in self._files.keys() - self._used if not name.endswith(REDUNDANT))
+        modules = {name.rpartition(".")[0] for name in self._used}
+        for name in unused:
+            if name.rpartition(".")[0] in modules:
+                raise EngineError(
+                    f"{self._files[name][0]}: tensor {name} has no place in the model that config.json describes; "
+                    "without it the model would compute something else (is a bias not declared, or is it quantised?)"
+                )
+        return unused
