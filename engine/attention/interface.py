@@ -1,6 +1,6 @@
 """What the decoder asks of attention, and what a step's rows look like to a backend."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,3 +36,21 @@ class Attention(Protocol):
 
     def plan(self, rows: Rows) -> StepAttention:
         """Prepare a step."""
+
+
+class SteadyDecodes(StepAttention, Protocol):
+    """Decodes of a fixed shape whose rows change: a graph captured with them goes on reading the same memory."""
+
+    def fill(self, rows: Rows) -> None:
+        """Decode these rows next, at most as many and as wide as the shape; the rest of it decodes the scratch block.
+
+        Returns at once: the contents reach the device after the work it was given before.
+        """
+
+
+@runtime_checkable
+class GraphAttention(Attention, Protocol):
+    """A backend whose decodes can be captured in a graph."""
+
+    def steady(self, num_rows: int, num_blocks: int) -> SteadyDecodes:
+        """For `num_rows` decodes of at most `num_blocks` blocks each; the same object when asked again."""

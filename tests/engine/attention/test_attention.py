@@ -59,7 +59,7 @@ def plain(cache: Any, rows: Rows, query: Any, layer: int) -> Any:
 
     out, offset = torch.empty_like(query), 0
     window = model().windows[layer] or 10**6
-    for row, (length, context) in enumerate(zip(LENGTHS, CONTEXTS, strict=True)):
+    for row, (length, context) in enumerate(zip(rows.num_tokens.tolist(), rows.contexts.tolist(), strict=True)):
         keys, values = (pool[layer][rows.tables[row]].flatten(0, 1)[:context] for pool in (cache.keys, cache.values))
         for index in range(length):
             position = context - length + index
@@ -123,42 +123,6 @@ def test_a_run_is_where_nothing_changes() -> None:
         slice(5, 6),
     ]
     assert runs(np.zeros(0, np.int64)) == []
-
-
-@pytest.mark.filterwarnings("ignore")  # xformers says that there is no GPU
-@pytest.mark.parametrize("window", [None, 20])
-def test_the_paged_bias_of_decodes_lets_each_query_see_its_context(window: int | None) -> None:
-    import torch
-
-    from engine.attention.xformers_splitk import decode_bias
-
-    tables = torch.tensor([[3, 1], [2, 0], [4, 5]], dtype=torch.int32)
-    contexts = [1, 64, 100]
-    mask = decode_bias(contexts, tables, 64, window).materialize((3, 3 * 128))
-    seen = torch.zeros(3, 6 * 64, dtype=torch.bool)
-    for row, context in enumerate(contexts):
-        for position in range(max(0, context - (window or context)), context):
-            seen[row, int(tables[row, position // 64]) * 64 + position % 64] = True
-    assert ((mask == 0) == seen).all()
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("window", [None, 5])
-def test_the_bias_of_prefills_is_causal_from_the_end_of_each_context(window: int | None) -> None:
-    import torch
-
-    from engine.attention.xformers_splitk import context_slots, prefill_bias
-
-    lengths, contexts = [4, 9], [12, 9]
-    mask = prefill_bias(lengths, contexts, window, torch.device("cpu")).materialize((13, 21))
-    seen = torch.zeros(13, 21, dtype=torch.bool)
-    for row, (first_query, first_key) in enumerate(((0, 0), (4, 12))):
-        for index in range(lengths[row]):
-            position = contexts[row] - lengths[row] + index
-            start = max(0, position - (window or 99) + 1)
-            seen[first_query + index, first_key + start : first_key + position + 1] = True
-    assert ((mask == 0) == seen).all()
-    assert context_slots(torch.tensor([2, 5]), 6, 4).tolist() == [8, 9, 10, 11, 20, 21]
 
 
 @pytest.mark.parametrize(
