@@ -27,6 +27,7 @@ BACKENDS = {  # in order of preference
     "xformers_splitk": Needs(
         "cuda", 64, 64, (torch.bfloat16, torch.float16), (16, 32, 64, 128, 256), package="xformers"
     ),
+    "varlen_paged": Needs("cuda", 256, 256, (torch.bfloat16, torch.float16), (32, 64, 96, 128, 192, 256)),
     "cpu_gather": Needs("cpu", 16),
     "sdpa_gather": Needs("cuda", 16),
 }
@@ -64,6 +65,10 @@ def build(choice: Choice, config: ModelConfig, cache: KvCache) -> Attention:
         from engine.attention.xformers_splitk import XformersAttention  # noqa: PLC0415
 
         return XformersAttention(config, cache)
+    if choice.name == "varlen_paged":
+        from engine.attention.varlen_paged import VarlenAttention  # noqa: PLC0415  only where it is used
+
+        return VarlenAttention(config, cache)
     return GatherAttention(choice.name, config, cache)
 
 

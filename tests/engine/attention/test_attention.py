@@ -129,6 +129,8 @@ def test_a_run_is_where_nothing_changes() -> None:
     ("device", "dtype", "head_dim", "changes", "name", "reasons"),
     [
         ("cpu", "float32", 64, {}, "cpu_gather", {"xformers_splitk": "cuda device", "sdpa_gather": "cuda device"}),
+        ("cuda", "float16", 64, {"attention": "varlen_paged"}, "varlen_paged", {"sdpa_gather": "name varlen_paged"}),
+        ("cuda", "bfloat16", 96, {}, "varlen_paged", {"xformers_splitk": "this model has 96"}),
         ("cuda", "bfloat16", 64, {}, "xformers_splitk", {"sdpa_gather": "comes first", "cpu_gather": "cpu device"}),
         ("cuda", "float32", 64, {}, "sdpa_gather", {"xformers_splitk": "needs bfloat16 or float16, this is float32"}),
         ("cuda", "float16", 80, {}, "sdpa_gather", {"xformers_splitk": "this model has 80"}),
@@ -145,8 +147,9 @@ def test_the_first_backend_whose_needs_are_met_is_chosen(  # noqa: PLR0917  colu
 
     choice = choose(EngineSettings(**changes), model(head_dim=head_dim), torch.device(device), getattr(torch, dtype))
     assert choice.name == name
-    assert choice.block_tokens == (64 if name == "xformers_splitk" else changes.get("kv_block_tokens", 16))
-    assert set(choice.against) == {"xformers_splitk", "cpu_gather", "sdpa_gather"} - {name}
+    sizes = {"xformers_splitk": 64, "varlen_paged": 256}
+    assert choice.block_tokens == sizes.get(name, changes.get("kv_block_tokens", 16))
+    assert set(choice.against) == {"xformers_splitk", "varlen_paged", "cpu_gather", "sdpa_gather"} - {name}
     assert all(reason in choice.against[other] for other, reason in reasons.items())
 
 
