@@ -64,6 +64,8 @@ class StepOutput(msgspec.Struct):
     """`time.monotonic_ns()` when the pass was given to the device."""
     computed_ns: int
     """When its tokens were on the host."""
+    failed: dict[int, str] = {}
+    """Sequences that cannot go on, and why: their tokens mean nothing, those of the other rows are right."""
 
 
 class EngineInfo(msgspec.Struct):

@@ -133,6 +133,8 @@ class StepEnded(Event, frozen=True):
     """Sequences that sampled an end-of-sequence token in this step."""
     ended_ago_s: float = 0.0
     """How long ago it ended (the way back to the scheduler)."""
+    failed: dict[int, str] = {}
+    """Sequences that the executor cannot go on with, and why; their tokens of this step mean nothing."""
 
 
 class StopFound(Event, frozen=True):

@@ -48,6 +48,7 @@ FORMS: dict[str, Form] = {
     # We cannot serve it now.
     "internal_error": Form(500, SERVER),
     "engine_error": Form(500, SERVER),
+    "output_failed": Form(500, SERVER),
     "scheduler_lost": Form(502, SERVER, 1.0),
     "cancelled": Form(503, SERVER, 1.0),
     "draining": Form(503, SERVER, 1.0),

@@ -208,6 +208,8 @@ class StepResult(Message, tag="step_result"):
     launched_ns: int
     computed_ns: int
     returned_ns: int
+    failed: dict[int, str] = {}
+    """As in `StepOutput`."""
 
 
 class StepFailed(Message, tag="step_failed"):

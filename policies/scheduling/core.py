@@ -38,6 +38,7 @@ from policies.scheduling.stages import Draft
 from policies.scheduling.state import Request, Sequence
 
 TOO_LONG = "context_length_exceeded"
+OUTPUT_FAILED = "output_failed"
 
 FirstToken = Literal["last_chunk", "next_decode"]
 FIRST_TOKEN: FirstToken = "last_chunk"  # noqa: S105  which step makes a sequence's first token, not a secret
@@ -305,6 +306,7 @@ class SchedulerCore:
         executor = self.executors.get(event.executor)
         if executor is None or not executor.steps or executor.steps[0].number != event.step:
             return
+        self._fail(executor, event.failed, now, commands)
         step = executor.steps.pop(0)
         ended_at_s = now - event.ended_ago_s
         executor.step_time.observe(event.step_time_s)
@@ -338,6 +340,14 @@ class SchedulerCore:
             if step.dropped:
                 finish = finish[rows]
             commands.insert(0, Deliver(executor=executor.id, step=step.number, rows=rows, finish=finish))
+
+    def _fail(self, executor: Executor, failed: dict[int, str], now: float, commands: list[Command]) -> None:
+        """End the requests of these sequences. The step is still in flight, so that their rows of it are dropped."""
+        for sequence_id, message in failed.items():
+            sequence = self.sequences.get(sequence_id)
+            if sequence is not None and sequence.executor == executor.id:
+                request = sequence.request
+                self._abandon(request, now, commands, outcome="error", code=OUTPUT_FAILED, message=message)
 
     def _plan(self, executor: Executor, now: float, commands: list[Command]) -> None:
         """Fill the executor's pipeline."""

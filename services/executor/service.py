@@ -205,6 +205,7 @@ class Executor:
                 launched_ns=output.launched_ns,
                 computed_ns=output.computed_ns,
                 returned_ns=time.monotonic_ns(),
+                failed=output.failed,
             )
         )
 

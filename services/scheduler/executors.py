@@ -124,5 +124,6 @@ class Executor:
             step_time_s=max(0, step_time_ns) / 1e9,
             ended=plan.sampling[ended].tolist(),
             ended_ago_s=min(max(0.0, ago_s), LONGEST_RETURN_S),
+            failed=result.failed,
         )
         return StepTokens(self.number, plan, result, tokens), event

@@ -117,13 +117,21 @@ class World:
     def busy(self) -> list[int]:
         return [executor for executor, fake in self.executors.items() if fake.steps]
 
-    def end_step(self, executor: int = 0, ended: tuple[int, ...] = (), step_s: float | None = None) -> list[object]:
+    def end_step(
+        self,
+        executor: int = 0,
+        ended: tuple[int, ...] = (),
+        step_s: float | None = None,
+        failed: dict[int, str] | None = None,
+    ) -> list[object]:
         """The oldest step of an executor ends, `step_s` from now."""
         duration = self.step_s if step_s is None else step_s
         self.now += duration
         self._ended = self.executors[executor].steps.pop(0)
         step = self._ended[0].step
-        return self.send(StepEnded(executor=executor, step=step, step_time_s=duration, ended=list(ended)))
+        return self.send(
+            StepEnded(executor=executor, step=step, step_time_s=duration, ended=list(ended), failed=failed or {})
+        )
 
     def wake(self) -> list[object]:
         assert self.wake_at is not None

@@ -192,6 +192,28 @@ def test_deadlines_follow_the_formula_to_the_last_bit(world):
         assert columns.deadline_s[0] == pytest.approx(w.now + 0.5 - 5 * mean, abs=1e-12)
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_failed_sequence_ends_its_request_with_the_reason_and_nobody_elses(world, in_flight):
+    w = world()
+    w.join(max_steps_in_flight=in_flight)
+    w.release(10, prompt=20, output=8, num_choices=2)
+    w.release(20, prompt=20, output=8)
+    while w.tokens.get(11, 0) < 3:
+        w.end_step()
+    delivered = dict(w.tokens)
+    w.end_step(failed={11: "the output cannot keep to its grammar", 999: "nobody"})
+    finish = w.finished[10]
+    assert (finish.outcome, finish.code) == ("error", "output_failed")
+    assert finish.message == "the output cannot keep to its grammar"
+    assert finish.output_tokens == delivered[10] + delivered[11]
+    assert (w.tokens[10], w.tokens[11]) == (delivered[10], delivered[11])  # nothing of the step that failed
+    w.drain()
+    assert w.finished[20].outcome == "finished"
+    assert w.tokens[20] == 8
+    assert w.core.sequences == {}
+    assert w.core.executors[0].blocks.num_free == 1000
+
+
 def test_unknown_names_are_ignored(world):
     w = world()
     w.join()
