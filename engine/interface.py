@@ -31,6 +31,8 @@ class SequenceStart(msgspec.Struct):
     """Prompt and kept output token ids, int32 little-endian."""
     num_prompt_tokens: int
     sampling: Sampling
+    grammar: str = ""
+    """What the output's text must keep to, as `engine.grammar.lark` writes it; empty: anything."""
 
 
 class Step(msgspec.Struct):

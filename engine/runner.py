@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.attention.interface import Attention, Rows
+from engine.grammar.constraints import Constraints
 from engine.interface import EngineError, EngineInfo, Step, StepOutput
 from engine.kv_cache import KvCache
 from engine.models.decoder import Decoder, Inputs
@@ -29,12 +30,20 @@ class TorchEngine:
     """
 
     def __init__(
-        self, info: EngineInfo, model: Decoder, cache: KvCache, attention: Attention, eos_ids: frozenset[int]
+        self,
+        info: EngineInfo,
+        model: Decoder,
+        cache: KvCache,
+        attention: Attention,
+        *,
+        eos_ids: frozenset[int],
+        constraints: Constraints,
     ) -> None:
         self.info = info
         self._model = model
         self._cache = cache
         self._attention = attention
+        self._constraints = constraints
         self._eos_ids = np.array(sorted(eos_ids), np.int32)
         self._device = cache.keys[0].device
         max_blocks = -(-info.max_sequence_tokens // info.block_tokens) + 1
@@ -50,24 +59,28 @@ class TorchEngine:
         """
         launched_ns = time.monotonic_ns()
         sequences = self._sequences
-        sequences.release(step.released)
+        self.forget(step.released)
         for start in step.starts:
             sequences.start(start)
+            self._constraints.start(start)
         slots = sequences.slots(step.sequences)
         sequences.append_blocks(slots, step.num_new_blocks, step.new_blocks)
         rows = _arrange(step, slots)
         self._check(rows)
         if not len(slots):
-            self._launched.append(_Launched(step.step, launched_ns, _nothing(), np.zeros(0, np.bool_)))
+            self._launched.append(_Launched(step.step, launched_ns, _nothing(), np.zeros(0, np.bool_), {}))
             return
         samples = np.flatnonzero(step.samples)
         sampling_slots = self._on_device(slots[samples])
         inputs = self._inputs(rows, rows.last_token_of_row[samples])
         logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
         output_positions = step.positions[samples].astype(np.int64) + step.num_tokens[samples]
+        failed = self._constraints.restrict(logits, step.sequences[samples])
         tokens = sample(logits, sequences.sampling(slots[samples], output_positions))
         sequences.last_sampled[sampling_slots] = tokens
-        self._launched.append(_Launched(step.step, launched_ns, _to_host(tokens), sequences.ignore_eos[slots[samples]]))
+        copy = _to_host(tokens)
+        self._constraints.advance(step.sequences[samples], copy.read)
+        self._launched.append(_Launched(step.step, launched_ns, copy, sequences.ignore_eos[slots[samples]], failed))
 
     def collect(self) -> StepOutput:
         """As `Engine.collect`."""
@@ -75,16 +88,15 @@ class TorchEngine:
             raise RuntimeError("collect: no step was launched that is not collected yet")
         launched = self._launched.popleft()
         copy = launched.copy
-        if copy.done is not None:
-            copy.done.synchronize()
-        tokens = copy.tokens.numpy().astype(np.int32)
+        tokens = copy.read()
         ended = np.isin(tokens, self._eos_ids) & ~launched.ignore_eos
         computed_ns = copy.computed_ns or time.monotonic_ns()
-        return StepOutput(launched.step, tokens, ended, launched.launched_ns, computed_ns)
+        return StepOutput(launched.step, tokens, ended, launched.launched_ns, computed_ns, launched.failed)
 
     def forget(self, sequences: list[int]) -> None:
         """As `Engine.forget`."""
         self._sequences.release(sequences)
+        self._constraints.release(sequences)
 
     def _check(self, rows: "_Arranged") -> None:
         """A row that runs out of tokens or blocks would read what is not its own."""
@@ -142,6 +154,12 @@ class _HostCopy(NamedTuple):
     """0: not known before `done`."""
     done: torch.cuda.Event | None
 
+    def read(self) -> NDArray[np.int32]:
+        """The tokens, once they are there."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.tokens.numpy().astype(np.int32)
+
 
 class _Launched(NamedTuple):
     """A step that nobody collected yet."""
@@ -150,6 +168,8 @@ class _Launched(NamedTuple):
     launched_ns: int
     copy: _HostCopy
     ignore_eos: NDArray[np.bool_]
+    failed: dict[int, str]
+    """Sequences whose row means nothing, and why."""
 
 
 class _Arranged(NamedTuple):

@@ -9,6 +9,8 @@ import torch
 
 from engine.attention.choice import build, choose
 from engine.config import ModelConfig, read_eos_ids
+from engine.grammar.compiler import Compiler
+from engine.grammar.constraints import Constraints
 from engine.interface import EngineError, EngineInfo, EngineSettings, Sampling, SequenceStart, Step
 from engine.kv_cache import KvCache
 from engine.memory import Free, check_weights, free_on_host, size_pool
@@ -53,7 +55,10 @@ def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSetting
         kv_bytes=pool.num_bytes,
         kv_bound=pool.bound,
     )
-    engine = TorchEngine(info, model, cache, build(choice, config, cache), read_eos_ids(folder))
+    eos_ids = read_eos_ids(folder)
+    constraints = Constraints(Compiler(folder, config.vocabulary_size, eos_ids), eos_ids, config.vocabulary_size)
+    attention = build(choice, config, cache)
+    engine = TorchEngine(info, model, cache, attention, eos_ids=eos_ids, constraints=constraints)
     _warm(engine)
     return engine
 

@@ -79,6 +79,8 @@ class Driver:
         self.ended: dict[int, list[bool]] = {}
         self._prompts: dict[int, list[int]] = {}
         self._samplings: dict[int, Sampling] = {}
+        self._grammars: dict[int, str] = {}
+        self.failed: dict[int, str] = {}
         self._positions: dict[int, int] = {}
         self._blocks: dict[int, list[int]] = {}
         self._free = list(range(engine.info.num_blocks - 1, -1, -1))  # high ids first: ids are not positions
@@ -87,9 +89,10 @@ class Driver:
         self._released: list[int] = []
         self._step = 0
 
-    def add(self, sequence: int, prompt: list[int], sampling: Sampling = GREEDY) -> None:
+    def add(self, sequence: int, prompt: list[int], sampling: Sampling = GREEDY, grammar: str = "") -> None:
         self._prompts[sequence] = prompt
         self._samplings[sequence] = sampling
+        self._grammars[sequence] = grammar
         self.outputs[sequence], self.ended[sequence] = [], []
         self._begin(sequence)
 
@@ -105,7 +108,8 @@ class Driver:
     def _begin(self, sequence: int) -> None:
         prompt = self._prompts[sequence]
         tokens = np.array(prompt + self.outputs[sequence], np.int32)
-        self._starts.append(SequenceStart(sequence, tokens.tobytes(), len(prompt), self._samplings[sequence]))
+        sampling, grammar = self._samplings[sequence], self._grammars[sequence]
+        self._starts.append(SequenceStart(sequence, tokens.tobytes(), len(prompt), sampling, grammar))
         self._positions[sequence] = 0
         self._blocks[sequence] = []
 
@@ -157,6 +161,7 @@ class Driver:
         for sequence, token, ended in zip(sampling, output.tokens.tolist(), output.ended.tolist(), strict=True):
             self.outputs[sequence].append(token)
             self.ended[sequence].append(ended)
+        self.failed.update(output.failed)
         return output
 
     def drain(self) -> None:
