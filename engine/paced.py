@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from engine.interface import EngineInfo, EngineSettings, Step, StepOutput
 
 NUM_BLOCKS = 2**20
+NO_GRAMMARS = "the paced engine samples at random and keeps to no grammar"
 MULTIPLIERS = np.array((0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9), np.uint64)
 
 
@@ -21,7 +22,7 @@ class _Launched(NamedTuple):
 class PacedEngine:
     """Each step takes `paced_step_s` after the one before; a token depends on (seed of its sequence, position) alone.
 
-    No token ends a sequence, so outputs are as long as asked for.
+    No token ends a sequence, so outputs are as long as asked for. Sequences with a grammar fail.
     """
 
     def __init__(self, settings: EngineSettings, vocabulary_size: int, max_sequence_tokens: int) -> None:
@@ -42,6 +43,7 @@ class PacedEngine:
         )
         self._step_ns = round(settings.paced_step_s * 1e9)
         self._seeds: dict[int, int] = {}
+        self._failed: dict[int, str] = {}
         self._launched: deque[_Launched] = deque()
         self._free_ns = 0
         """When the device is done with all it was given."""
@@ -51,12 +53,15 @@ class PacedEngine:
         launched_ns = time.monotonic_ns()
         self.forget(step.released)
         self._seeds.update((start.sequence, start.sampling.seed) for start in step.starts)
+        self._failed.update((start.sequence, NO_GRAMMARS) for start in step.starts if start.grammar)
         sequences = step.sequences[step.samples].tolist()
         seeds = np.array([self._seeds.get(sequence, 0) for sequence in sequences], np.int64)
         tokens = self._tokens(seeds, (step.positions + step.num_tokens)[step.samples])
         self._free_ns = max(launched_ns, self._free_ns) + self._step_ns
         ended = np.zeros(len(tokens), np.bool_)
-        self._launched.append(_Launched(StepOutput(step.step, tokens, ended, launched_ns, 0), self._free_ns))
+        failed = {sequence: self._failed[sequence] for sequence in sequences if sequence in self._failed}
+        output = StepOutput(step.step, tokens, ended, launched_ns, 0, failed)
+        self._launched.append(_Launched(output, self._free_ns))
 
     def collect(self) -> StepOutput:
         """As `Engine.collect`: sleeps until the step's deadline, which does not drift with how long callers take."""
@@ -73,6 +78,7 @@ class PacedEngine:
         """As `Engine.forget`."""
         for sequence in sequences:
             self._seeds.pop(sequence, None)
+            self._failed.pop(sequence, None)
 
     def _tokens(self, seeds: NDArray[np.int64], positions: NDArray[np.int32]) -> NDArray[np.int32]:
         first, second = MULTIPLIERS

@@ -71,6 +71,8 @@ class Submit(Message, tag="submit"):
     received_ns: int = 0
     tokenized_ns: int = 0
     traceparent: str = ""
+    grammar: str = ""
+    """What every choice must keep to, as `engine.grammar.lark` writes it; empty: anything."""
 
 
 class Dispatch(Message, tag="dispatch"):

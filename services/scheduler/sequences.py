@@ -23,6 +23,8 @@ class Sequence:
     """When its next token could first have been planned."""
     output: "array[int]"
     """Token ids delivered so far, int32."""
+    grammar: str
+    """What its output keeps to; empty: anything."""
 
 
 class Sequences:
@@ -41,7 +43,7 @@ class Sequences:
         submit = dispatch.submit
         self._num_choices[submit.request] = len(submit.sampling)
         for choice, sampling in enumerate(submit.sampling):
-            self.by_id[submit.request + choice] = Sequence(submit.prompt, sampling, now_ns, array("i"))
+            self.by_id[submit.request + choice] = Sequence(submit.prompt, sampling, now_ns, array("i"), submit.grammar)
 
     def start(self, sequence: int) -> SequenceStart:
         """Prompt and kept output of a sequence."""
@@ -51,6 +53,7 @@ class Sequences:
             tokens=held.prompt + held.output.tobytes(),
             num_prompt_tokens=len(held.prompt) // INT32_BYTES,
             sampling=held.sampling,
+            grammar=held.grammar,
         )
 
     def remove(self, request: int) -> None:

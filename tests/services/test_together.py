@@ -112,7 +112,9 @@ class House:
         for _, thread in self.threads:
             await asyncio.to_thread(thread.join, 10)
 
-    def submit(self, prompt_tokens: int = 20, max_output_tokens: int = 8, num_choices: int = 1) -> int:
+    def submit(
+        self, prompt_tokens: int = 20, max_output_tokens: int = 8, num_choices: int = 1, grammar: str = ""
+    ) -> int:
         request = (GATEWAY << 32) + self.number
         self.number += num_choices
         self.links["admission"].stream.send(
@@ -123,6 +125,7 @@ class House:
                 prompt=np.arange(prompt_tokens, dtype=np.int32).tobytes(),
                 max_output_tokens=max_output_tokens,
                 sampling=[Sampling(seed=request + choice) for choice in range(num_choices)],
+                grammar=grammar,
             )
         )
         return request
@@ -184,6 +187,15 @@ async def test_every_choice_of_a_request_gets_its_own_tokens(house) -> None:
     request = house.submit(20, 4, num_choices=3)
     assert (await house.ended(request)).output_tokens == 12
     assert house.tokens() == {request + choice: expected(request + choice, 20, 4) for choice in range(3)}
+
+
+async def test_an_output_that_the_executor_cannot_make_ends_its_request_alone(house) -> None:
+    wrong, right = house.submit(num_choices=2, grammar="start: /a+/"), house.submit(20, 4)
+    ended = await house.ended(wrong)
+    assert (ended.outcome, ended.code, ended.output_tokens) == ("error", "output_failed", 0)
+    assert "keeps to no grammar" in ended.message
+    assert (await house.ended(right)).outcome == "finished"
+    assert house.tokens() == {right: expected(right, 20, 4)}
 
 
 async def test_stamps_of_a_frame_are_in_the_order_of_a_tokens_way(house) -> None:
