@@ -2,9 +2,24 @@
 
 from pathlib import Path
 
-from engine.config import read_config
+from engine.config import ModelConfig, read_config
 from engine.interface import Engine, EngineError, EngineSettings
 from engine.paced import PacedEngine
+
+
+def read_model(folder: Path, settings: EngineSettings) -> ModelConfig:
+    """The model of a checkpoint folder, long enough for the settings.
+
+    Raises:
+        EngineError: it is not supported, or has fewer positions than are asked for.
+    """
+    config = read_config(folder)
+    if settings.max_sequence_tokens > config.max_positions:
+        raise EngineError(
+            f"engine.max_sequence_tokens: {settings.max_sequence_tokens} is more than the "
+            f"{config.max_positions} positions of {folder}"
+        )
+    return config
 
 
 def load_engine(folder: Path, settings: EngineSettings) -> Engine:
@@ -13,12 +28,7 @@ def load_engine(folder: Path, settings: EngineSettings) -> Engine:
     Raises:
         EngineError: the checkpoint cannot be read, its model is not supported, or it does not fit into memory.
     """
-    config = read_config(folder)
-    if settings.max_sequence_tokens > config.max_positions:
-        raise EngineError(
-            f"engine.max_sequence_tokens: {settings.max_sequence_tokens} is more than the "
-            f"{config.max_positions} positions of {folder}"
-        )
+    config = read_model(folder, settings)
     if settings.kind == "paced":
         return PacedEngine(settings, config.vocabulary_size, config.max_positions)
     from engine.torch_engine import load_torch_engine  # noqa: PLC0415  torch takes seconds to load

@@ -3,11 +3,12 @@
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from engine.attention.choice import build, choose
+from engine.attention.choice import Choice, build, choose
 from engine.config import ModelConfig, read_eos_ids
 from engine.grammar.compiler import Compiler
 from engine.grammar.constraints import Constraints
@@ -24,27 +25,49 @@ POSITIONS_BEYOND = 8
 """Steps in flight may run a little past the last position; their tokens are thrown away."""
 
 
-def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSettings) -> TorchEngine:
-    """As `engine.load.load_engine`."""
+class Plan(NamedTuple):
+    """What an engine runs on: decided before anything is loaded."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: Choice
+
+
+def plan_engine(config: ModelConfig, settings: EngineSettings) -> Plan:
+    """Device, dtype and attention backend.
+
+    Raises:
+        EngineError: the settings name a device or a backend that cannot be used here.
+    """
     device = _device(settings)
     dtype = _dtype(settings, config, device)
+    return Plan(device, dtype, choose(settings, config, device, dtype))
+
+
+def num_threads(settings: EngineSettings) -> int:
+    """Intra-op threads on a CPU."""
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSettings) -> TorchEngine:
+    """As `engine.load.load_engine`."""
+    device, dtype, choice = plan_engine(config, settings)
     if device.type == "cpu":
-        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    choice = choose(settings, config, device, dtype)
+        torch.set_num_threads(num_threads(settings))
     max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
     checkpoint = Checkpoint(folder, dtype, device)
-    check_weights(folder, checkpoint.count() * dtype.itemsize, _name(dtype), _free(device))
+    check_weights(folder, checkpoint.count() * dtype.itemsize, dtype_name(dtype), free_memory(device))
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
     if unused := checkpoint.check_unused():
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         log.warning("%s: %s%s have no place in %s and are left out", folder, unused[0], others, config.architecture)
-    pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, _free(device), device=device.type)
+    pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, free_memory(device), device=device.type)
     cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)
     info = EngineInfo(
         model=folder.name,
         architecture=config.architecture,
         num_parameters=checkpoint.num_parameters,
-        dtype=_name(dtype),
+        dtype=dtype_name(dtype),
         device=str(device),
         attention=choice.name,
         num_blocks=pool.num_blocks,
@@ -79,11 +102,13 @@ def _dtype(settings: EngineSettings, config: ModelConfig, device: torch.device) 
     return torch.float32 if device.type == "cpu" else names[config.dtype]
 
 
-def _free(device: torch.device) -> Free:
+def free_memory(device: torch.device) -> Free:
+    """What may be taken on a device."""
     return Free(torch.cuda.mem_get_info(device)[0], f"on {device}") if device.type == "cuda" else free_on_host()
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As settings and config.json write it."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "up": ("services.supervisor", "start the four services and print how to reach them"),
     "serve": ("services.serve", "run one service in the foreground (containers use this)"),
     "setup": ("services.setup", "make what the services need before they start, and say how to reach them"),
+    "doctor": ("services.doctor", "say what is installed, what the engine would run on, and what is in the way"),
     "health": ("services.health", "exit 0 when a service is ready"),
     "replay": ("services.replay", "run the cores in virtual time over a trace, or verify a recorded log"),
     "keys": ("services.keys", "add, list or revoke API keys"),
