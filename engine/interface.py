@@ -7,11 +7,15 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+MAX_LOGPROBS = 20
+"""Most alternatives whose log-probabilities can be asked for at each position."""
+
 
 class Sampling(msgspec.Struct, omit_defaults=True):
-    """How a sequence's next token is chosen. `temperature` 0 is greedy.
+    """How a sequence's next token is chosen. `temperature` 0 is greedy; `engine.sampling` says in which order.
 
     Random numbers depend on (`seed`, output position) alone, so a request's tokens do not depend on its batch mates.
+    Token ids are of the model's vocabulary; whoever takes requests checks them.
     """
 
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
@@ -21,6 +25,22 @@ class Sampling(msgspec.Struct, omit_defaults=True):
     seed: int = 0
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence tokens (benchmarks)."""
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Least probability of a token, as a share of the likeliest one's."""
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    """Taken once from the logit of each token of the output so far."""
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    """Taken from a token's logit as often as it is in the output so far."""
+    repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
+    """Positive logits of tokens in prompt or output are divided by it, others multiplied (Keskar et al., 2019)."""
+    logit_bias: dict[int, float] = {}
+    """Token id -> what is added to its logit."""
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Output tokens before one may be sampled that ends the sequence."""
+    stop_token_ids: tuple[int, ...] = ()
+    """End the sequence as end-of-sequence tokens do, whatever `ignore_eos` says."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Alternatives to give log-probabilities of, beside the sampled token's own; None: none at all."""
 
 
 class SequenceStart(msgspec.Struct):
@@ -55,19 +75,35 @@ class Step(msgspec.Struct):
     released: list[int]
 
 
+class Logprobs(msgspec.Struct):
+    """Log-probabilities of the model's own distribution: of raw logits, before temperature, penalties or masks.
+
+    The entries of all rows that asked, flat in row order: of each the sampled token, then the likeliest tokens in
+    descending order, the sampled one possibly among them.
+    """
+
+    num_entries: NDArray[np.int8]
+    """Of each sampling row; 0 where none were asked for."""
+    tokens: NDArray[np.int32]
+    values: NDArray[np.float32]
+    """Natural logarithms."""
+
+
 class StepOutput(msgspec.Struct):
     """Tokens of the sampling rows, in row order, and when they were computed."""
 
     step: int
     tokens: NDArray[np.int32]
     ended: NDArray[np.bool_]
-    """The token is an end-of-sequence token of the model and the sequence does not ignore it."""
+    """The token ends its sequence: it is the model's end of sequence and not ignored, or a stop token."""
     launched_ns: int
     """`time.monotonic_ns()` when the pass was given to the device."""
     computed_ns: int
     """When its tokens were on the host."""
     failed: dict[int, str] = {}
     """Sequences that cannot go on, and why: their tokens mean nothing, those of the other rows are right."""
+    logprobs: Logprobs | None = None
+    """None: no row asked for any."""
 
 
 class EngineInfo(msgspec.Struct):

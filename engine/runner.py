@@ -18,7 +18,9 @@ from engine.grammar.constraints import Constraints
 from engine.interface import EngineError, EngineInfo, Step, StepOutput
 from engine.kv_cache import KvCache
 from engine.models.decoder import Decoder, Inputs
-from engine.sampling import sample
+from engine.sampling.draw import sample
+from engine.sampling.logprobs import flat
+from engine.sampling.slots import Endings
 from engine.sequences import NOBODY, Sequences
 
 
@@ -44,10 +46,9 @@ class TorchEngine:
         self._cache = cache
         self._attention = attention
         self._constraints = constraints
-        self._eos_ids = np.array(sorted(eos_ids), np.int32)
         self._device = cache.keys[0].device
         max_blocks = -(-info.max_sequence_tokens // info.block_tokens) + 1
-        self._sequences = Sequences(max_blocks, self._device)
+        self._sequences = Sequences(max_blocks, info.vocabulary_size, eos_ids, self._device)
         self._launched: deque[_Launched] = deque()
 
     @torch.inference_mode()
@@ -68,35 +69,53 @@ class TorchEngine:
         rows = _arrange(step, slots)
         self._check(rows)
         if not len(slots):
-            self._launched.append(_Launched(step.step, launched_ns, _nothing(), np.zeros(0, np.bool_), {}))
+            self._launched.append(_Launched(step.step, launched_ns, _nothing(sequences.sampling.endings(slots))))
             return
         samples = np.flatnonzero(step.samples)
-        sampling_slots = self._on_device(slots[samples])
         inputs = self._inputs(rows, rows.last_token_of_row[samples])
         logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
-        output_positions = step.positions[samples].astype(np.int64) + step.num_tokens[samples]
-        failed = self._constraints.restrict(logits, step.sequences[samples])
-        tokens = sample(logits, sequences.sampling(slots[samples], output_positions))
-        sequences.last_sampled[sampling_slots] = tokens
-        copy = _to_host(tokens)
-        self._constraints.advance(step.sequences[samples], copy.read)
-        self._launched.append(_Launched(step.step, launched_ns, copy, sequences.ignore_eos[slots[samples]], failed))
+        positions = (step.positions + step.num_tokens)[samples]
+        sampled = self._sample(logits, step.sequences[samples], slots[samples], positions)
+        self._launched.append(_Launched(step.step, launched_ns, sampled))
 
     def collect(self) -> StepOutput:
         """As `Engine.collect`."""
         if not self._launched:
             raise RuntimeError("collect: no step was launched that is not collected yet")
         launched = self._launched.popleft()
-        copy = launched.copy
-        tokens = copy.read()
-        ended = np.isin(tokens, self._eos_ids) & ~launched.ignore_eos
-        computed_ns = copy.computed_ns or time.monotonic_ns()
-        return StepOutput(launched.step, tokens, ended, launched.launched_ns, computed_ns, launched.failed)
+        sampled = launched.sampled
+        tokens = sampled.copy.read()
+        num_entries = sampled.num_entries
+        return StepOutput(
+            step=launched.step,
+            tokens=tokens,
+            ended=sampled.endings.of(tokens),
+            launched_ns=launched.launched_ns,
+            computed_ns=sampled.copy.computed_ns or time.monotonic_ns(),
+            failed=sampled.failed,
+            logprobs=None if num_entries is None else flat(num_entries, *sampled.copy.entries),
+        )
 
     def forget(self, sequences: list[int]) -> None:
         """As `Engine.forget`."""
         self._sequences.release(sequences)
         self._constraints.release(sequences)
+
+    def _sample(
+        self, logits: Tensor, ids: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int32]
+    ) -> "_Sampled":
+        """A token for each row of logits, to stand at `positions` of the sequences `ids` in `slots`."""
+        sequences, settings = self._sequences, self._sequences.sampling
+        output_positions = positions - sequences.num_prompt[slots]
+        raw = settings.distributions(logits, slots)
+        logits = settings.adjusted(logits, slots, output_positions)
+        failed = self._constraints.restrict(logits, ids)
+        tokens = sample(logits, settings.rows(slots, output_positions))
+        settings.sampled(slots, tokens)
+        sequences.last_sampled[self._on_device(slots)] = tokens
+        copy = _to_host(tokens, *(() if raw is None else raw.entries(tokens)))
+        self._constraints.advance(ids, copy.read)
+        return _Sampled(copy, settings.endings(slots), None if raw is None else raw.num_entries, failed)
 
     def _check(self, rows: "_Arranged") -> None:
         """A row that runs out of tokens or blocks would read what is not its own."""
@@ -147,9 +166,11 @@ class TorchEngine:
 
 
 class _HostCopy(NamedTuple):
-    """Tokens on their way to the host."""
+    """What a step made, on its way to the host."""
 
     tokens: Tensor
+    entries: tuple[Tensor, ...]
+    """Of log-probabilities, as `RawDistributions.entries`; empty where none were asked for."""
     computed_ns: int
     """0: not known before `done`."""
     done: torch.cuda.Event | None
@@ -161,15 +182,23 @@ class _HostCopy(NamedTuple):
         return self.tokens.numpy().astype(np.int32)
 
 
+class _Sampled(NamedTuple):
+    """What the sampling rows of a step have come to."""
+
+    copy: _HostCopy
+    endings: Endings
+    num_entries: NDArray[np.int8] | None
+    """Log-probabilities of each row; None: of no row."""
+    failed: dict[int, str]
+    """Sequences whose row means nothing, and why."""
+
+
 class _Launched(NamedTuple):
     """A step that nobody collected yet."""
 
     step: int
     launched_ns: int
-    copy: _HostCopy
-    ignore_eos: NDArray[np.bool_]
-    failed: dict[int, str]
-    """Sequences whose row means nothing, and why."""
+    sampled: _Sampled
 
 
 class _Arranged(NamedTuple):
@@ -197,17 +226,21 @@ def _arrange(step: Step, slots: NDArray[np.int64]) -> _Arranged:
     return _Arranged(order, slots[order], positions[order], num_tokens, ends - num_tokens, last_token_of_row)
 
 
-def _nothing() -> "_HostCopy":
+def _nothing(endings: Endings) -> "_Sampled":
     """Of a step without rows, which only releases sequences."""
-    return _HostCopy(torch.empty(0, dtype=torch.int64), time.monotonic_ns(), None)
+    return _Sampled(_HostCopy(torch.empty(0, dtype=torch.int64), (), time.monotonic_ns(), None), endings, None, {})
 
 
-def _to_host(tokens: Tensor) -> _HostCopy:
-    """Starts the copy; on a CPU the tokens are there already."""
+def _to_host(tokens: Tensor, *entries: Tensor) -> _HostCopy:
+    """Starts the copies; on a CPU all is there already."""
     if tokens.device.type == "cpu":
-        return _HostCopy(tokens, time.monotonic_ns(), None)
-    pinned = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-    pinned.copy_(tokens, non_blocking=True)
+        return _HostCopy(tokens, entries, time.monotonic_ns(), None)
+    tokens, *entries_there = (_pinned(each) for each in (tokens, *entries))
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
-    return _HostCopy(pinned, 0, done)
+    return _HostCopy(tokens, tuple(entries_there), 0, done)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

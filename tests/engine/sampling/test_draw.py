@@ -5,18 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import sampling
-from engine.sampling import SamplingRows, row_keys, sample
+from engine.sampling import draw, noise
+from engine.sampling.draw import sample
+from engine.sampling.noise import row_keys
+from engine.sampling.rows import SamplingRows
 
 
 def rows(num_rows: int, **columns: Any) -> SamplingRows:
     """Temperature 1 and nothing cut, unless said otherwise; output positions 0, 1, 2 ..."""
-    defaults: dict[str, Any] = {"temperatures": 1.0, "top_ps": 1.0, "top_ks": 0, "seeds": 7}
+    defaults: dict[str, Any] = {"temperatures": 1.0, "top_ps": 1.0, "top_ks": 0, "min_ps": 0.0, "seeds": 7}
     values = {name: np.full(num_rows, columns.get(name, default)) for name, default in defaults.items()}
     return SamplingRows(
         values["temperatures"].astype(np.float32),
         values["top_ps"].astype(np.float32),
         values["top_ks"].astype(np.int64),
+        values["min_ps"].astype(np.float32),
         values["seeds"].astype(np.int64),
         np.arange(num_rows),
     )
@@ -56,7 +59,7 @@ def test_sorting_means_the_same_as_selecting(columns: dict[str, Any], monkeypatc
 
     logits = 2 * torch.randn(64, 3000, generator=torch.Generator().manual_seed(1))
     selected = sample(logits, rows(64, **columns))
-    monkeypatch.setattr(sampling, "FEW", 1)
+    monkeypatch.setattr(draw, "FEW", 1)
     assert sample(logits, rows(64, **columns)).tolist() == selected.tolist()
     assert (logits > logits.gather(1, selected[:, None])).sum(1).max() > 100
 
@@ -67,13 +70,13 @@ def test_the_vocabulary_is_sorted_only_for_rows_that_few_tokens_do_not_cover(mon
     logits = torch.zeros(2, 3000)
     logits[0, :10] = 20.0
     sorted_rows = []
-    whole = sampling._from_sorted
+    whole = draw._from_sorted
 
     def watched(probabilities: Any, chosen: SamplingRows) -> Any:
         sorted_rows.append(chosen.output_positions.tolist())
         return whole(probabilities, chosen)
 
-    monkeypatch.setattr(sampling, "_from_sorted", watched)
+    monkeypatch.setattr(draw, "_from_sorted", watched)
     tokens = sample(logits, rows(2, top_ps=0.9))
     assert sorted_rows == [[1]]
     assert tokens[0] < 10
@@ -96,7 +99,7 @@ def test_random_numbers_are_spread_and_depend_on_seed_position_and_token_alone()
     import torch
 
     def uniform(seeds: Any, positions: Any, tokens: Any) -> Any:
-        return sampling.uniform(
+        return noise.uniform(
             torch.from_numpy(row_keys(seeds, positions))[:, None], torch.tensor(tokens.tolist())
         ).numpy()
 
@@ -116,12 +119,12 @@ def test_noise_is_finite_at_both_ends() -> None:
 
     ends = torch.tensor([[0, -0x10000]], dtype=torch.int32)  # without rounds: no bit set, and every bit set
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "ROUNDS", ())
-        numbers = sampling.uniform(ends, torch.tensor([0]))
-        noise = sampling.gumbel(ends, torch.tensor([0]))
+        patch.setattr(noise, "ROUNDS", ())
+        numbers = noise.uniform(ends, torch.tensor([0]))
+        spread = noise.gumbel(ends, torch.tensor([0]))
     assert 0 < numbers.min() < 1e-9
     assert numbers.max() == 1 - 2**-23
-    assert noise.isfinite().all()
+    assert spread.isfinite().all()
 
 
 def test_a_change_in_the_last_bits_of_the_logits_changes_no_token() -> None:
@@ -139,7 +142,7 @@ def test_large_vocabularies_are_drawn_in_parts_without_a_seam(monkeypatch: pytes
     logits = torch.randn(7, 512, generator=torch.Generator().manual_seed(4))
     whole = sample(logits, rows(7)).tolist()
     for at_once in (1, 1024):
-        monkeypatch.setattr(sampling, "NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr(draw, "NUMBERS_AT_ONCE", at_once)
         assert sample(logits, rows(7)).tolist() == whole
 
 
