@@ -1,6 +1,6 @@
 """What an engine is asked and what it answers. Torch-free: services import it without loading a tensor library."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -87,6 +87,17 @@ class Logprobs(msgspec.Struct):
     tokens: NDArray[np.int32]
     values: NDArray[np.float32]
     """Natural logarithms."""
+
+    def of(self, rows: NDArray[np.integer[Any]]) -> "Logprobs | None":
+        """Of some of the rows, in their order; None where none of these asked."""
+        num_entries = self.num_entries[rows]
+        total = int(num_entries.sum())
+        if not total:
+            return None
+        begins = np.cumsum(self.num_entries, dtype=np.int64) - self.num_entries
+        ends = np.cumsum(num_entries, dtype=np.int64)
+        taken = np.arange(total) + np.repeat(begins[rows] - (ends - num_entries), num_entries)
+        return Logprobs(num_entries, self.tokens[taken], self.values[taken])
 
 
 class StepOutput(msgspec.Struct):

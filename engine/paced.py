@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.interface import EngineInfo, EngineSettings, Step, StepOutput
+from engine.interface import EngineInfo, EngineSettings, Logprobs, Sampling, Step, StepOutput
 
 NUM_BLOCKS = 2**20
 NO_GRAMMARS = "the paced engine samples at random and keeps to no grammar"
+GONE = Sampling()
+"""Of sequences that ended meanwhile: their tokens mean nothing."""
 MULTIPLIERS = np.array((0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9), np.uint64)
 
 
@@ -22,7 +24,8 @@ class _Launched(NamedTuple):
 class PacedEngine:
     """Each step takes `paced_step_s` after the one before; a token depends on (seed of its sequence, position) alone.
 
-    No token ends a sequence, so outputs are as long as asked for. Sequences with a grammar fail.
+    No token ends a sequence, so outputs are as long as asked for. Sequences with a grammar fail. Log-probabilities are
+    made up: each token has half the probability of the one before, the sampled one the greatest.
     """
 
     def __init__(self, settings: EngineSettings, vocabulary_size: int, max_sequence_tokens: int) -> None:
@@ -42,7 +45,7 @@ class PacedEngine:
             max_steps_in_flight=settings.max_steps_in_flight,
         )
         self._step_ns = round(settings.paced_step_s * 1e9)
-        self._seeds: dict[int, int] = {}
+        self._samplings: dict[int, Sampling] = {}
         self._failed: dict[int, str] = {}
         self._launched: deque[_Launched] = deque()
         self._free_ns = 0
@@ -52,15 +55,16 @@ class PacedEngine:
         """As `Engine.launch`."""
         launched_ns = time.monotonic_ns()
         self.forget(step.released)
-        self._seeds.update((start.sequence, start.sampling.seed) for start in step.starts)
+        self._samplings.update((start.sequence, start.sampling) for start in step.starts)
         self._failed.update((start.sequence, NO_GRAMMARS) for start in step.starts if start.grammar)
         sequences = step.sequences[step.samples].tolist()
-        seeds = np.array([self._seeds.get(sequence, 0) for sequence in sequences], np.int64)
+        samplings = [self._samplings.get(sequence, GONE) for sequence in sequences]
+        seeds = np.array([sampling.seed for sampling in samplings], np.int64)
         tokens = self._tokens(seeds, (step.positions + step.num_tokens)[step.samples])
         self._free_ns = max(launched_ns, self._free_ns) + self._step_ns
         ended = np.zeros(len(tokens), np.bool_)
         failed = {sequence: self._failed[sequence] for sequence in sequences if sequence in self._failed}
-        output = StepOutput(step.step, tokens, ended, launched_ns, 0, failed)
+        output = StepOutput(step.step, tokens, ended, launched_ns, 0, failed, self._logprobs(samplings, tokens))
         self._launched.append(_Launched(output, self._free_ns))
 
     def collect(self) -> StepOutput:
@@ -77,8 +81,22 @@ class PacedEngine:
     def forget(self, sequences: list[int]) -> None:
         """As `Engine.forget`."""
         for sequence in sequences:
-            self._seeds.pop(sequence, None)
+            self._samplings.pop(sequence, None)
             self._failed.pop(sequence, None)
+
+    def _logprobs(self, samplings: list[Sampling], tokens: NDArray[np.int32]) -> Logprobs | None:
+        num_top = [sampling.logprobs for sampling in samplings]
+        asked = [(token, count) for token, count in zip(tokens.tolist(), num_top, strict=True) if count is not None]
+        if not asked:
+            return None
+        ranks = np.concatenate([np.maximum(np.arange(-1, count), 0) for _, count in asked])
+        counts = [count + 1 for _, count in asked]
+        likeliest = np.repeat([token for token, _ in asked], counts)
+        return Logprobs(
+            np.array([0 if count is None else count + 1 for count in num_top], np.int8),
+            ((likeliest + ranks) % self.info.vocabulary_size).astype(np.int32),
+            (np.log(0.5) * (ranks + 1)).astype(np.float32),
+        )
 
     def _tokens(self, seeds: NDArray[np.int64], positions: NDArray[np.int32]) -> NDArray[np.int32]:
         first, second = MULTIPLIERS

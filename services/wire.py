@@ -6,8 +6,9 @@ defaults, so that neighbours one version apart understand each other. Never impo
 """
 
 import msgspec
+import numpy as np
 
-from engine.interface import EngineInfo, Sampling, SequenceStart
+from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
 
 PROTOCOL = 1
 """Raised when a message changes so that the previous version cannot read it."""
@@ -125,6 +126,40 @@ class Admitted(Message, tag="admitted"):
 # --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------
 
 
+class LogprobColumns(msgspec.Struct, omit_defaults=True):
+    """engine.interface.Logprobs with arrays as bytes; part of a message about as many rows as `num_entries` has."""
+
+    num_entries: bytes
+    """int8 each."""
+    tokens: bytes
+    """int32 each."""
+    values: bytes
+    """float32 each."""
+
+    @classmethod
+    def pack(cls, logprobs: Logprobs | None) -> "LogprobColumns | None":
+        """None where nobody asked for any."""
+        if logprobs is None:
+            return None
+        return cls(logprobs.num_entries.tobytes(), logprobs.tokens.tobytes(), logprobs.values.tobytes())
+
+    def unpack(self, num_rows: int) -> Logprobs:
+        """The arrays of a message about this many rows.
+
+        Raises:
+            ValueError: they are of another number of rows, or do not fit each other.
+        """
+        num_entries = np.frombuffer(self.num_entries, np.int8)
+        tokens, values = np.frombuffer(self.tokens, np.int32), np.frombuffer(self.values, np.float32)
+        total = int(num_entries.sum())
+        if len(num_entries) != num_rows or (num_entries < 0).any() or not len(tokens) == len(values) == total:
+            raise ValueError(
+                f"log-probabilities of {len(num_entries)} rows where there are {num_rows}, with {len(tokens)} tokens "
+                f"and {len(values)} values where there should be {total}"
+            )
+        return Logprobs(num_entries, tokens, values)
+
+
 class TokenFrame(Message, tag="tokens"):
     """One step's tokens for one gateway."""
 
@@ -145,6 +180,8 @@ class TokenFrame(Message, tag="tokens"):
     returned_ns: int
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    logprobs: LogprobColumns | None = None
+    """None: no row asked for any."""
 
 
 class RequestEnded(Message, tag="ended"):
@@ -212,6 +249,8 @@ class StepResult(Message, tag="step_result"):
     returned_ns: int
     failed: dict[int, str] = {}
     """As in `StepOutput`."""
+    logprobs: LogprobColumns | None = None
+    """None: no row asked for any."""
 
 
 class StepFailed(Message, tag="step_failed"):

@@ -20,7 +20,7 @@ from services.blocking import BlockingStream
 from services.framing import AddressError, Identity, StreamError
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
-from services.wire import AnyMessage, ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
+from services.wire import AnyMessage, ExecutorReady, ForgetMessage, LogprobColumns, StepFailed, StepMessage, StepResult
 
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
@@ -206,6 +206,7 @@ class Executor:
                 computed_ns=output.computed_ns,
                 returned_ns=time.monotonic_ns(),
                 failed=output.failed,
+                logprobs=LogprobColumns.pack(output.logprobs),
             )
         )
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.interface import Logprobs
 from policies.commands import Deliver, Int64Array
 from services.scheduler.executors import StepTokens
 from services.scheduler.sequences import Sequences
-from services.wire import TokenFrame
+from services.wire import LogprobColumns, TokenFrame
 
 GATEWAY_SHIFT = 32
 """A gateway's number is the upper 32 bits of its request and sequence ids."""
@@ -26,6 +27,7 @@ class Delivery:
         self._step = step
         self._tokens: NDArray[np.int32] = step.tokens[command.rows]
         self._finish = command.finish
+        self._logprobs = None if step.logprobs is None else step.logprobs.of(command.rows)
         ready_ns = []
         computed_ns = step.result.computed_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
@@ -39,12 +41,14 @@ class Delivery:
         """Each gateway concerned and its frame."""
         gateways = self.ids >> GATEWAY_SHIFT
         if len(gateways) and (gateways == gateways[0]).all():
-            yield int(gateways[0]), self._frame(slice(None))
+            yield int(gateways[0]), self._frame(slice(None), self._logprobs)
             return
         for gateway in np.unique(gateways).tolist():
-            yield gateway, self._frame(gateways == gateway)
+            rows = np.flatnonzero(gateways == gateway)
+            logprobs = None if self._logprobs is None else self._logprobs.of(rows)
+            yield gateway, self._frame(rows, logprobs)
 
-    def _frame(self, rows: "slice | NDArray[np.bool_]") -> TokenFrame:
+    def _frame(self, rows: "slice | NDArray[np.intp]", logprobs: Logprobs | None) -> TokenFrame:
         plan, result = self._step.plan, self._step.result
         return TokenFrame(
             step=plan.step,
@@ -60,4 +64,5 @@ class Delivery:
             returned_ns=result.returned_ns,
             num_prefill_tokens=plan.num_prefill_tokens,
             num_decode_tokens=plan.num_decode_tokens,
+            logprobs=LogprobColumns.pack(logprobs),
         )

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.interface import EngineInfo, SequenceStart
+from engine.interface import EngineInfo, Logprobs, SequenceStart
 from policies.commands import Int64Array, StartStep
 from policies.events import StepEnded
 from services.transport import Stream
@@ -45,6 +45,8 @@ class StepTokens(msgspec.Struct):
     result: StepResult
     tokens: NDArray[np.int32]
     """Parallel to `plan.sampling`."""
+    logprobs: Logprobs | None = None
+    """Of the same rows; None: none asked for any."""
 
 
 class Executor:
@@ -101,7 +103,7 @@ class Executor:
         """Match a result with its step.
 
         Raises:
-            ResultError: it is not the oldest step in flight, or has another number of tokens.
+            ResultError: it is not the oldest step in flight, or is about another number of tokens.
         """
         if not self._in_flight or self._in_flight[0].step != result.step:
             expected = f"step {self._in_flight[0].step}" if self._in_flight else "none"
@@ -113,6 +115,10 @@ class Executor:
                 f"step {result.step} sampled {plan.sampling.size} tokens, its result has {sizes[0]} bytes of tokens "
                 f"and {sizes[1]} flags"
             )
+        try:
+            logprobs = None if result.logprobs is None else result.logprobs.unpack(plan.sampling.size)
+        except ValueError as error:
+            raise ResultError(f"step {result.step}: {error}") from error
         tokens = np.frombuffer(result.tokens, np.int32)
         ended = np.frombuffer(result.ended, np.bool_)
         step_time_ns = result.computed_ns - max(result.launched_ns, self._ended_ns)
@@ -126,4 +132,4 @@ class Executor:
             ended_ago_s=min(max(0.0, ago_s), LONGEST_RETURN_S),
             failed=result.failed,
         )
-        return StepTokens(self.number, plan, result, tokens), event
+        return StepTokens(self.number, plan, result, tokens, logprobs), event

@@ -1,5 +1,6 @@
 """A scheduler small enough to check by eye, and tiny random checkpoints made by transformers itself."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Driver:
         self._samplings: dict[int, Sampling] = {}
         self._grammars: dict[int, str] = {}
         self.failed: dict[int, str] = {}
+        self.logprobs: dict[int, list[list[tuple[int, float]]]] = {}
+        """Of each output token: itself, then the likeliest tokens, with their log-probabilities."""
         self._positions: dict[int, int] = {}
         self._blocks: dict[int, list[int]] = {}
         self._free = list(range(engine.info.num_blocks - 1, -1, -1))  # high ids first: ids are not positions
@@ -162,6 +165,12 @@ class Driver:
             self.outputs[sequence].append(token)
             self.ended[sequence].append(ended)
         self.failed.update(output.failed)
+        if output.logprobs is not None:
+            logprobs = output.logprobs
+            entries = iter(zip(logprobs.tokens.tolist(), logprobs.values.tolist(), strict=True))
+            for sequence, count in zip(sampling, logprobs.num_entries.tolist(), strict=True):
+                if count:
+                    self.logprobs.setdefault(sequence, []).append(list(itertools.islice(entries, count)))
         return output
 
     def drain(self) -> None:

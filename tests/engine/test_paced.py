@@ -61,3 +61,17 @@ def test_a_forgotten_sequence_still_has_some_token(driver: Any) -> None:
     engine.forget([1])
     run.run(4, 8)
     assert np.array(run.outputs[1]).shape == (4,)
+
+
+def test_log_probabilities_come_in_the_form_asked_for(driver: Any) -> None:
+    run = driver(paced(), in_flight=2)
+    run.add(1, [4], Sampling(seed=1, logprobs=3))
+    run.add(2, [5], Sampling(seed=2))
+    run.add(3, [6], Sampling(seed=3, logprobs=0))
+    run.run(2, 8)
+    assert list(run.logprobs) == [1, 3]
+    for token, (own, *top) in zip(run.outputs[1], run.logprobs[1], strict=True):
+        assert own == top[0] == (token, pytest.approx(np.log(0.5)))
+        assert [value for _, value in top] == pytest.approx(np.log([0.5, 0.25, 0.125]).tolist())
+        assert len({each for each, _ in top}) == 3
+    assert [[each for each, _ in entries] for entries in run.logprobs[3]] == [[token] for token in run.outputs[3]]

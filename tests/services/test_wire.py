@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+import numpy as np
 import pytest
 
-from engine.interface import EngineInfo, Sampling, SequenceStart
+from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
 from services import wire
 
 STORED = Path(__file__).with_name("wire_protocol_1.json")
@@ -73,3 +74,23 @@ def test_a_field_of_a_later_version_is_ignored(message: wire.Message) -> None:
     fields = msgspec.msgpack.decode(wire.encoder.encode(message))
     later = msgspec.msgpack.encode({**fields, "of_a_later_version": [1, 2]})
     assert wire.decoder.decode(later) == message
+
+
+def test_log_probabilities_come_back_as_they_were_sent() -> None:
+    sent = Logprobs(np.array([0, 2, 1], np.int8), np.array([5, 9, 6], np.int32), np.array([-1, -2, 0], np.float32))
+    frame = wire.TokenFrame(1, 0, 1, b"", b"", b"", b"", 1, 2, 3, 4, logprobs=wire.LogprobColumns.pack(sent))
+    decoded = wire.decoder.decode(wire.encoder.encode(frame))
+    assert isinstance(decoded, wire.TokenFrame)
+    assert decoded.logprobs is not None
+    came = decoded.logprobs.unpack(3)
+    assert [came.num_entries.tolist(), came.tokens.tolist(), came.values.tolist()] == [
+        [0, 2, 1],
+        [5, 9, 6],
+        [-1, -2, 0],
+    ]
+
+
+@pytest.mark.parametrize(("num_entries", "num_rows"), [(b"\1\1", 3), (b"\2\1", 2), (b"\xff\3", 2)])
+def test_log_probabilities_that_do_not_fit_their_rows_are_refused(num_entries: bytes, num_rows: int) -> None:
+    with pytest.raises(ValueError, match=f"where there are {num_rows}, with 2 tokens and 2 values"):
+        wire.LogprobColumns(num_entries, b"t" * 8, b"v" * 8).unpack(num_rows)

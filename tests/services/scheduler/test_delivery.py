@@ -3,13 +3,13 @@ import time
 import numpy as np
 import pytest
 
-from engine.interface import EngineInfo, Sampling
+from engine.interface import EngineInfo, Logprobs, Sampling
 from policies.commands import Deliver, StartStep, StepPlan
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError
 from services.scheduler.sequences import Sequences
 from services.transport import Identity, inproc_pair
-from services.wire import Dispatch, StepMessage, StepResult, Submit
+from services.wire import Dispatch, LogprobColumns, StepMessage, StepResult, Submit
 
 GATEWAYS = (3, 9)
 
@@ -113,6 +113,34 @@ async def test_tokens_go_to_their_gateways_in_one_frame_each(executor, sequences
     assert np.frombuffer(frames[3].sequences, np.int64).tolist() == [first, first + 1]
     assert frames[3].finish == bytes([0, 2])
     assert (frames[9].executor, frames[9].revision, frames[9].computed_ns) == (4, 6, 100)
+
+
+async def test_log_probabilities_go_with_their_tokens(executor, sequences) -> None:
+    first, second = (request(gateway) for gateway in GATEWAYS)
+    executor.start(StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [])
+    ended = result(1, [10, 20, 11], launched_ns=50, computed_ns=100)
+    flat = Logprobs(np.array([2, 0, 1], np.int8), np.array([10, 7, 11], np.int32), np.array([1, 2, 3], np.float32))
+    ended.logprobs = LogprobColumns.pack(flat)
+    step, _ = executor.finish(ended)
+    delivery = Delivery(Deliver(4, 1, np.array([0, 1, 2], np.int32), np.zeros(3, np.int8)), step, sequences)
+    frames = dict(delivery.frames())
+    there = frames[3].logprobs.unpack(2)
+    assert (there.num_entries.tolist(), there.tokens.tolist(), there.values.tolist()) == (
+        [2, 1],
+        [10, 7, 11],
+        [1, 2, 3],
+    )
+    assert frames[9].logprobs is None
+    [(_, frame)] = Delivery(Deliver(4, 1, np.array([2], np.int32), np.zeros(1, np.int8)), step, sequences).frames()
+    assert frame.logprobs.unpack(1).tokens.tolist() == [11]
+
+
+async def test_log_probabilities_of_another_number_of_rows_are_an_error(executor) -> None:
+    executor.start(StartStep(4, 1, 1, plan([5], [True])), [])
+    ended = result(1, [7], launched_ns=0, computed_ns=1)
+    ended.logprobs = LogprobColumns(b"", b"", b"")
+    with pytest.raises(ResultError, match="step 1: log-probabilities of 0 rows where there are 1"):
+        executor.finish(ended)
 
 
 async def test_a_token_was_ready_when_the_one_before_was_computed(executor, sequences) -> None:
