@@ -161,6 +161,21 @@ class EngineError(Exception):
     """The engine cannot do what was asked; the sentence says what is wrong and what is supported."""
 
 
+class GraphSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """CUDA graphs of decode steps."""
+
+    enable: Annotated[str, Meta(pattern=r"^(auto|off)$")] = "auto"
+    """auto: on CUDA, where the attention backend allows it."""
+    decode_buckets: tuple[Annotated[int, Meta(ge=1)], ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Numbers of rows that a step is padded to, ascending; larger steps run without a graph."""
+    prepared_tokens: Annotated[int, Meta(ge=1)] = 2048
+    """Graphs for contexts up to this are recorded at start, others when first needed."""
+
+    def __post_init__(self) -> None:
+        if not self.decode_buckets or list(self.decode_buckets) != sorted(set(self.decode_buckets)):
+            raise ValueError(f"decode_buckets must be ascending and not empty, these are {list(self.decode_buckets)}")
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `engine:` section of deployment.yaml: read once at start."""
 
@@ -176,6 +191,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The part of the memory free after the weights that the KV pool may take."""
     max_sequence_tokens: Annotated[int, Meta(ge=0)] = 0
     """Context length offered; 0: the model's own."""
+    graphs: GraphSettings = GraphSettings()
     threads: Annotated[int, Meta(ge=0)] = 0
     """torch intra-op threads; 0: one for each core."""
     max_steps_in_flight: Annotated[int, Meta(ge=1, le=2)] = 2

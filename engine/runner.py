@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.attention.interface import Attention, Rows
 from engine.grammar.constraints import Constraints
+from engine.graphs import DecodeGraphs
 from engine.interface import EngineError, EngineInfo, Step, StepOutput
 from engine.kv_cache import KvCache
 from engine.models.decoder import Decoder, Inputs
@@ -22,6 +23,7 @@ from engine.sampling.draw import sample
 from engine.sampling.logprobs import flat
 from engine.sampling.slots import Endings
 from engine.sequences import NOBODY, Sequences
+from engine.transfer import to_device
 
 
 class TorchEngine:
@@ -40,12 +42,14 @@ class TorchEngine:
         *,
         eos_ids: frozenset[int],
         constraints: Constraints,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.info = info
         self._model = model
         self._cache = cache
         self._attention = attention
         self._constraints = constraints
+        self._graphs = graphs
         self._device = cache.keys[0].device
         max_blocks = -(-info.max_sequence_tokens // info.block_tokens) + 1
         self._sequences = Sequences(max_blocks, info.vocabulary_size, eos_ids, self._device)
@@ -66,14 +70,20 @@ class TorchEngine:
             self._constraints.start(start)
         slots = sequences.slots(step.sequences)
         sequences.append_blocks(slots, step.num_new_blocks, step.new_blocks)
-        rows = _arrange(step, slots)
+        num_padding = self._num_padding(step)
+        rows = _arrange(step, slots, num_padding or 0)
         self._check(rows)
         if not len(slots):
             self._launched.append(_Launched(step.step, launched_ns, _nothing(sequences.sampling.endings(slots))))
             return
         samples = np.flatnonzero(step.samples)
         inputs = self._inputs(rows, rows.last_token_of_row[samples])
-        logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
+        if self._graphs is None or num_padding is None:
+            logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
+        else:
+            decodes = inputs.tokens, inputs.positions, inputs.slots
+            hidden = self._graphs.decode(*decodes, self._attention_rows(rows))
+            logits = self._model.logits(hidden, inputs.sampled)
         positions = (step.positions + step.num_tokens)[samples]
         sampled = self._sample(logits, step.sequences[samples], slots[samples], positions)
         self._launched.append(_Launched(step.step, launched_ns, sampled))
@@ -117,6 +127,12 @@ class TorchEngine:
         self._constraints.advance(ids, copy.read)
         return _Sampled(copy, settings.endings(slots), None if raw is None else raw.num_entries, failed)
 
+    def _num_padding(self, step: Step) -> int | None:
+        """Rows of nobody that make the step a recorded one; None where it runs without a graph."""
+        if self._graphs is None or not len(step.num_tokens) or (step.num_tokens > 1).any():
+            return None
+        return self._graphs.num_padding(len(step.num_tokens))
+
     def _check(self, rows: "_Arranged") -> None:
         """A row that runs out of tokens or blocks would read what is not its own."""
         sequences = self._sequences
@@ -142,17 +158,12 @@ class TorchEngine:
         for row in np.flatnonzero(from_host & (rows.slots != NOBODY)).tolist():
             start, position, length = rows.starts[row], rows.positions[row], rows.num_tokens[row]
             host[start : start + length] = sequences.tokens[int(rows.slots[row])][position : position + length]
-        tokens = self._on_device(host)
         decodes = np.flatnonzero(~from_host & (rows.num_tokens == 1))
+        arrays = [host, positions, blocks * size + positions % size, sampled, rows.starts[decodes], rows.slots[decodes]]
+        tokens, *others, where, decoding = to_device(arrays, self._device)
         if len(decodes):
-            where = self._on_device(rows.starts[decodes])
-            tokens[where] = sequences.last_sampled[self._on_device(rows.slots[decodes])]
-        return Inputs(
-            tokens,
-            self._on_device(positions),
-            self._on_device(blocks * size + positions % size),
-            self._on_device(sampled),
-        )
+            tokens[where] = sequences.last_sampled[decoding]
+        return Inputs(tokens, *others)
 
     def _attention_rows(self, rows: "_Arranged") -> Rows:
         contexts = rows.positions + rows.num_tokens
@@ -161,8 +172,7 @@ class TorchEngine:
         return Rows(int((rows.num_tokens == 1).sum()), rows.num_tokens, contexts, tables)
 
     def _on_device(self, array: NDArray[np.int64]) -> Tensor:
-        host = torch.from_numpy(array)
-        return host if self._device.type == "cpu" else host.pin_memory().to(self._device, non_blocking=True)
+        return to_device([array], self._device)[0]
 
 
 class _HostCopy(NamedTuple):
@@ -205,7 +215,7 @@ class _Arranged(NamedTuple):
     """A step's rows in the order of the flat batch: single tokens first, among them shorter contexts first."""
 
     order: NDArray[np.int64]
-    """The step's row at each place."""
+    """The step's row at each place; rows of nobody that pad the step come after its own."""
     slots: NDArray[np.int64]
     positions: NDArray[np.int64]
     num_tokens: NDArray[np.int64]
@@ -215,11 +225,13 @@ class _Arranged(NamedTuple):
     """For each row of the step, in its own order, where its last token is in the flat batch."""
 
 
-def _arrange(step: Step, slots: NDArray[np.int64]) -> _Arranged:
+def _arrange(step: Step, slots: NDArray[np.int64], num_padding: int) -> _Arranged:
     # A sequence that is gone has no context to read: it computes as if at its beginning.
-    positions = np.where(slots == NOBODY, 0, step.positions)
-    order = np.lexsort((positions, step.num_tokens > 1))
-    num_tokens = step.num_tokens[order].astype(np.int64)
+    positions = np.pad(np.where(slots == NOBODY, 0, step.positions), (0, num_padding))
+    num_tokens = np.pad(step.num_tokens.astype(np.int64), (0, num_padding), constant_values=1)
+    slots = np.pad(slots, (0, num_padding), constant_values=NOBODY)
+    order = np.lexsort((positions, num_tokens > 1))
+    num_tokens = num_tokens[order]
     ends = np.cumsum(num_tokens)
     last_token_of_row = np.empty(len(order), np.int64)
     last_token_of_row[order] = ends - 1

@@ -10,8 +10,10 @@ import torch
 
 from engine.attention.choice import Choice, build, choose
 from engine.config import ModelConfig, read_eos_ids
+from engine.cuda import FULL_STEP_TOKENS, decode_graphs, step_bytes
 from engine.grammar.compiler import Compiler
 from engine.grammar.constraints import Constraints
+from engine.graphs import CudaRecorder
 from engine.interface import EngineError, EngineInfo, EngineSettings, Sampling, SequenceStart, Step
 from engine.kv_cache import KvCache
 from engine.memory import Free, check_weights, free_on_host, size_pool
@@ -51,20 +53,46 @@ def num_threads(settings: EngineSettings) -> int:
 
 def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSettings) -> TorchEngine:
     """As `engine.load.load_engine`."""
-    device, dtype, choice = plan_engine(config, settings)
-    if device.type == "cpu":
-        torch.set_num_threads(num_threads(settings))
-    max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
-    checkpoint = Checkpoint(folder, dtype, device)
-    check_weights(folder, checkpoint.count() * dtype.itemsize, dtype_name(dtype), free_memory(device))
-    model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
+    plan = plan_engine(config, settings)
+    checkpoint = Checkpoint(folder, plan.dtype, plan.device)
+    num_bytes = checkpoint.count() * plan.dtype.itemsize
+    check_weights(folder, num_bytes, dtype_name(plan.dtype), free_memory(plan.device))
+    eos_ids = read_eos_ids(folder)
+    constraints = Constraints(Compiler(folder, config.vocabulary_size, eos_ids), eos_ids, config.vocabulary_size)
+    engine = assemble(config, settings, plan, checkpoint, eos_ids=eos_ids, constraints=constraints)
     if unused := checkpoint.check_unused():
         others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         log.warning("%s: %s%s have no place in %s and are left out", folder, unused[0], others, config.architecture)
-    pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, free_memory(device), device=device.type)
+    return engine
+
+
+def assemble(
+    config: ModelConfig,
+    settings: EngineSettings,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    eos_ids: frozenset[int],
+    constraints: Constraints,
+) -> TorchEngine:
+    """An engine on the tensors of `checkpoint`, which are on the planned device already; warm.
+
+    Raises:
+        EngineError: a tensor is not as the model needs it, or the KV pool does not fit.
+    """
+    device, dtype, choice = plan
+    if device.type == "cpu":
+        torch.set_num_threads(num_threads(settings))
+    max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
+    model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
+    free = free_memory(device)
+    if device.type == "cuda":
+        left = free.num_bytes - step_bytes(model, choice, max_sequence_tokens)
+        free = Free(left, f"{free.where} beside a step of {FULL_STEP_TOKENS} tokens")
+    pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, free, device=device.type)
     cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)
     info = EngineInfo(
-        model=folder.name,
+        model=checkpoint.folder.name,
         architecture=config.architecture,
         num_parameters=checkpoint.num_parameters,
         dtype=dtype_name(dtype),
@@ -78,11 +106,20 @@ def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSetting
         kv_bytes=pool.num_bytes,
         kv_bound=pool.bound,
     )
-    eos_ids = read_eos_ids(folder)
-    constraints = Constraints(Compiler(folder, config.vocabulary_size, eos_ids), eos_ids, config.vocabulary_size)
-    attention = build(choice, config, cache)
-    engine = TorchEngine(info, model, cache, attention, eos_ids=eos_ids, constraints=constraints)
+    attention, graphs = build(choice, config, cache), None
+    if device.type == "cuda":
+        graphs = decode_graphs(
+            model,
+            cache,
+            attention,
+            settings.graphs,
+            max_positions=max_sequence_tokens + POSITIONS_BEYOND,
+            recorder=CudaRecorder(device),
+        )
+    engine = TorchEngine(info, model, cache, attention, eos_ids=eos_ids, constraints=constraints, graphs=graphs)
     _warm(engine)
+    if graphs is not None:
+        graphs.prepare(min(settings.graphs.prepared_tokens, max_sequence_tokens))
     return engine
 
 

@@ -76,18 +76,29 @@ class Decoder:
         )
 
     def forward(self, inputs: Inputs, cache: KvCache, step: StepAttention) -> Tensor:
-        """Logits [sampled, vocabulary] of one pass; keys and values are written before attention reads them."""
+        """Logits [sampled, vocabulary] of one pass."""
+        return self.logits(self.hidden(inputs.tokens, inputs.positions, inputs.slots, cache, step), inputs.sampled)
+
+    def logits(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """Of the hidden states [tokens, hidden] those at `sampled`: [sampled, vocabulary]."""
+        return self.head(self.norm(hidden[sampled]))
+
+    def hidden(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KvCache, step: StepAttention) -> Tensor:
+        """What the layers make of the flat batch, [tokens, hidden]; tensors as in `Inputs`.
+
+        Keys and values are written before attention reads them.
+        """
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        turns = self.rotary.at(inputs.positions)
-        x = torch.nn.functional.embedding(inputs.tokens, self.embedding)
+        turns = self.rotary.at(positions)
+        x = torch.nn.functional.embedding(tokens, self.embedding)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.input_norm(x)).view(len(x), heads + 2 * kv_heads, head_dim)
             query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
             if layer.query_norm is not None and layer.key_norm is not None:
                 query, key = layer.query_norm(query), layer.key_norm(key)
-            cache.write(index, inputs.slots, rotate(key, turns), value)
+            cache.write(index, slots, rotate(key, turns), value)
             attended = step.attend(index, rotate(query, turns))
             x = x + layer.attention_out(attended.flatten(1))
             x = x + layer.down(gated(layer.gate_up(layer.mlp_norm(x))))
-        return self.head(self.norm(x[inputs.sampled]))
+        return x
