@@ -6,17 +6,19 @@ Owns `tokenizer.json`, `tokenizer_config.json` and the chat template of a checkp
 import codecs
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import tokenizers
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
 from engine.config import read_config, read_eos_ids, read_json, read_optional_json
+from engine.grammar.hermes import as_plain_messages
 from engine.interface import EngineError
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -55,6 +57,7 @@ class Tokenizer:
         self.max_sequence_tokens = config.max_positions
         self._settings = read_optional_json(folder / "tokenizer_config.json")
         self.eos_ids = read_eos_ids(folder) or self._named_eos()
+        self._template_knows_tools = False
         self._template = self._load_template(folder)
         self._pieces = _byte_pieces(self._library, read_json(path), self.vocabulary_size)
         self._texts = None if self._pieces is None else [_whole_text(piece) for piece in self._pieces]
@@ -73,22 +76,28 @@ class Tokenizer:
         ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The prompt of a conversation, opened for the assistant's turn.
+
+        A template that knows no tools is told of them in a system message of ours, and of calls and their answers in
+        the text of the turns, in the form of `engine.grammar.hermes`.
 
         Raises:
             EngineError: the model has no chat template, or its template refuses these messages.
         """
         if self._template is None:
             raise EngineError("this model has no chat template; send a prompt to /v1/completions instead")
+        if not self._template_knows_tools:
+            messages, tools = as_plain_messages(messages, tools), ()
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
+            known = {"tools": list(tools)} if tools else {}
+            return self._template.render(messages=messages, add_generation_prompt=True, **known)
         except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
             raise EngineError(f"the model's chat template refuses these messages: {error}") from error
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Token ids of a conversation; errors as `render_chat`."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+    def encode_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Token ids of a conversation; arguments and errors as of `render_chat`."""
+        return self.encode(self.render_chat(messages, tools), add_special_tokens=False)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of whole outputs, without special tokens."""
@@ -122,6 +131,7 @@ class Tokenizer:
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         special = {name: _content(self._settings[name]) for name in names if self._settings.get(name)}
         try:
+            self._template_knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
             return environment.from_string(source, globals=special)
         except TemplateError as error:
             raise EngineError(f"{folder}: the chat template cannot be read: {error}") from error

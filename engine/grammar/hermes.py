@@ -8,6 +8,7 @@ Owns the form and how a conversation with tools is told to a chat template that 
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 TRIGGER = "<tool_call>"
@@ -34,25 +35,33 @@ def call_text(name: str, arguments: Any) -> str:
     return f"{OPENING}{NAME}{name}{ARGUMENTS}{json.dumps(arguments, ensure_ascii=False)}{CLOSING}"
 
 
-def as_plain_messages(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def as_plain_messages(messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same conversation for a chat template that knows neither tools nor their calls.
 
-    The tools go to the end of a first system message, calls into their turn's text, and what tools answered into a
-    turn of the user.
+    The tools go to the end of a first system message, calls into their turn's text, and what tools answered one after
+    the other into one turn of the user, because many templates want turns to alternate.
     """
-    plain = [_plain(message) for message in messages]
+    plain: list[dict[str, Any]] = []
+    answering = False
+    for message in messages:
+        turn = _plain(message)
+        if answering and message.get("role") == "tool":
+            plain[-1]["content"] += SEPARATOR + turn["content"]
+        else:
+            plain.append(turn)
+        answering = message.get("role") == "tool"
     if not tools:
         return plain
     lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     instructions = INSTRUCTIONS.format(lines)
-    if plain and plain[0]["role"] == "system":
+    if plain and plain[0].get("role") == "system":
         first = {**plain[0], "content": f"{plain[0]['content']}\n\n{instructions}"}
         return [first, *plain[1:]]
     return [{"role": "system", "content": instructions}, *plain]
 
 
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    if message["role"] == "tool":
+    if message.get("role") == "tool":
         return {"role": "user", "content": RESPONSE.format(message["content"])}
     calls = [
         call_text(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", ())

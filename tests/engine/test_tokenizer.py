@@ -138,6 +138,40 @@ def test_templates_have_what_transformers_gives_them(checkpoint: Path) -> None:
     assert rendered == '<|im_end|>{"content": "<é>"}\n4'
 
 
+TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}}
+CALLED = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"function": {"name": "now", "arguments": {"zone": "UTC"}}}],
+}
+ANSWERS = [
+    {"role": "tool", "content": "noon", "tool_call_id": "a"},
+    {"role": "tool", "content": "one", "tool_call_id": "b"},
+]
+
+
+def test_a_template_that_knows_tools_is_given_them(checkpoint: Path) -> None:
+    template = """{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}
+{%- for message in messages %}{{ message.role }}:{{ message.content }}
+{%- for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}"""
+    (checkpoint / "chat_template.jinja").write_text(template)
+    rendered = Tokenizer.load(checkpoint).render_chat([*CHAT[:1], CALLED, *ANSWERS], [TOOL])
+    assert rendered == f'now {CHAT[0]["role"]}:{CHAT[0]["content"]};assistant:{{"zone": "UTC"}};tool:noon;tool:one;'
+
+
+def test_a_template_that_knows_no_tools_is_told_of_them_in_turns_it_knows(demo: Path) -> None:
+    tokenizer = Tokenizer.load(demo)
+    system = {"role": "system", "content": "Be brief."}
+    rendered = tokenizer.render_chat([system, *CHAT[:1], CALLED, *ANSWERS], [TOOL])
+    turns = rendered.split("<|im_start|>")[1:]
+    assert [turn.split("\n")[0] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert "Be brief.\n\n" in turns[0]
+    assert '"description": "The time."' in turns[0]
+    assert '<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call>' in turns[2]
+    assert "<tool_response>\nnoon\n</tool_response>\n<tool_response>\none\n</tool_response>" in turns[3]
+    assert tokenizer.render_chat(CHAT[:1], [TOOL]).startswith("<|im_start|>system\nYou may call functions.")
+
+
 def test_of_several_templates_the_default_is_taken(checkpoint: Path) -> None:
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
     change(checkpoint / "tokenizer_config.json", chat_template=several)
