@@ -21,9 +21,11 @@ from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
+from services.gateway.grammars import Grammars
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import Shape
 from services.gateway.streams import Answer, StreamedAnswer
+from services.gateway.structure import ANY_TEXT, Structure
 from services.settings import HttpSettings
 from services.wire import Submit
 
@@ -40,10 +42,20 @@ log = logging.getLogger(__name__)
 class Api:
     """Handlers over one backend."""
 
-    def __init__(self, http: HttpSettings, model: str, tokenizer: Tokenizer, keys: Keys, backend: Backend) -> None:
+    def __init__(
+        self,
+        http: HttpSettings,
+        model: str,
+        *,
+        tokenizer: Tokenizer,
+        grammars: Grammars,
+        keys: Keys,
+        backend: Backend,
+    ) -> None:
         self._http = http
         self._model = model
         self._tokenizer = tokenizer
+        self._grammars = grammars
         self._keys = keys
         self._backend = backend
         self._started = int(time.time())
@@ -152,13 +164,18 @@ class Api:
         caller = self._caller(request)
         body = read_chat(await self._body(request))
         self._check(body, 1)
+        structure = body.structure()
+        grammar = structure.grammar()
+        if grammar:
+            await self._grammars.check(structure, grammar)
         messages = [message.for_template() for message in body.messages]
-        size = sum(len(message["content"]) for message in messages)
+        tools = structure.for_template()
+        size = sum(len(message["content"]) for message in messages) + len(tools) * len(grammar)
         try:
-            prompt = await self._in_background(size, lambda: self._tokenizer.encode_chat(messages))
+            prompt = await self._in_background(size, lambda: self._tokenizer.encode_chat(messages, tools))
         except EngineError as error:
             raise RequestError("invalid_value", f"messages: {error}", param="messages") from error
-        return await self._answer(request, caller, body, [prompt], received_ns)
+        return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         received_ns = time.monotonic_ns()
@@ -227,9 +244,11 @@ class Api:
         body: ChatBody | CompletionBody,
         prompts: list[list[int]],
         received_ns: int,
+        *,
+        structure: Structure = ANY_TEXT,
     ) -> web.StreamResponse:
         self._backend.check_open()  # tokenising in the background took a while
-        submits = self._submits(request, caller, body, prompts, received_ns)
+        submits = self._submits(request, caller, body, prompts, received_ns, grammar=structure.grammar())
         chat = isinstance(body, ChatBody)
         shape = Shape(
             chat=chat,
@@ -237,6 +256,7 @@ class Api:
             created=int(time.time()),
             model=self._model,
             include_usage=body.include_usage,
+            calls=bool(structure.callable_tools),
         )
         prompt_tokens = sum(map(len, prompts))
         answer: Answer
@@ -260,6 +280,8 @@ class Api:
         body: ChatBody | CompletionBody,
         prompts: list[list[int]],
         received_ns: int,
+        *,
+        grammar: str,
     ) -> list[Submit]:
         tenant, key = caller
         traceparent = request.headers.get("traceparent", "")
@@ -281,6 +303,7 @@ class Api:
                 received_ns=received_ns,
                 tokenized_ns=tokenized_ns,
                 traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else "",
+                grammar=grammar,
             )
             for index, prompt in enumerate(prompts)
         ]

@@ -7,13 +7,15 @@ for nothing. Knows no tokens, no tenants and no other service.
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
 from engine.interface import Sampling
 from services.errors import RequestError
+from services.gateway.messages import ChatMessage, Role, check_turns
+from services.gateway.structure import ResponseFormat, Structure, Tool, ToolChoice, read_structure
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions endpoint makes when no maximum is given."""
@@ -22,7 +24,6 @@ MAX_STOP_CHARACTERS = 1024
 SEED_STEP = 0x9E37_79B9_7F4A_7C15
 SEED_RANGE = 2**63
 
-Role = Literal["system", "developer", "user", "assistant"]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -30,27 +31,6 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
-
-
-class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    """A part of a message."""
-
-    text: str
-
-
-class ChatMessage(Struct, forbid_unknown_fields=True):
-    """One turn of a conversation."""
-
-    role: Role
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it: content is one string, and a developer is who they call system."""
-        content = self.content or ""
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": "system" if self.role == "developer" else self.role, "content": text, **named}
 
 
 class Body(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -104,11 +84,19 @@ class ChatBody(Body, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def maximum(self) -> int | None:
         """Output tokens asked for at most; None: as many as fit."""
         return self.max_completion_tokens or self.max_tokens
+
+    def structure(self) -> Structure:
+        """The form that the answer is to have; errors as `read_structure`."""
+        return read_structure(self.response_format, self.tools or [], self.tool_choice, self.parallel_tool_calls)
 
 
 class CompletionBody(Body, kw_only=True):
@@ -154,38 +142,50 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True),
     "prediction": (None,),
     "presence_penalty": (None, 0, 0.0),
     "prompt_cache_key": (None,),
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None,),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "store": (None, False),
     "suffix": (None,),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "top_logprobs": (None, 0),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
 """OpenAI's parameters that are not served -> the values that ask for nothing."""
 
+HARMLESS_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = HARMLESS | {
+    "parallel_tool_calls": (None, True),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+}
+"""Chats alone have these."""
+
 HARMLESS_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
     "refusal": (None,),
-    "tool_calls": (None, []),
 }
 """What clients send back when they repeat an answer of ours as a message."""
 
-ALLOWED = {".role": ", ".join(get_args(Role)), ".type": "text"}
+ALLOWED = {
+    ".role": ", ".join(get_args(Role)),
+    "response_format.type": "text, json_object, json_schema",
+    "tool_choice": "none, auto, required, or the name of a function",
+    "tool_choice.type": "function",
+    "tools[].type": "function",
+    "tool_calls[].type": "function",
+    "content[].type": "text",
+}
 """End of a parameter's path -> its values; what msgspec says of an unknown one does not name them."""
 
 PATH = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+INDEX = re.compile(r"\[\d+\]")
 FIELD = re.compile(r"Object (?P<trouble>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -204,10 +204,13 @@ def read_chat(data: bytes) -> ChatBody:
         if isinstance(message, dict):
             _drop_harmless(message, HARMLESS_IN_MESSAGES, f"messages[{index}].")
     body = _convert(fields, ChatBody)
-    for index, turn in enumerate(body.messages):
-        if turn.content is None and turn.role != "assistant":
-            name = f"messages[{index}].content"
-            raise RequestError("missing_parameter", f"{name} is required of role {turn.role}", param=name)
+    check_turns(body.messages)
+    structure = body.structure()
+    if body.ignore_eos and structure.constrains:
+        message = (
+            "ignore_eos: an answer held to a form ends with it; leave out ignore_eos, or response_format and tools"
+        )
+        raise RequestError("invalid_value", message, param="ignore_eos")
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         raise RequestError(
             "invalid_value",
@@ -223,7 +226,7 @@ def read_completion(data: bytes) -> CompletionBody:
     fields = _fields(data)
     if fields.get("best_of") is not None and fields["best_of"] == (fields.get("n") or 1):
         del fields["best_of"]
-    _drop_harmless(fields, HARMLESS, "")
+    _drop_harmless(fields, HARMLESS_IN_COMPLETIONS, "")
     return _convert(fields, CompletionBody)
 
 
@@ -274,7 +277,8 @@ def _refusal(error: str, known: tuple[msgspec.structs.FieldInfo, ...]) -> Reques
     field = FIELD.fullmatch(what)
     if field is None:
         code = "invalid_type" if ", got `" in what else "invalid_value"
-        allowed = next((f"; allowed: {text}" for end, text in ALLOWED.items() if path.endswith(end)), "")
+        place = INDEX.sub("[]", path)
+        allowed = next((f"; allowed: {text}" for end, text in ALLOWED.items() if place.endswith(end)), "")
         return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}{allowed}", param=path)
     name = f"{path}.{field['name']}" if path else field["name"]
     if field["trouble"] == "missing required":

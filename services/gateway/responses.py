@@ -3,10 +3,13 @@
 Owns shapes. A chunk is a prefix and a suffix made once for each choice; only the text between them is encoded.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
+
+from services.gateway.calls import CallArguments, CallBegun, Piece, Said
 
 encode = msgspec.json.Encoder().encode
 
@@ -30,6 +33,21 @@ class ChoiceText(msgspec.Struct):
     index: int
     text: str
     finish_reason: str
+    calls: "Sequence[Call]" = ()
+
+
+class CalledFunction(msgspec.Struct):
+    """What is to be called."""
+
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct, tag_field="type", tag="function"):
+    """A tool call of a finished choice."""
+
+    id: str
+    function: CalledFunction
 
 
 class Affixes(NamedTuple):
@@ -38,6 +56,8 @@ class Affixes(NamedTuple):
     opening: bytes
     prefix: bytes
     suffix: bytes
+    call_prefix: bytes
+    """As `prefix`, before a JSON object that is one part of a tool call."""
     closing: dict[str, bytes]
     """By finish reason."""
 
@@ -45,8 +65,12 @@ class Affixes(NamedTuple):
 class Shape:
     """What the chunks or the document of one answer have in common."""
 
-    def __init__(self, *, chat: bool, answer_id: str, created: int, model: str, include_usage: bool) -> None:
+    def __init__(
+        self, *, chat: bool, answer_id: str, created: int, model: str, include_usage: bool, calls: bool = False
+    ) -> None:
         self.chat = chat
+        self.calls = calls
+        """Choices may call tools."""
         self.answer_id = answer_id
         self.created = created
         self.model = model
@@ -68,9 +92,10 @@ class Shape:
             opening, prefix, suffix, empty = b"", b'"text":', going_on, b'"text":""'
         closing = {
             reason: self._head + place + empty + b',"logprobs":null,"finish_reason":"%s"}' % reason.encode() + end
-            for reason in ("stop", "length")
+            for reason in ("stop", "length", "tool_calls")
         }
-        return Affixes(opening, self._head + place + prefix, suffix, closing)
+        head = self._head + place
+        return Affixes(opening, head + prefix, suffix, head + b'"delta":{"tool_calls":[', closing)
 
     def ending(self, usage: Usage) -> bytes:
         """The last events of a stream."""
@@ -92,9 +117,38 @@ class Shape:
         )
 
     def _choice(self, choice: ChoiceText) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": choice.calls}
         said = {"message": message} if self.chat else {"text": choice.text}
         return {"index": choice.index, **said, "logprobs": None, "finish_reason": choice.finish_reason}
+
+
+def piece_event(affixes: Affixes, piece: Piece) -> bytes:
+    """A part of an output with tool calls."""
+    match piece:
+        case Said(text):
+            return affixes.prefix + encode(text) + affixes.suffix
+        case CallBegun(number, call_id, name):
+            function = {"name": name, "arguments": ""}
+            delta: dict[str, Any] = {"index": number, "id": call_id, "type": "function", "function": function}
+        case CallArguments(number, text):
+            delta = {"index": number, "function": {"arguments": text}}
+    return affixes.call_prefix + encode(delta) + b"]" + affixes.suffix
+
+
+def whole_calls(pieces: list[Piece]) -> tuple[str, list[Call]]:
+    """What an output says, and its calls; arguments may be cut off."""
+    said, calls = "", list[Call]()
+    for piece in pieces:
+        match piece:
+            case Said(text):
+                said += text
+            case CallBegun(_, call_id, name):
+                calls.append(Call(call_id, CalledFunction(name, "")))
+            case CallArguments(number, text):
+                calls[number].function.arguments += text
+    return said, calls
 
 
 def error_event(body: bytes) -> bytes:

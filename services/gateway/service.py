@@ -13,6 +13,7 @@ from services.gateway.api import Api
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.connection import Connection
+from services.gateway.grammars import Grammars
 from services.runtime import StartError, open_link
 from services.settings import Deployment
 from services.transport import Identity, Link
@@ -35,7 +36,14 @@ class GatewayService:
             raise StartError(str(error)) from error
         self._keys = Keys(Path(deployment.tenants))
         self._backend = Backend(tokenizer)
-        self.api = Api(deployment.http, deployment.model_name, tokenizer, self._keys, self._backend)
+        self.api = Api(
+            deployment.http,
+            deployment.model_name,
+            tokenizer=tokenizer,
+            grammars=Grammars(deployment.model_folder, tokenizer.vocabulary_size),
+            keys=self._keys,
+            backend=self._backend,
+        )
         self._links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None

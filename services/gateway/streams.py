@@ -12,6 +12,7 @@ from typing import Protocol
 from engine.tokenizer import TextStream
 from policies.commands import FinishReason
 from services.errors import RequestError
+from services.gateway.calls import CallReader
 from services.gateway.responses import (
     CHUNK_HEADS,
     ChoiceText,
@@ -21,7 +22,9 @@ from services.gateway.responses import (
     encode,
     error_event,
     http_chunk,
+    piece_event,
     tail_of,
+    whole_calls,
 )
 from services.gateway.text import StoppingText
 from services.wire import TokenFrame
@@ -123,8 +126,7 @@ class Answer:
 
     def document(self) -> bytes:
         """The finished answer at once."""
-        texts = [ChoiceText(choice.index, choice.held, choice.finish_reason) for choice in self.choices]
-        return self.shape.document(texts, self.usage)
+        return self.shape.document([choice.whole() for choice in self.choices], self.usage)
 
 
 class StreamedAnswer(Answer):
@@ -176,7 +178,7 @@ class StreamedAnswer(Answer):
             transport.write(http_chunk(payload) if self._chunked else payload)
         direct = self._chunked and len(self.choices) == 1 and not self.done
         for choice in self.choices:
-            choice.direct = direct and choice.stopping is None
+            choice.direct = direct and choice.stopping is None and choice.calls is None
         if self.done:
             self.ended = True
             self.wake()
@@ -199,12 +201,7 @@ class StreamedAnswer(Answer):
         for choice in self.choices:
             if not self._opened:
                 parts.append(choice.affixes.opening)
-            if choice.held:
-                parts += (choice.prefix, encode(choice.held), choice.suffix)
-                choice.held = ""
-            if choice.finish_reason and not choice.closed:
-                parts.append(choice.affixes.closing[choice.finish_reason])
-                choice.closed = True
+            parts += choice.events()
         self._opened = True
         if self.failure is not None:
             parts.append(error_event(self.failure.body))
@@ -220,6 +217,7 @@ class Choice:
         "affix_bytes",
         "affixes",
         "answer",
+        "calls",
         "closed",
         "direct",
         "finish_reason",
@@ -249,6 +247,7 @@ class Choice:
         self.text = text
         self.push = text.push
         self.stopping = StoppingText(text, stops) if stops else None
+        self.calls = CallReader() if answer.shape.calls else None
         self.num_tokens = 0
         """Output tokens counted: the end-of-sequence token and the one that completes a stop string included."""
         self.held = ""
@@ -282,6 +281,34 @@ class Choice:
             self.direct = False
             answer.close(self, "stop" if stopped else reason)
         return reason
+
+    def events(self) -> list[bytes]:
+        """What its reader was not told yet, as events; nothing is held any more."""
+        parts = []
+        if self.calls is not None:
+            pieces = self.calls.push(self.held)
+            if self.finish_reason and not self.closed:
+                pieces += self.calls.finish()
+            parts += [piece_event(self.affixes, piece) for piece in pieces]
+        elif self.held:
+            parts += [self.prefix, encode(self.held), self.suffix]
+        self.held = ""
+        if self.finish_reason and not self.closed:
+            parts.append(self.affixes.closing[self._reason()])
+            self.closed = True
+        return parts
+
+    def whole(self) -> ChoiceText:
+        """The finished output."""
+        if self.calls is None:
+            return ChoiceText(self.index, self.held, self.finish_reason)
+        said, calls = whole_calls(self.calls.push(self.held) + self.calls.finish())
+        return ChoiceText(self.index, said, self._reason(), calls)
+
+    def _reason(self) -> str:
+        """Why it ended, as the client is told."""
+        called = self.calls is not None and self.calls.num_calls > 0
+        return "tool_calls" if called and self.finish_reason == "stop" else self.finish_reason
 
 
 class Pump:

@@ -28,9 +28,6 @@ def refusal(data: bytes) -> RequestError:
         ("frequency_penalty", 0.5),
         ("presence_penalty", -1),
         ("logit_bias", {"5": 1}),
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("audio", {}),
         ("modalities", ["audio"]),
@@ -79,7 +76,7 @@ def test_a_parameter_that_asks_for_nothing_is_accepted(harmless: dict[str, Any])
         ({"messages": [{"role": "wizard"}]}, "invalid_value", "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_type", "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid_value", None),
-        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "unsupported_parameter", "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "invalid_type", "messages[0].tool_calls[0]"),
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"seed": 2**63}, "invalid_value", "seed"),
     ],
@@ -114,6 +111,86 @@ def test_text_parts_are_joined_and_a_developer_speaks_as_system() -> None:
 def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
     said = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
     assert read_chat(chat(messages=[said])).messages[0].for_template() == {"role": "assistant", "content": "hi"}
+
+
+CALL = {"id": "one", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+ANSWER = {"role": "tool", "tool_call_id": "one", "content": "2"}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+NAMED = {"type": "function", "function": {"name": "g"}}
+
+
+def test_calls_and_their_answers_reach_the_template_with_arguments_as_objects() -> None:
+    body = read_chat(chat(messages=[{"role": "assistant", "tool_calls": [CALL]}, ANSWER]))
+    function = {"name": "f", "arguments": {"a": 1}}
+    assert [turn.for_template() for turn in body.messages] == [
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "one", "type": "function", "function": function}]},
+        {"role": "tool", "content": "2", "tool_call_id": "one"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "code", "param"),
+    [
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "invalid_value", "messages[0].tool_calls"),
+        ([ANSWER], "invalid_value", "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "x", "tool_call_id": "one"}], "invalid_value", "messages[0].tool_call_id"),
+        ([{"role": "tool", "content": "2"}], "missing_parameter", "messages[0].tool_call_id"),
+        ([{"role": "tool", "tool_call_id": "one"}], "missing_parameter", "messages[0].content"),
+        (
+            [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "[1]"}}]}],
+            "invalid_value",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]}],
+            "invalid_value",
+            "messages[0].tool_calls[0].type",
+        ),
+    ],
+)
+def test_turns_that_do_not_fit_their_role_are_refused(turns: Any, code: str, param: str) -> None:
+    error = refusal(chat(messages=turns))
+    assert (error.code, error.param) == (code, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "param"),
+    [
+        ({"response_format": {"type": "yaml"}}, "invalid_value", "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "missing_parameter", "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "missing_parameter",
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x y", "schema": {}}}},
+            "invalid_value",
+            "response_format.json_schema.name",
+        ),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "invalid_value", "ignore_eos"),
+        ({"tools": [{"type": "custom"}]}, "invalid_value", "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "missing_parameter", "tools[0].function"),
+        ({"tools": [FUNCTION, FUNCTION]}, "invalid_value", "tools"),
+        ({"tools": [FUNCTION], "tool_choice": NAMED}, "invalid_value", "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": "always"}, "invalid_value", "tool_choice"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tools": [FUNCTION], "ignore_eos": True}, "invalid_value", "ignore_eos"),
+    ],
+)
+def test_a_wrong_form_of_the_answer_is_refused(more: dict[str, Any], code: str, param: str) -> None:
+    error = refusal(chat(**more))
+    assert (error.status, error.code, error.param) == (400, code, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize("name", ["response_format", "tools"])
+def test_completions_have_no_form(name: str) -> None:
+    body = {"model": "demo", "prompt": "x", name: [FUNCTION] if name == "tools" else {"type": "json_object"}}
+    with pytest.raises(RequestError) as caught:
+        read_completion(msgspec.json.encode(body))
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", name)
 
 
 @pytest.mark.parametrize("prompt", [[], ["a", 1], [[1], "a"]])
