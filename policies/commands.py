@@ -17,6 +17,8 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+NO_BLOCKS: Int32Array = np.empty(0, np.int32)
+
 
 class FinishReason(IntEnum):
     """Why a sequence ended, as it crosses the wire; 0 is reserved for "goes on"."""
@@ -93,7 +95,11 @@ class StepPlan(msgspec.Struct):
 
     Arrays over rows: `sequences` int64, `positions` int32 (KV position of the row's first token), `num_tokens` int32,
     `samples` bool (the row's last token samples an output token), `stages` int8 (index of the stage that planned the
-    row; the implicit carry-over stage is -1), `num_new_blocks` int32. `new_blocks` int32 is flat, in row order.
+    row; the implicit carry-over stage is -1), `num_new_blocks` int32. `new_blocks` int32 is flat, in row order: what is
+    appended to the row's table, blocks shared with other sequences included.
+
+    Before the step the blocks `copied` int32 are copied to the blocks `copies` int32, parallel to them: all are read
+    before any is written.
     """
 
     sequences: Int64Array
@@ -107,6 +113,10 @@ class StepPlan(msgspec.Struct):
     """Sequences the executor must be given (prompt and kept tokens) with this step: first plan, or resumed."""
     released: list[int]
     """Sequences the executor forgets before this step: finished, cancelled or preempted."""
+    cached: list[int] = []
+    """Parallel to `starts`: tokens that it found in the prefix cache and begins after."""
+    copied: Int32Array = NO_BLOCKS
+    copies: Int32Array = NO_BLOCKS
 
 
 class StartStep(Command):

@@ -100,6 +100,8 @@ class ExecutorJoined(Event, frozen=True):
     max_sequence_tokens: int
     """The model's context length."""
     max_steps_in_flight: int = 2
+    copies_blocks: bool = False
+    """It can copy KV blocks before a step."""
 
 
 class ExecutorLost(Event, frozen=True):
@@ -120,6 +122,12 @@ class Released(Event, frozen=True):
     """Time since the request was received."""
     gateway: int = 0
     """Where its tokens go."""
+    owner: str = ""
+    """Whose prefixes it may share, as far as the policy keeps owners apart."""
+    prompt_keys: bytes = b""
+    """16 bytes for each `key_tokens` tokens of the prompt, and 16 for the whole prompt where that is no multiple: a
+    salted hash of all tokens up to there. Empty: every token is to be computed, and nobody may use what was."""
+    key_tokens: int = 0
 
 
 class StepEnded(Event, frozen=True):
@@ -135,6 +143,8 @@ class StepEnded(Event, frozen=True):
     """How long ago it ended (the way back to the scheduler)."""
     failed: dict[int, str] = {}
     """Sequences that the executor cannot go on with, and why; their tokens of this step mean nothing."""
+    keys: list[tuple[int, bytes]] = []
+    """Sequences that went past a further multiple of their `key_tokens` with output, and the hashes up to there."""
 
 
 class StopFound(Event, frozen=True):

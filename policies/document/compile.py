@@ -10,6 +10,7 @@ from policies.admission.rules import AdmissionRules
 from policies.document.schema import DecodeStage, Ewma, Policy, PrefillStage, Stage, StageCondition
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.preemption import VICTIMS
+from policies.scheduling.prefixes import NAMESPACES
 from policies.scheduling.routing import ROUTES
 from policies.scheduling.rules import UNLIMITED, DecodeRule, PrefillRule, SchedulingRules
 
@@ -49,6 +50,7 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         step_time_weight=deadlines.step_time.ewma if isinstance(deadlines.step_time, Ewma) else None,
         admit_max_length=policy.kv.admit == "max_length",
         watermark=policy.kv.watermark,
+        namespace=NAMESPACES[policy.kv.share],
         victims=tuple(VICTIMS[name] for name in policy.preemption.victim),
         route=ROUTES[policy.routing.kind],
         classes={slo.name: (priority, slo.tbt_s) for priority, slo in enumerate(policy.classes)},

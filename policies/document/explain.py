@@ -28,6 +28,11 @@ VICTIMS: dict[VictimKind, str] = {
     "newest_decode": "the newest decode",
     "self": "the one that needs the block",
 }
+SHARES = {
+    "tenant": "Requests of a tenant that begin alike share the KV of what they have in common.",
+    "all": "Requests that begin alike share the KV of what they have in common, whoever sent them.",
+    "none": "No KV is shared: every prompt is computed, also where it repeats an earlier one.",
+}
 SOURCES = {"waiting": "waiting prompts", "started": "started prompts"}
 
 
@@ -181,5 +186,6 @@ def _kv(policy: Policy) -> list[str]:
     held = "its whole prompt" if kv.admit == "prompt" else "the longest it may become"
     return [
         f"A sequence starts when there are blocks for {held} and {kv.watermark:.1%} of the pool stay free.",
+        SHARES[kv.share],
         f"When a decode finds no free block, {victims} gives its blocks back and is recomputed later.",
     ]

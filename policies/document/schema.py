@@ -197,7 +197,7 @@ class Deadlines(Section, frozen=True):
 
 
 class Kv(Section, frozen=True):
-    """What a sequence reserves of the KV pool when it starts."""
+    """What a sequence reserves of the KV pool when it starts, and whose computed prefixes it may use."""
 
     admit: Annotated[
         Literal["prompt", "max_length"],
@@ -206,6 +206,13 @@ class Kv(Section, frozen=True):
     watermark: Annotated[float, Meta(ge=0, lt=1, description="Share of blocks kept free when a sequence starts.")] = (
         0.01
     )
+    share: Annotated[
+        Literal["tenant", "all", "none"],
+        Meta(
+            description="Requests that begin alike share the KV of that prefix. tenant: those of one tenant; all: "
+            "everybody's (a tenant can then time what others have asked); none: every prompt is computed."
+        ),
+    ] = "tenant"
 
 
 class Preemption(Section, frozen=True):

@@ -4,6 +4,7 @@ Owns the invariants. Reads state, never changes it.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -23,15 +24,42 @@ class Snapshot(Struct, frozen=True):
     """Sequences with blocks."""
     num_decoding: int
     num_preemptions: int
-    """Since start."""
+    """Since start, like the next three."""
+    num_prefix_hits: int
+    """Starts that found tokens in the prefix cache."""
+    num_prefix_hit_tokens: int
+    """Tokens that they found."""
+    num_evictions: int
+    """Cached blocks that made room."""
     num_steps_in_flight: int
     step_time_s: float
     """The policy's estimate, of the slowest executor."""
 
 
-def snapshot(executors: Iterable[Executor], num_unrouted: int, num_preemptions: int) -> Snapshot:
-    """Counts of these executors; the numbers given are added."""
+class Totals(NamedTuple):
+    """What has happened so often since start."""
+
+    num_preemptions: int = 0
+    num_prefix_hits: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_evictions: int = 0
+
+    def with_those_of(self, executor: Executor) -> "Totals":
+        """What happened on this executor too."""
+        sharing = executor.sharing
+        return Totals(
+            self.num_preemptions + executor.num_preemptions,
+            self.num_prefix_hits + sharing.num_hits,
+            self.num_prefix_hit_tokens + sharing.num_hit_tokens,
+            self.num_evictions + executor.blocks.num_evictions,
+        )
+
+
+def snapshot(executors: Iterable[Executor], num_unrouted: int, totals: Totals) -> Snapshot:
+    """Counts of these executors; the numbers given, of none or of others, are added."""
     everyone = list(executors)
+    for executor in everyone:
+        totals = totals.with_those_of(executor)
     running = sum(e.num_holders for e in everyone)
     return Snapshot(
         num_executors=len(everyone),
@@ -40,7 +68,7 @@ def snapshot(executors: Iterable[Executor], num_unrouted: int, num_preemptions: 
         num_waiting=num_unrouted + sum(len(e.routed) for e in everyone) - running,
         num_running=running,
         num_decoding=running - sum(len(e.started) for e in everyone),
-        num_preemptions=num_preemptions + sum(e.num_preemptions for e in everyone),
+        **totals._asdict(),
         num_steps_in_flight=sum(len(e.steps) for e in everyone),
         step_time_s=max((e.step_time.estimate_s for e in everyone), default=0.0),
     )
@@ -51,6 +79,7 @@ def check_executor(executor: Executor) -> None:
     holders = executor.holders()
     columns = executor.columns
     executor.blocks.check([block for s in holders if s.slot is not None for block in columns.table(s.slot).tolist()])
+    executor.sharing.check(holders)
     _hold(len(holders) == executor.num_holders, "the holders are not counted right")
     _hold(len(executor.steps) <= executor.max_steps_in_flight, "too many steps in flight")
     for step in executor.steps:
@@ -63,7 +92,8 @@ def check_executor(executor: Executor) -> None:
         _hold(state is not State.FINISHED, f"finished but still routed: {story}")
         _hold((state is State.WAITING) == (slot is None), f"a slot goes with any state but waiting: {story}")
         _hold((sequence.id in executor.started) == (state is State.PREFILL), f"started prefills are off: {story}")
-        _hold(bool(sequence.ticket) == (state is State.WAITING and not sequence.stalled), f"ticket is off: {story}")
+        is_ready = state is State.WAITING and not sequence.stalled and sequence.awaits is None
+        _hold(bool(sequence.ticket) == is_ready, f"ticket is off: {story}")
         if slot is None:
             waiting_tokens += sequence.tokens_to_prefill
             continue

@@ -62,8 +62,8 @@ class Columns:
         self.priority = np.zeros(0, np.int32)
         self.open = np.zeros(0, np.bool_)
 
-    def enter(self, sequence: Sequence, blocks: Int32Array) -> int:
-        """Give a sequence a slot, at position 0, with its first blocks."""
+    def enter(self, sequence: Sequence, blocks: Int32Array, position: int) -> int:
+        """Give a sequence a slot with its first blocks, of which those before `position` are filled."""
         if self._unused:
             slot = self._unused.pop()
         else:
@@ -74,7 +74,7 @@ class Columns:
                 self._grow()
         self.sequences[slot] = sequence
         self.sequence[slot] = sequence.id
-        self.position[slot] = 0
+        self.position[slot] = position
         self._widen(len(blocks))
         self.tables[slot, : len(blocks)] = blocks
         self.capacity[slot] = len(blocks) * self._block_tokens

@@ -30,9 +30,10 @@ from policies.events import (
 from policies.lifecycle import Happening, State
 from policies.scheduling import templates
 from policies.scheduling.backpressure import Stalls
-from policies.scheduling.checking import Snapshot, check_executor, snapshot
+from policies.scheduling.checking import Snapshot, Totals, check_executor, snapshot
 from policies.scheduling.executor import Executor
 from policies.scheduling.plans import finish_plan
+from policies.scheduling.prefixes import Prefix
 from policies.scheduling.rules import SchedulingRules
 from policies.scheduling.stages import Draft
 from policies.scheduling.state import Request, Sequence
@@ -63,7 +64,8 @@ class SchedulerCore:
         self._num_released = 0
         self._stalls = Stalls()
         self._wakes_at_s: float | None = None
-        self._lost_preemptions = 0
+        self._lost = Totals()
+        """Of executors that are gone."""
 
     def handle(self, event: SchedulerEvent, now: float) -> list[Command]:
         """Decide. `now` is core time in seconds and never goes backwards.
@@ -117,7 +119,7 @@ class SchedulerCore:
 
     def snapshot(self) -> Snapshot:
         """What gauges show: counts over all executors."""
-        return snapshot(self.executors.values(), len(self._unrouted), self._lost_preemptions)
+        return snapshot(self.executors.values(), len(self._unrouted), self._lost)
 
     @property
     def rules(self) -> SchedulingRules:
@@ -147,6 +149,7 @@ class SchedulerCore:
                 prompt_tokens=event.prompt_tokens,
                 max_output_tokens=event.max_output_tokens,
                 slo_class=event.slo_class,
+                prefix=_prefix(event),
             )
             _, sequence.tbt_s = self.rules.slo(sequence.slo_class)
             sequence.priority, _ = self.rules.slo(sequence.slo_class)
@@ -280,13 +283,14 @@ class SchedulerCore:
             return
         kept = {sequence.id: executor.produced(sequence) for sequence in executor.routed.values()}
         del self.executors[executor_id]
-        self._lost_preemptions += executor.num_preemptions
+        self._lost = self._lost.with_those_of(executor)
         orphans = sorted(executor.routed.values(), key=lambda s: s.number)
         for sequence in orphans:
             sequence.life.pass_(Happening.LOST, now)
             sequence.kept_tokens = kept[sequence.id]
             sequence.slot = sequence.executor = None
             sequence.ticket = sequence.admitted = 0
+            sequence.awaits = None
             self._unrouted[sequence.id] = sequence
         for sequence in orphans:
             if self.executors and self._unrouted.pop(sequence.id, None) is not None:
@@ -308,6 +312,8 @@ class SchedulerCore:
             return
         self._fail(executor, event.failed, now, commands)
         step = executor.steps.pop(0)
+        if event.keys or step.filled:
+            executor.publish(step, event.keys)
         ended_at_s = now - event.ended_ago_s
         executor.step_time.observe(event.step_time_s)
         executor.last_ended_s = ended_at_s
@@ -364,3 +370,9 @@ class SchedulerCore:
         if executor.forget and not executor.steps:
             commands.append(Forget(executor=executor.id, released=executor.forget))
             executor.forget = []
+
+
+def _prefix(released: Released) -> Prefix | None:
+    if not released.prompt_keys:
+        return None
+    return Prefix(released.prompt_keys, released.prompt_tokens, key_tokens=released.key_tokens, owner=released.owner)

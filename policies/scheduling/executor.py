@@ -4,6 +4,10 @@ Owns who holds which blocks and slots there, and every move between waiting and 
 decides, this carries out.
 """
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from policies.commands import Int32Array
 from policies.events import ExecutorJoined
 from policies.lifecycle import HOLDS_BLOCKS, Happening, State
@@ -12,6 +16,7 @@ from policies.scheduling.deadlines import base_s
 from policies.scheduling.kv_blocks import KvBlocks
 from policies.scheduling.orders import Waiting
 from policies.scheduling.rules import UNLIMITED, SchedulingRules
+from policies.scheduling.sharing import NO_HIT, Hit, Sharing
 from policies.scheduling.state import Sequence, Step
 from policies.scheduling.step_time import StepTime
 
@@ -35,6 +40,7 @@ class Executor:
         self.max_sequence_tokens = joined.max_sequence_tokens
         self.max_steps_in_flight = joined.max_steps_in_flight
         self.blocks = KvBlocks(joined.num_blocks, joined.block_tokens)
+        self.sharing = Sharing(self.blocks, copies=joined.copies_blocks)
         self.columns = Columns(self.blocks.block_tokens)
         self.waiting = Waiting()
         self.started: dict[int, Sequence] = {}
@@ -116,21 +122,51 @@ class Executor:
             tokens += 1
         return self.blocks.blocks_of(tokens)
 
-    def start(self, sequence: Sequence, now: float, stage: int) -> int:
-        """Give a waiting sequence its first blocks and a slot; returns the number of blocks. The caller has checked
-        that they are free.
+    def look_up(self, sequence: Sequence) -> Hit:
+        """What of a waiting sequence's tokens is in the pool, under the policy in force."""
+        prefix = sequence.prefix
+        if prefix is None:
+            return NO_HIT
+        fits = self.blocks.block_tokens % prefix.key_tokens == 0
+        prefix.root = self.rules.namespace(prefix.owner) if fits else None
+        return self.sharing.look_up(sequence)
+
+    def hold_back(self, sequence: Sequence, hit: Hit) -> bool:
+        """Let a waiting sequence wait for a prefix that another is computing; False if there is none."""
+        key = self.sharing.to_wait_for(sequence, hit)
+        if key is None:
+            return False
+        self.waiting.remove(sequence)
+        self.sharing.wait(sequence, key)
+        return True
+
+    def blocks_to_take(self, sequence: Sequence, hit: Hit) -> int:
+        """Free blocks fewer once a sequence has started."""
+        return self.blocks_to_start(sequence) - len(hit.blocks) + self.blocks.num_idle(hit.blocks)
+
+    def start(self, sequence: Sequence, hit: Hit, now: float, stage: int) -> Int32Array:
+        """Give a waiting sequence a slot and its first blocks, those of the hit before new ones; returns its table. The
+        caller has checked that they are free.
         """
         self.waiting.remove(sequence)
         self.promised_tokens -= sequence.tokens_to_prefill
-        count = self.blocks_to_start(sequence)
+        if hit.copied is not None:
+            self.blocks.touch(hit.copied)
+        self.blocks.share(hit.blocks)
+        blocks = self.blocks.take(self.blocks_to_start(sequence) - len(hit.blocks))
+        if hit.blocks:
+            blocks = np.concatenate((np.array(hit.blocks, np.int32), blocks))
         self._admissions += 1
         sequence.admitted = self._admissions
         sequence.resumed = True
+        sequence.prompt_left -= hit.num_tokens
         sequence.life.pass_(Happening.STARTED, now, stage)
-        self.columns.enter(sequence, self.blocks.take(count))
+        self.columns.enter(sequence, blocks, hit.num_tokens)
         self.started[sequence.id] = sequence
         self.num_holders += 1
-        return count
+        if sequence.prefix is not None:
+            self.sharing.started(sequence, hit)
+        return blocks
 
     def blocks_of(self, sequence: Sequence) -> Int32Array:
         """The block table of a sequence that holds a slot; a view."""
@@ -160,6 +196,7 @@ class Executor:
         state = sequence.life.state
         slot = sequence.slot
         sequence.life.pass_(happening, now, reason)
+        sequence.awaits = None
         del self.routed[sequence.id]
         if slot is None:
             self.promised_tokens -= sequence.tokens_to_prefill
@@ -193,12 +230,32 @@ class Executor:
         state = sequence.life.state
         if state is State.DECODE:
             self.columns.set_open(_slot_of(sequence), value=not stalled)
-        elif state is State.WAITING and stalled and sequence.ticket:
-            self.waiting.remove(sequence)
+        elif state is State.WAITING and stalled:
+            sequence.awaits = None
+            if sequence.ticket:
+                self.waiting.remove(sequence)
+        elif state is State.PREFILL and stalled:
+            self._wake(self.sharing.withdraw(sequence))
         elif state is State.WAITING and not stalled and not sequence.ticket:
             self.waiting.add(sequence, carried=self.is_carried(sequence))
 
     # --- steps ----------------------------------------------------------------------------------------------------
+
+    def publish(self, step: Step, keys: list[tuple[int, bytes]]) -> None:
+        """Let others find what a step that has ended computed. `keys` as in `policies.events.StepEnded`."""
+        for sequence_id, new_keys in keys:
+            sequence = self.routed.get(sequence_id)
+            if sequence is not None and sequence.prefix is not None:
+                known = sequence.prefix.num_tokens
+                sequence.prefix.extend(new_keys)
+                self._publish(sequence, known, sequence.prefix.num_tokens)
+        for sequence, first, last in step.filled:
+            self._publish(sequence, first, last)
+
+    def _publish(self, sequence: Sequence, first: int, last: int) -> None:
+        # Whoever lost its blocks since the step was planned cannot share them.
+        if sequence.life.state in HOLDS_BLOCKS:
+            self._wake(self.sharing.publish(sequence, self.blocks_of(sequence), first, last))
 
     def settle(self, step: Step, now: float) -> None:
         """Free what waited for this step's return; it is out of `steps`."""
@@ -227,11 +284,17 @@ class Executor:
 
     def _yield_blocks(self, sequence: Sequence, slot: int) -> None:
         self.blocks.give_back(self.columns.table(slot))
+        self._wake(self.sharing.withdraw(sequence))
         sequence.admitted = 0
         self.num_holders -= 1
         self.started.pop(sequence.id, None)
         self.columns.set_open(slot, value=False)
         self.forget.append(sequence.id)
+
+    def _wake(self, sequences: Iterable[Sequence]) -> None:
+        """These waited for a prefix, and need to no longer."""
+        for sequence in sequences:
+            self.waiting.add(sequence, carried=self.is_carried(sequence))
 
     def _last_step_with(self, slot: int) -> Step | None:
         for step in reversed(self.steps):

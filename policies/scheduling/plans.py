@@ -5,14 +5,12 @@ Owns the arrays of a plan. What most plans need alike (rows of one token, rows t
 
 import numpy as np
 
-from policies.commands import StepPlan
+from policies.commands import NO_BLOCKS, StepPlan
 from policies.lifecycle import Happening
 from policies.scheduling import templates
 from policies.scheduling.executor import Executor
 from policies.scheduling.stages import Draft, advance_prefill
-from policies.scheduling.state import Step
-
-NO_BLOCKS = np.empty(0, np.int32)
+from policies.scheduling.state import Sequence, Step
 
 
 def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
@@ -48,10 +46,14 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
             num_new_blocks[rows] = 1
     arms = slots
     num_samples = num_rows
+    filled: list[tuple[Sequence, int, int]] = []
     if draft.prefills:
         num_tokens, samples, arming = num_tokens.copy(), samples.copy(), samples.copy()
         for prefill in draft.prefills:
             num_tokens[prefill.row] = prefill.num_tokens
+            if prefill.sequence.prefix is not None:
+                first = int(positions[prefill.row])
+                filled.append((prefill.sequence, first, first + prefill.num_tokens))
             if prefill.num_new_blocks:
                 num_new_blocks[prefill.row] = prefill.num_new_blocks
             arming[prefill.row] = advance_prefill(executor, prefill, now)
@@ -65,6 +67,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     step.tbt_s = columns.tbt_of(arms)
     step.num_tokens = executor.rules.token_budget - draft.left
     step.budget = executor.rules.token_budget
+    step.filled = filled
     sequences = columns.ids_of(slots)
     step.ending = columns.close_at_end(slots, after)
     for slot in step.ending:
@@ -73,6 +76,9 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
             sequence.life.pass_(Happening.LAST_PLANNED, now)
     executor.steps.append(step)
     released, executor.forget = executor.forget, []
+    copied = copies = NO_BLOCKS
+    if draft.copies:
+        copied, copies = np.array(draft.copies, np.int32).T
     return StepPlan(
         sequences=sequences,
         positions=positions,
@@ -83,4 +89,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
         new_blocks=new_blocks,
         starts=draft.starts,
         released=released,
+        cached=draft.cached,
+        copied=copied,
+        copies=copies,
     )

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.preemption import Victim
+from policies.scheduling.prefixes import Namespace
 from policies.scheduling.routing import Route
 from policies.scheduling.state import Sequence
 
@@ -67,6 +68,7 @@ class SchedulingRules(Struct, frozen=True):
     step_time_weight: float | None
     admit_max_length: bool
     watermark: float
+    namespace: Namespace
     victims: tuple[Victim, ...]
     route: Route
     classes: dict[str, tuple[int, float]]

@@ -15,6 +15,7 @@ from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots, started_key, waiting_key
 from policies.scheduling.preemption import choose
 from policies.scheduling.rules import CARRY_OVER_RULE, DecodeRule, PrefillRule
+from policies.scheduling.sharing import NO_HIT, Hit
 from policies.scheduling.state import Sequence, SlotArray
 
 
@@ -41,6 +42,8 @@ class Draft:
         border_rows: rows of decodes that cross a block border, as arrays; `new_blocks` has their blocks, in row order.
         positions: of the first segment's rows, when known.
         stages: of the rows, where they differ within the only segment.
+        copies: (block, its copy) of starts that go on where a shared block is not yet full.
+        cached: of `starts`, the tokens that need no computing.
         preempted: whether anybody lost its blocks.
     """
 
@@ -53,6 +56,8 @@ class Draft:
         "_planned_prefills",
         "_rules",
         "border_rows",
+        "cached",
+        "copies",
         "left",
         "new_blocks",
         "num_decodes",
@@ -81,6 +86,8 @@ class Draft:
         self.border_rows: list[SlotArray] = []
         self.new_blocks: list[Int32Array] = []
         self.starts: list[int] = []
+        self.cached: list[int] = []
+        self.copies: list[tuple[int, int]] = []
         self.positions: NDArray[np.int32] | None = None
         self.stages: NDArray[np.int8] | None = None
         self.preempted = False
@@ -251,17 +258,16 @@ class Draft:
         for sequence in self._candidates(stage):
             if self.left == 0 or taken == stage.max_sequences:
                 break
-            num_tokens = self._piece(stage, sequence)
             starts = sequence.slot is None
-            if num_tokens == 0 or (starts and not self._may_start(sequence)):
+            hit = executor.look_up(sequence) if starts else NO_HIT
+            if starts and executor.hold_back(sequence, hit):
+                continue
+            num_tokens = self._piece(stage, sequence.prompt_left - hit.num_tokens)
+            if num_tokens == 0 or (starts and not self._may_start(sequence, hit)):
                 if starts and stage.merge:
                     continue  # started ones go on: they hold the blocks and the places that it waits for
                 break
-            num_new_blocks = 0
-            if starts:
-                num_new_blocks = executor.start(sequence, self._now, stage.index)
-                self.new_blocks.append(executor.blocks_of(sequence).copy())
-                self.starts.append(sequence.id)
+            num_new_blocks = self._start(sequence, hit, stage) if starts else 0
             self.prefills.append(Prefill(self.num_rows + taken, sequence, num_tokens, num_new_blocks))
             self._planned_prefills[sequence.id] = sequence
             slots.append(sequence.slot if sequence.slot is not None else 0)
@@ -271,19 +277,29 @@ class Draft:
             self.segments.append((stage.index, np.array(slots)))
             self.num_rows += taken
 
-    def _piece(self, stage: PrefillRule, sequence: Sequence) -> int:
+    def _start(self, sequence: Sequence, hit: Hit, stage: PrefillRule) -> int:
+        """Blocks for a sequence; returns how many its table has."""
+        table = self._executor.start(sequence, hit, self._now, stage.index)
+        if hit.copied is not None:
+            self.copies.append((hit.copied, int(table[len(hit.blocks)])))
+        self.new_blocks.append(table)
+        self.starts.append(sequence.id)
+        self.cached.append(hit.num_tokens)
+        return len(table)
+
+    def _piece(self, stage: PrefillRule, prompt_left: int) -> int:
         """Tokens of a prompt that the stage may plan now; 0: none."""
-        if sequence.prompt_left <= self.left:
-            return sequence.prompt_left
+        if prompt_left <= self.left:
+            return prompt_left
         if not stage.chunked:
             return 0
         return self.left - self.left % stage.chunk if stage.chunk else self.left
 
-    def _may_start(self, sequence: Sequence) -> bool:
+    def _may_start(self, sequence: Sequence, hit: Hit) -> bool:
         executor = self._executor
         if executor.num_holders >= self._rules.max_sequences:
             return False
-        free = executor.blocks.num_free - executor.blocks_to_start(sequence)
+        free = executor.blocks.num_free - executor.blocks_to_take(sequence, hit)
         # Alone it may use the watermark: a policy that raised it must not leave a released sequence waiting forever.
         return free >= executor.watermark_blocks or (free >= 0 and executor.num_holders == 0)
 
@@ -311,7 +327,7 @@ class Draft:
                 index += 1
             elif first is not None:
                 yield first
-                barred = first.slot is None
+                barred = bool(first.ticket)  # a started one waits no more, nor does one that awaits a prefix
             else:
                 return
 

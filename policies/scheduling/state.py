@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from policies.commands import BoolArray
 from policies.lifecycle import Life
+from policies.scheduling.prefixes import Prefix
 
 SlotArray = NDArray[np.intp]
 
@@ -40,17 +41,21 @@ class Sequence:
         ticket: names its live entry in the waiting heaps; 0 while it is in none.
         resumed: it was started before, so it precedes those that were not.
         stalled: its gateway does not read; it is left out of plans.
+        prefix: names of its tokens, None where it neither finds nor leaves anything in the prefix cache.
+        awaits: the key of a prefix that another computes and that it waits for.
     """
 
     __slots__ = (
         "admitted",
         "arrived_s",
+        "awaits",
         "executor",
         "id",
         "kept_tokens",
         "life",
         "max_output_tokens",
         "number",
+        "prefix",
         "priority",
         "prompt_left",
         "prompt_tokens",
@@ -73,6 +78,7 @@ class Sequence:
         prompt_tokens: int,
         max_output_tokens: int,
         slo_class: str,
+        prefix: Prefix | None = None,
     ) -> None:
         self.id = sequence
         self.request = request
@@ -91,6 +97,8 @@ class Sequence:
         self.ticket = 0
         self.resumed = False
         self.stalled = False
+        self.prefix = prefix
+        self.awaits: bytes | None = None
         self.life = Life(sequence)
 
     @property
@@ -118,6 +126,7 @@ class Step:
         dropped: slots whose rows reach nobody: finished or cancelled meanwhile.
         closing: slots to use again once this step has returned.
         returning: preempted sequences that may wait again once this step has returned.
+        filled: (sequence, first position, position after the last) of the prompt pieces that can be shared.
     """
 
     __slots__ = (
@@ -126,6 +135,7 @@ class Step:
         "closing",
         "dropped",
         "ending",
+        "filled",
         "num_samples",
         "num_tokens",
         "number",
@@ -159,6 +169,7 @@ class Step:
         self.dropped: list[int] = []
         self.closing: list[int] = []
         self.returning: list[Sequence] = []
+        self.filled: list[tuple[Sequence, int, int]] = []
 
     def row_of(self, slot: int) -> int | None:
         """The row of a slot, or None."""

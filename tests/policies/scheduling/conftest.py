@@ -1,7 +1,9 @@
 """A world for the scheduler core: executors that run plans in virtual time and check each plan as an engine would."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,8 @@ from policies.commands import Deliver, Finish, Forget, StartStep, WakeAt, encode
 from policies.events import ExecutorJoined, ExecutorLost, PolicyApplied, Released, Started, StepEnded, Woke
 from policies.scheduling.core import SchedulerCore
 
+BLOCK = 4
+Tokens = tuple[int, ...]
 POLICIES = Path(__file__).resolve().parents[3] / "policies"
 
 
@@ -29,10 +33,10 @@ class FakeExecutor:
         """Accept a plan; AssertionError if an engine could not run it."""
         plan = command.plan
         self.forget(plan.released)
-        for sequence in plan.starts:
+        for sequence, cached in zip(plan.starts, plan.cached, strict=True):
             assert sequence not in self.tables
             self.tables[sequence] = []
-            self.computed[sequence] = 0
+            self.computed[sequence] = cached
         blocks = plan.new_blocks.tolist()
         rows = zip(plan.sequences.tolist(), plan.positions.tolist(), plan.num_tokens.tolist(), strict=True)
         for index, (sequence, position, num_tokens) in enumerate(rows):
@@ -44,10 +48,13 @@ class FakeExecutor:
             self.computed[sequence] = position + num_tokens
             assert self.computed[sequence] <= len(self.tables[sequence]) * self.joined.block_tokens
         assert blocks == []
+        self._check_blocks()
+        self.steps.append((command, plan.sequences[plan.samples].tolist()))
+
+    def _check_blocks(self) -> None:
         held = [block for table in self.tables.values() for block in table]
         assert len(held) == len(set(held)), "a block has two owners"
         assert all(0 <= block < self.joined.num_blocks for block in held)
-        self.steps.append((command, plan.sequences[plan.samples].tolist()))
 
 
 class World:
@@ -152,6 +159,107 @@ class World:
         return self.core.snapshot().used_blocks
 
 
+def key_of(tokens: Tokens) -> bytes:
+    return hashlib.blake2b(repr(tokens).encode(), digest_size=16).digest()
+
+
+def keys_of(tokens: Tokens, size: int = BLOCK) -> bytes:
+    ends = sorted({*range(size, len(tokens) + 1, size), len(tokens)})
+    return b"".join(key_of(tokens[:end]) for end in ends)
+
+
+class Texts:
+    """Which tokens each sequence has: its prompt, and outputs that follow from its number."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[int, Tokens] = {}
+
+    def of(self, sequence: int, num_tokens: int) -> Tokens:
+        prompt = self.prompts[sequence]
+        outputs = tuple(1000 * sequence + index for index in range(num_tokens - len(prompt)))
+        return (prompt + outputs)[:num_tokens]
+
+
+class RememberingExecutor(FakeExecutor):
+    """KV slots hold the tokens they were computed from: of the position and of all before it."""
+
+    def __init__(self, joined: ExecutorJoined, texts: Texts) -> None:
+        super().__init__(joined)
+        self.texts = texts
+        self.memory: dict[tuple[int, int], Tokens] = {}
+        self.num_computed = 0
+
+    def take(self, command: Any) -> None:
+        super().take(command)
+        plan, size = command.plan, self.joined.block_tokens
+        assert self.joined.copies_blocks or not len(plan.copies)
+        read = [{offset: self.memory.get((block, offset)) for offset in range(size)} for block in plan.copied.tolist()]
+        for block, slots in zip(plan.copies.tolist(), read, strict=True):
+            self.memory.update({(block, offset): tokens for offset, tokens in slots.items() if tokens is not None})
+        self.num_computed += int(plan.num_tokens.sum())
+        rows = list(zip(plan.sequences.tolist(), plan.positions.tolist(), plan.num_tokens.tolist(), strict=True))
+        for sequence, position, num_tokens in rows:
+            for at in range(position, position + num_tokens):
+                self.memory[self._slot(sequence, at)] = self.texts.of(sequence, at + 1)
+        for sequence, position, num_tokens in rows:
+            for at in range(position + num_tokens):
+                assert self.memory[self._slot(sequence, at)] == self.texts.of(sequence, at + 1), "reads another's KV"
+
+    def _slot(self, sequence: int, position: int) -> tuple[int, int]:
+        block, offset = divmod(position, self.joined.block_tokens)
+        return self.tables[sequence][block], offset
+
+    def _check_blocks(self) -> None:
+        """Blocks may have several owners here: the memory tells whether that is right."""
+
+
+class SharingWorld(World):
+    """A world whose requests have tokens, and whose executors remember them."""
+
+    def __init__(self, policy: bytes, key_tokens: int = BLOCK) -> None:
+        super().__init__(policy)
+        self.texts = Texts()
+        self.key_tokens = key_tokens
+        self.num_keys: dict[int, int] = {}
+
+    def join(self, executor: int = 0, num_blocks: int = 1000, block_tokens: int = BLOCK, **options: Any) -> None:
+        options = {"max_sequence_tokens": 8192, "max_steps_in_flight": 2, "copies_blocks": True} | options
+        joined = ExecutorJoined(executor=executor, num_blocks=num_blocks, block_tokens=block_tokens, **options)
+        self.executors[executor] = RememberingExecutor(joined, self.texts)
+        self.send(joined)
+
+    def ask(self, request: int, prompt: Tokens, output: int = 4, *, owner: str = "acme", **options: Any) -> None:
+        for choice in range(options.get("num_choices", 1)):
+            self.texts.prompts[request + choice] = prompt
+            self.num_keys[request + choice] = len(prompt) // self.key_tokens
+        options = {
+            "slo_class": "free",
+            "owner": owner,
+            "prompt_keys": keys_of(prompt, self.key_tokens),
+            "key_tokens": self.key_tokens,
+        } | options
+        self.send(Released(request=request, prompt_tokens=len(prompt), max_output_tokens=output, **options))
+
+    def end_step(self, executor: int = 0, ended: tuple[int, ...] = (), step_s: float | None = None) -> list[object]:
+        self.now += self.step_s
+        self._ended = self.executors[executor].steps.pop(0)
+        plan = self._ended[0].plan
+        keys = []
+        for sequence, end in zip(plan.sequences.tolist(), (plan.positions + plan.num_tokens).tolist(), strict=True):
+            known, reached = self.num_keys[sequence], end // self.key_tokens
+            if reached > known:
+                tokens = self.texts.of(sequence, end)
+                new = b"".join(key_of(tokens[: self.key_tokens * number]) for number in range(known + 1, reached + 1))
+                keys.append((sequence, new))
+                self.num_keys[sequence] = reached
+        step = self._ended[0].step
+        return self.send(StepEnded(executor=executor, step=step, step_time_s=self.step_s, ended=list(ended), keys=keys))
+
+    def computed(self, executor: int = 0) -> int:
+        """Tokens computed so far, prompts and decodes."""
+        return int(self.executors[executor].num_computed)
+
+
 @pytest.fixture
 def world() -> Callable[..., World]:
     """`world(policy, ...)` makes one; `policy` is a shipped policy's name or a document."""
@@ -162,3 +270,9 @@ def world() -> Callable[..., World]:
 def shipped() -> Callable[[str], bytes]:
     """The text of a shipped policy."""
     return lambda name: (POLICIES / f"{name}.yaml").read_bytes()
+
+
+@pytest.fixture
+def sharing() -> type[SharingWorld]:
+    """Like `world`, but requests have tokens and may share KV."""
+    return SharingWorld
