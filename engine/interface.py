@@ -55,12 +55,17 @@ class SequenceStart(msgspec.Struct):
     """What the output's text must keep to, as `engine.grammar.lark` writes it; empty: anything."""
 
 
+NO_BLOCKS: NDArray[np.int32] = np.empty(0, np.int32)
+
+
 class Step(msgspec.Struct):
     """One forward pass over rows of any length, prefill chunks and decodes alike.
 
     Arrays over rows: `sequences` int64, `positions` int32, `num_tokens` int32, `samples` bool, `num_new_blocks` int32;
     `new_blocks` int32 flat in row order, appended to each row's block table before the pass. Block ids start at 0 as
-    the scheduler counts them; an engine that keeps a scratch block shifts them itself.
+    the scheduler counts them; an engine that keeps a scratch block shifts them itself. A block may be in several
+    tables; a row may begin at a position past 0, behind what others have computed.
+    Before the pass the blocks `copied` int32 are copied to `copies` int32: all are read before any is written.
     A row at `positions == known tokens` is a decode: its input is the token sampled last, which never left the device.
     """
 
@@ -73,6 +78,8 @@ class Step(msgspec.Struct):
     new_blocks: NDArray[np.int32]
     starts: list[SequenceStart]
     released: list[int]
+    copied: NDArray[np.int32] = NO_BLOCKS
+    copies: NDArray[np.int32] = NO_BLOCKS
 
 
 class Logprobs(msgspec.Struct):
@@ -136,6 +143,8 @@ class EngineInfo(msgspec.Struct):
     """Memory of the KV pool."""
     kv_bound: str = ""
     """What kept the pool from being larger, in words."""
+    copies_blocks: bool = False
+    """It does what `Step.copied` asks for."""
 
 
 class Engine(Protocol):

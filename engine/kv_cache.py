@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.config import ModelConfig
@@ -26,6 +27,7 @@ class KvCache:
             pool = memory.view(dtype).view(shape)
         else:
             pool = torch.zeros(shape, dtype=dtype, device=device)
+        self._pool = pool
         self.keys = [layer[0] for layer in pool]
         self.values = [layer[1] for layer in pool]
 
@@ -33,3 +35,10 @@ class KvCache:
         """Store [tokens, kv_heads, head_dim] at `slots` [tokens], where slot = block * block_tokens + offset."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
         self.values[layer].flatten(0, 1).index_copy_(0, slots, values)
+
+    def copy(self, copied: NDArray[np.int32], copies: NDArray[np.int32]) -> None:
+        """Copy the blocks `copied` [n] to `copies` [n], numbered as the scheduler does, in every layer. All are read
+        before any is written.
+        """
+        source, target = (torch.from_numpy(each + SCRATCH_BLOCKS).to(self._pool.device) for each in (copied, copies))
+        self._pool[:, :, target] = self._pool[:, :, source]

@@ -43,6 +43,7 @@ class PacedEngine:
             max_sequence_tokens=settings.max_sequence_tokens or max_sequence_tokens,
             vocabulary_size=vocabulary_size,
             max_steps_in_flight=settings.max_steps_in_flight,
+            copies_blocks=True,
         )
         self._step_ns = round(settings.paced_step_s * 1e9)
         self._samplings: dict[int, Sampling] = {}

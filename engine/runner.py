@@ -73,6 +73,8 @@ class TorchEngine:
         num_padding = self._num_padding(step)
         rows = _arrange(step, slots, num_padding or 0)
         self._check(rows)
+        if len(step.copies):
+            self._cache.copy(step.copied, step.copies)
         if not len(slots):
             self._launched.append(_Launched(step.step, launched_ns, _nothing(sequences.sampling.endings(slots))))
             return

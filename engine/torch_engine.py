@@ -105,6 +105,7 @@ def assemble(
         max_steps_in_flight=settings.max_steps_in_flight,
         kv_bytes=pool.num_bytes,
         kv_bound=pool.bound,
+        copies_blocks=True,
     )
     attention, graphs = build(choice, config, cache), None
     if device.type == "cuda":

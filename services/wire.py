@@ -74,6 +74,9 @@ class Submit(Message, tag="submit"):
     traceparent: str = ""
     grammar: str = ""
     """What every choice must keep to, as `engine.grammar.lark` writes it; empty: anything."""
+    shares_prefix: bool = True
+    """False: every token is computed for this request, and nobody else may use what was (all its hidden states are
+    wanted)."""
 
 
 class Dispatch(Message, tag="dispatch"):
@@ -182,6 +185,8 @@ class TokenFrame(Message, tag="tokens"):
     num_decode_tokens: int = 0
     logprobs: LogprobColumns | None = None
     """None: no row asked for any."""
+    prefix_hits: list[tuple[int, int]] = []
+    """(request, prompt tokens that it found in the prefix cache), with the first token of its first choice."""
 
 
 class RequestEnded(Message, tag="ended"):
@@ -198,6 +203,8 @@ class Usage(Message, tag="usage"):
     """Scheduler -> admission, once per step: one output token for each sequence id (int64)."""
 
     sequences: bytes
+    prefix_hits: list[tuple[int, int]] = []
+    """As in `TokenFrame`, for refunds."""
 
 
 class Capacity(Message, tag="capacity"):
@@ -230,6 +237,8 @@ class StepMessage(Message, tag="step"):
     new_blocks: bytes
     starts: list[SequenceStart]
     released: list[int]
+    copied: bytes = b""
+    copies: bytes = b""
 
 
 class ForgetMessage(Message, tag="forget"):

@@ -179,6 +179,8 @@ class Executor:
             new_blocks=np.frombuffer(message.new_blocks, np.int32),
             starts=message.starts,
             released=message.released,
+            copied=np.frombuffer(message.copied, np.int32),
+            copies=np.frombuffer(message.copies, np.int32),
         )
         self._drop(message.released)
         self._held.update(dict.fromkeys(start.sequence for start in message.starts))

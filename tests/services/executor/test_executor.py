@@ -47,9 +47,11 @@ class Watched(PacedEngine):
     def __init__(self) -> None:
         super().__init__(SETTINGS, 1000, 4096)
         self.calls: list[object] = []
+        self.copied: list[tuple[int, int]] = []
 
     def launch(self, step) -> None:
         self.calls.append(f"launch {step.step}")
+        self.copied += zip(step.copied.tolist(), step.copies.tolist(), strict=True)
         if step.step == 666:
             raise EngineError("the device is on fire")
         super().launch(step)
@@ -114,6 +116,15 @@ async def test_an_executor_says_what_it_offers_and_answers_each_step(running) ->
     assert result.step == 1
     assert len(np.frombuffer(result.tokens, np.int32)) == 2
     assert result.launched_ns <= result.computed_ns <= result.returned_ns
+
+
+async def test_the_copies_of_a_step_reach_the_engine(running) -> None:
+    copying = step(2, [7])
+    copying.copied, copying.copies = (np.array(blocks, np.int32).tobytes() for blocks in ([3, 4], [8, 9]))
+    for message in (step(1, [7], starts=(7,)), copying):
+        running.heard.streams[0].send(message)
+    await running.heard.message(StepResult, 2)
+    assert running.engine.copied == [(3, 8), (4, 9)]
 
 
 async def test_a_step_that_waits_is_launched_before_the_result_of_the_one_before_is_collected(running) -> None:
