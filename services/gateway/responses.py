@@ -19,12 +19,20 @@ CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
 DONE = b"data: [DONE]\n\n"
 
 
+class PromptTokensDetails(msgspec.Struct):
+    """Of the tokens of the prompts."""
+
+    cached_tokens: int
+    """Those whose KV an earlier request had left."""
+
+
 class Usage(msgspec.Struct):
     """Tokens of a whole answer; a prompt counts once however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class ChoiceText(msgspec.Struct):

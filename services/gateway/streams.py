@@ -16,6 +16,7 @@ from services.gateway.calls import CallReader
 from services.gateway.responses import (
     CHUNK_HEADS,
     ChoiceText,
+    PromptTokensDetails,
     Shape,
     Usage,
     chunk_head,
@@ -63,6 +64,8 @@ class Answer:
     def __init__(self, shape: Shape, prompt_tokens: int) -> None:
         self.shape = shape
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
+        """Of the prompts, as far as the requests have begun."""
         self.choices: list[Choice] = []
         self.running: dict[int, Running] = {}
         """Its requests that have not ended, one for each prompt, by id."""
@@ -84,7 +87,8 @@ class Answer:
     def usage(self) -> Usage:
         """Tokens so far."""
         made = sum(choice.num_tokens for choice in self.choices)
-        return Usage(self.prompt_tokens, made, self.prompt_tokens + made)
+        cached = PromptTokensDetails(self.cached_tokens)
+        return Usage(self.prompt_tokens, made, self.prompt_tokens + made, cached)
 
     async def changed(self) -> None:
         """Wait until the answer has something for its HTTP handler to do."""
@@ -324,6 +328,9 @@ class Pump:
         choices = self.choices
         heads, num_heads, join = CHUNK_HEADS, len(CHUNK_HEADS), b"".join
         touched: dict[Answer, None] = {}
+        for request, num_tokens in frame.prefix_hits:
+            if request in choices:
+                choices[request].answer.cached_tokens += num_tokens
         sequences = memoryview(frame.sequences).cast("q").tolist()
         tokens = memoryview(frame.tokens).cast("i").tolist()
         finishes = memoryview(frame.finish).cast("b").tolist()

@@ -28,10 +28,15 @@ class Delivery:
         self._tokens: NDArray[np.int32] = step.tokens[command.rows]
         self._finish = command.finish
         self._logprobs = None if step.logprobs is None else step.logprobs.of(command.rows)
+        self.prefix_hits: list[tuple[int, int]] = []
+        """As in `services.wire.TokenFrame`."""
         ready_ns = []
         computed_ns = step.result.computed_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
             held = sequences.by_id[sequence]
+            # The first choice of a request has its id; the others found what it computed.
+            if not held.output and held.num_cached and sequence in sequences:
+                self.prefix_hits.append((sequence, held.num_cached))
             held.output.append(token)
             ready_ns.append(held.ready_ns)
             held.ready_ns = computed_ns
@@ -41,14 +46,17 @@ class Delivery:
         """Each gateway concerned and its frame."""
         gateways = self.ids >> GATEWAY_SHIFT
         if len(gateways) and (gateways == gateways[0]).all():
-            yield int(gateways[0]), self._frame(slice(None), self._logprobs)
+            yield int(gateways[0]), self._frame(slice(None), self._logprobs, self.prefix_hits)
             return
         for gateway in np.unique(gateways).tolist():
             rows = np.flatnonzero(gateways == gateway)
             logprobs = None if self._logprobs is None else self._logprobs.of(rows)
-            yield gateway, self._frame(rows, logprobs)
+            hits = [hit for hit in self.prefix_hits if hit[0] >> GATEWAY_SHIFT == gateway]
+            yield gateway, self._frame(rows, logprobs, hits)
 
-    def _frame(self, rows: "slice | NDArray[np.intp]", logprobs: Logprobs | None) -> TokenFrame:
+    def _frame(
+        self, rows: "slice | NDArray[np.intp]", logprobs: Logprobs | None, prefix_hits: list[tuple[int, int]]
+    ) -> TokenFrame:
         plan, result = self._step.plan, self._step.result
         return TokenFrame(
             step=plan.step,
@@ -65,4 +73,5 @@ class Delivery:
             num_prefill_tokens=plan.num_prefill_tokens,
             num_decode_tokens=plan.num_decode_tokens,
             logprobs=LogprobColumns.pack(logprobs),
+            prefix_hits=prefix_hits,
         )

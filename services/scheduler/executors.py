@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.interface import EngineInfo, Logprobs, SequenceStart
-from policies.commands import Int64Array, StartStep
+from policies.commands import Int32Array, Int64Array, StartStep
 from policies.events import StepEnded
 from services.transport import Stream
 from services.wire import StepMessage, StepResult
@@ -32,6 +32,10 @@ class InFlight(msgspec.Struct):
     revision: int
     sampling: Int64Array
     """Sequences of the sampling rows, in plan order."""
+    filling: Int64Array
+    """Sequences of the rows that fill a block."""
+    filled_to: Int32Array
+    """Parallel to `filling`: their tokens in KV after the step."""
     planned_ns: int
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -75,11 +79,15 @@ class Executor:
         plan = command.plan
         decodes = plan.samples & (plan.num_tokens == 1) & (plan.positions > 0)
         num_decodes = int(np.count_nonzero(decodes))
+        ends, size = plan.positions + plan.num_tokens, self.info.block_tokens
+        fills = (ends // size > plan.positions // size).nonzero()[0]
         self._in_flight.append(
             InFlight(
                 step=command.step,
                 revision=command.revision,
                 sampling=plan.sequences[plan.samples],
+                filling=plan.sequences[fills],
+                filled_to=ends[fills],
                 planned_ns=time.monotonic_ns(),
                 num_prefill_tokens=int(plan.num_tokens.sum()) - num_decodes,
                 num_decode_tokens=num_decodes,
@@ -96,6 +104,8 @@ class Executor:
                 new_blocks=plan.new_blocks.tobytes(),
                 starts=starts,
                 released=plan.released,
+                copied=plan.copied.tobytes(),
+                copies=plan.copies.tobytes(),
             )
         )
 

@@ -6,6 +6,8 @@ Owns which stream is which. Every decision is the core's; messages become events
 import logging
 import time
 
+import msgspec
+
 from policies.commands import Command, Deliver, Finish, Forget, StartStep
 from policies.document.compile import compile_scheduling
 from policies.document.loading import load_policy
@@ -173,7 +175,7 @@ class SchedulerService:
             # Its reader left while the request waited: computing it would be for nobody.
             stream.send(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
             return
-        self._sequences.add(dispatch, time.monotonic_ns())
+        prompt_keys = self._sequences.add(dispatch, time.monotonic_ns())
         self._pump.handle(
             Released(
                 request=submit.request,
@@ -183,6 +185,9 @@ class SchedulerService:
                 num_choices=len(submit.sampling),
                 waited_s=dispatch.waited_s,
                 gateway=dispatch.gateway,
+                owner=submit.tenant,
+                prompt_keys=prompt_keys,
+                key_tokens=self._sequences.salt.key_tokens,
             )
         )
 
@@ -191,6 +196,7 @@ class SchedulerService:
         executor = Executor(self._num_executors, stream, info)
         self._num_executors += 1
         self._executors[executor.number] = self._executor_of[stream] = executor
+        self._sequences.salt.follow([each.info.block_tokens for each in self._executors.values()])
         log.info(
             "executor %d: %s on %s, %d blocks of %d tokens",
             executor.number,
@@ -206,6 +212,7 @@ class SchedulerService:
                 block_tokens=info.block_tokens,
                 max_sequence_tokens=info.max_sequence_tokens,
                 max_steps_in_flight=info.max_steps_in_flight,
+                copies_blocks=info.copies_blocks,
             )
         )
         self._tell_capacity()
@@ -221,6 +228,9 @@ class SchedulerService:
             log.error("closing %s: %s", describe(stream), error)  # noqa: TRY400  the sentence says it all
             stream.close()
             return
+        plan = self._returned.plan
+        if keys := self._sequences.keys_reached(plan.filling, plan.filled_to):
+            event = msgspec.structs.replace(event, keys=keys)
         self._pump.handle(event)
         self._returned = None
 
@@ -247,7 +257,8 @@ class SchedulerService:
             case StartStep():
                 executor = self._executors.get(command.executor)
                 if executor is not None:
-                    executor.start(command, [self._sequences.start(sequence) for sequence in command.plan.starts])
+                    starts = zip(command.plan.starts, command.plan.cached, strict=True)
+                    executor.start(command, [self._sequences.start(*start) for start in starts])
             case Deliver():
                 self._deliver(command)
             case Finish():
@@ -269,7 +280,7 @@ class SchedulerService:
             if gateway is not None:
                 gateway.send(frame)
         if self._admission is not None:
-            self._admission.send(Usage(delivery.ids.tobytes()))
+            self._admission.send(Usage(delivery.ids.tobytes(), delivery.prefix_hits))
 
     def _finish(self, command: Finish) -> None:
         self._sequences.remove(command.request)

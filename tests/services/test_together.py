@@ -5,6 +5,7 @@ import logging
 import threading
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,8 +114,13 @@ class House:
             await asyncio.to_thread(thread.join, 10)
 
     def submit(
-        self, prompt_tokens: int = 20, max_output_tokens: int = 8, num_choices: int = 1, grammar: str = ""
+        self,
+        prompt: int | list[int] = 20,
+        max_output_tokens: int = 8,
+        num_choices: int = 1,
+        **options: Any,
     ) -> int:
+        """`prompt`: its token ids, or how many."""
         request = (GATEWAY << 32) + self.number
         self.number += num_choices
         self.links["admission"].stream.send(
@@ -122,10 +128,10 @@ class House:
                 request=request,
                 tenant="acme",
                 tier="free",
-                prompt=np.arange(prompt_tokens, dtype=np.int32).tobytes(),
+                prompt=np.array(range(prompt) if isinstance(prompt, int) else prompt, np.int32).tobytes(),
                 max_output_tokens=max_output_tokens,
                 sampling=[Sampling(seed=request + choice) for choice in range(num_choices)],
-                grammar=grammar,
+                **options,
             )
         )
         return request
@@ -196,6 +202,24 @@ async def test_an_output_that_the_executor_cannot_make_ends_its_request_alone(ho
     assert "keeps to no grammar" in ended.message
     assert (await house.ended(right)).outcome == "finished"
     assert house.tokens() == {right: expected(right, 20, 4)}
+
+
+async def test_the_first_frame_of_a_request_says_how_much_of_its_prompt_was_found(house) -> None:
+    first = house.submit(40, 30)
+    await house.ended(first)
+    again = house.submit(40, 4, num_choices=3)
+    await house.ended(again)
+    # The next turn of a chat: the first request's prompt, its output, and more.
+    said = [*range(40), *expected(first, 40, 30), 1, 2, 3]
+    later = house.submit(said, 4)
+    await house.ended(later)
+    longer = house.submit(said, 4, shares_prefix=False)
+    await house.ended(longer)
+    assert [frame.prefix_hits for frame in house.frames if frame.prefix_hits] == [[(again, 39)], [(later, 64)]]
+    sequences = {request + choice: 40 for request, choice in ((first, 0), (again, 0), (again, 1), (again, 2))}
+    for sequence, length in (sequences | {later: len(said), longer: len(said)}).items():
+        tokens = house.tokens()[sequence]
+        assert tokens == expected(sequence, length, len(tokens))
 
 
 async def test_stamps_of_a_frame_are_in_the_order_of_a_tokens_way(house) -> None:

@@ -112,7 +112,7 @@ class Backstage:
     def admit(self, submit: Submit) -> None:
         self.send("admission", Admitted(submit.request, "all", 1, 1, 2))
 
-    def frame(self, rows: Sequence[tuple[int, int, int]]) -> None:
+    def frame(self, rows: Sequence[tuple[int, int, int]], prefix_hits: Sequence[tuple[int, int]] = ()) -> None:
         """Rows of (sequence, token, finish)."""
         sequences, tokens, finishes = zip(*rows, strict=True)
         self.send(
@@ -129,6 +129,7 @@ class Backstage:
                 launched_ns=0,
                 computed_ns=0,
                 returned_ns=0,
+                prefix_hits=list(prefix_hits),
             ),
         )
 

@@ -58,6 +58,24 @@ async def test_a_stream_with_usage_ends_with_a_chunk_of_exact_usage(stage: Any) 
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_usage_says_how_much_of_the_prompts_was_found_in_the_prefix_cache(stage: Any, streamed: bool) -> None:
+    def script(submit: Submit) -> None:
+        stage.backstage.frame([(submit.request, 40, 0), (submit.request + 1, 41, 0)], [(submit.request, 3)])
+        stage.backstage.frame([(submit.request, 42, 2), (submit.request + 1, 43, 2)])
+
+    stage.backstage.script = script
+    options = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    answer = await stage.client().completions.create(
+        model="demo", prompt=["four words of prompt", "and four more words"], n=2, **options
+    )
+    usage = [chunk.usage async for chunk in answer][-1] if streamed else answer.usage
+    assert usage.prompt_tokens_details.cached_tokens == 6
+    stage.backstage.script = lambda submit: stage.backstage.speak(submit, [40])
+    answer = await stage.client().completions.create(model="demo", prompt="never seen before")
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
 async def test_tokens_that_complete_no_character_make_no_chunk_but_count(stage: Any) -> None:
     tokens = stage.says("\N{GRINNING FACE}")
     assert len(tokens) > 1

@@ -154,12 +154,43 @@ async def test_a_token_was_ready_when_the_one_before_was_computed(executor, sequ
     assert ready == [[5], [100]]
 
 
+async def test_the_first_token_of_a_request_says_what_its_first_start_found(executor, sequences) -> None:
+    first, second = (request(gateway) for gateway in GATEWAYS)
+    for sequence, num_cached in ((first, 2), (first, 1), (first + 1, 2), (second, 0)):
+        sequences.start(sequence, num_cached)
+    hits = []
+    for number in (1, 2):
+        executor.start(StartStep(4, number, 1, plan([first, first + 1, second], [True] * 3)), [])
+        step, _ = executor.finish(result(number, [7, 8, 9], launched_ns=0, computed_ns=number))
+        command = Deliver(4, number, np.arange(3, dtype=np.int32), np.zeros(3, np.int8))
+        delivery = Delivery(command, step, sequences)
+        hits.append((delivery.prefix_hits, [frame.prefix_hits for _, frame in delivery.frames()]))
+    assert hits == [([(first, 2)], [[(first, 2)], []]), ([], [[], []])]
+
+
+async def test_the_rows_that_fill_a_block_are_noted_with_their_plan(executor) -> None:
+    rows = plan([5, 6, 7], [True, True, False])
+    rows.positions[:] = (15, 14, 10)
+    executor.start(StartStep(4, 1, 1, rows), [])
+    step, _ = executor.finish(result(1, [70, 80], launched_ns=0, computed_ns=1000))
+    assert (step.plan.filling.tolist(), step.plan.filled_to.tolist()) == ([5, 7], [16, 17])
+
+
+async def test_a_plans_copies_reach_the_executor(executor) -> None:
+    rows = plan([5], [True])
+    rows.copied, rows.copies = np.array([3, 4], np.int32), np.array([8, 9], np.int32)
+    executor.start(StartStep(4, 1, 1, rows), [])
+    message = await executor.theirs.message(StepMessage)
+    copies = [np.frombuffer(each, np.int32).tolist() for each in (message.copied, message.copies)]
+    assert copies == [[3, 4], [8, 9]]
+
+
 async def test_a_sequence_starts_again_with_its_prompt_and_the_tokens_delivered(executor, sequences) -> None:
     first = request(GATEWAYS[0])
     executor.start(StartStep(4, 1, 1, plan([first, first + 1], [True, True])), [])
     step, _ = executor.finish(result(1, [10, 11], launched_ns=0, computed_ns=1))
     Delivery(Deliver(4, 1, np.array([1], np.int32), np.zeros(1, np.int8)), step, sequences)
-    starts = [sequences.start(first), sequences.start(first + 1)]
+    starts = [sequences.start(first, 0), sequences.start(first + 1, 0)]
     assert [np.frombuffer(start.tokens, np.int32).tolist() for start in starts] == [[1, 2, 3], [1, 2, 3, 11]]
     assert [(start.num_prompt_tokens, start.sampling.seed) for start in starts] == [(3, 1), (3, 2)]
     sequences.remove(first)
