@@ -23,7 +23,7 @@ from engine.sampling.draw import sample
 from engine.sampling.logprobs import flat
 from engine.sampling.slots import Endings
 from engine.sequences import NOBODY, Sequences
-from engine.transfer import to_device
+from engine.transfer import on_device, to_device
 
 
 class TorchEngine:
@@ -124,7 +124,7 @@ class TorchEngine:
         failed = self._constraints.restrict(logits, ids)
         tokens = sample(logits, settings.rows(slots, output_positions))
         settings.sampled(slots, tokens)
-        sequences.last_sampled[self._on_device(slots)] = tokens
+        sequences.last_sampled[on_device(slots, self._device)] = tokens
         copy = _to_host(tokens, *(() if raw is None else raw.entries(tokens)))
         self._constraints.advance(ids, copy.read)
         return _Sampled(copy, settings.endings(slots), None if raw is None else raw.num_entries, failed)
@@ -172,9 +172,6 @@ class TorchEngine:
         width = int(-(-contexts.max() // self.info.block_tokens))
         tables = self._sequences.tables[rows.slots, :width].astype(np.int64)
         return Rows(int((rows.num_tokens == 1).sum()), rows.num_tokens, contexts, tables)
-
-    def _on_device(self, array: NDArray[np.int64]) -> Tensor:
-        return to_device([array], self._device)[0]
 
 
 class _HostCopy(NamedTuple):

@@ -62,6 +62,11 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     return unpack(pinned.to(device, non_blocking=True), places)
 
 
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """As `to_device`, of one array."""
+    return to_device([array], device)[0]
+
+
 class Landing:
     """Tensors that stay where they are while their contents change: what a captured graph reads."""
 
@@ -73,7 +78,7 @@ class Landing:
 
     def fill(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Send new contents, of the same shapes and types, after all that the device was given before."""
-        on_device = self._packed.device.type != "cpu"
-        staged = torch.empty(len(self._packed), dtype=torch.uint8, pin_memory=on_device)
+        elsewhere = self._packed.device.type != "cpu"
+        staged = torch.empty(len(self._packed), dtype=torch.uint8, pin_memory=elsewhere)
         pack(arrays, self._places, staged)
-        self._packed.copy_(staged, non_blocking=on_device)
+        self._packed.copy_(staged, non_blocking=elsewhere)

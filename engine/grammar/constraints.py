@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.grammar.compiler import Compiler
 from engine.interface import SequenceStart
+from engine.transfer import to_device
 
 Tokens = Callable[[], NDArray[np.int32]]
 """Waits for a step's tokens to be on the host."""
@@ -86,8 +87,8 @@ class Constraints:
                 rows.append(row)
                 bits.append(constraint.bits)
         if rows:
-            where = _to_device(torch.tensor(rows), logits.device)
-            allowed = _unpacked(_to_device(torch.from_numpy(np.stack(bits)), logits.device), logits.shape[-1])
+            where, packed = to_device([np.array(rows, np.int64), np.stack(bits)], logits.device)
+            allowed = _unpacked(packed, logits.shape[-1])
             logits[where] = logits[where].masked_fill(~allowed, -torch.inf)
         return failed
 
@@ -148,7 +149,3 @@ def _unpacked(bits: Tensor, vocabulary_size: int) -> Tensor:
     # Bytes of little-endian elements are in the order of the tokens, and shift four at a time of int32's.
     unpacked = (bits.view(torch.uint8).unsqueeze(-1) >> each) & 1
     return unpacked.flatten(1)[:, :vocabulary_size].bool()
-
-
-def _to_device(host: Tensor, device: torch.device) -> Tensor:
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

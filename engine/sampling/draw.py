@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.sampling.noise import gumbel, row_keys
 from engine.sampling.rows import SamplingRows, column
+from engine.transfer import on_device
 
 NUMBERS_AT_ONCE = 2**21
 """Noise made at once: bounds its memory to some 50 MiB."""
@@ -44,7 +45,7 @@ def _grouped(scores: Tensor, rows: SamplingRows, groups: tuple[tuple[NDArray[np.
     for chosen, method in groups:
         indices = np.flatnonzero(chosen)
         if len(indices):
-            where = torch.from_numpy(indices).to(scores.device)
+            where = on_device(indices, scores.device)
             tokens[where] = method(scores[where], rows.at(indices))
     return tokens
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.interface import MAX_LOGPROBS, Logprobs
-from engine.sampling.rows import on_device
+from engine.transfer import on_device
 
 
 class RawDistributions:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.interface import Sampling
-from engine.sampling.rows import column, on_device
+from engine.sampling.rows import column
+from engine.transfer import on_device
 
 NO_ROW = 0
 """Of sequences without penalties; never written."""

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.transfer import on_device
+
 
 class SamplingRows(NamedTuple):
     """Sampling settings of the rows of one step, one entry a row."""
@@ -22,12 +24,6 @@ class SamplingRows(NamedTuple):
     def at(self, chosen: "NDArray[np.intp] | slice") -> "SamplingRows":
         """Some of the rows."""
         return SamplingRows._make(values[chosen] for values in self)
-
-
-def on_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """A copy on the device that nobody waits for; on a CPU the array's own memory."""
-    host = torch.from_numpy(array)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def column(values: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from engine.interface import Sampling
 from engine.sampling.logprobs import RawDistributions
 from engine.sampling.penalties import NO_ROW, Penalties
-from engine.sampling.rows import SamplingRows, on_device
+from engine.sampling.rows import SamplingRows
+from engine.transfer import on_device
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
