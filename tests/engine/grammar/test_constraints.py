@@ -141,6 +141,37 @@ def test_an_output_that_cannot_have_been_written_under_its_grammar_fails(engine:
     assert "cannot keep to its grammar" in steps.failed[1]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"top_p": 0.4},
+        {"top_k": 2},
+        {"min_p": 0.5},
+        {"repetition_penalty": 3.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+        {"logit_bias": {2: 100.0, 60: 100.0}},  # as if the end, or a bracket, were always likeliest
+        {"min_tokens": 300},  # the only token left ends the output: it comes all the same
+        {"logprobs": 20},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_setting_draws_from_what_the_grammar_leaves(
+    settings: dict[str, Any], engine: Any, driver: Any, tokenizer: Any
+) -> None:
+    steps = driver(engine)
+    for sequence in range(4):
+        sampling = Sampling(**{"temperature": 1.0, "seed": sequence, **settings})
+        steps.add(sequence, [11, 12, 13 + sequence], sampling, GRAMMAR)
+    steps.run(96, 64, max_prefills=4)
+    engine.forget(list(steps.outputs))
+    assert steps.failed == {}
+    for sequence, tokens in steps.outputs.items():
+        document = json.loads(tokenizer.decode(tokens[: steps.ended[sequence].index(True)]))
+        assert list(document) == ["name", "age", "tags"]
+        for entries in steps.logprobs.get(sequence, ()):
+            assert all(np.isfinite(value) for _, value in entries)
+
+
 def test_nothing_is_followed_any_more_once_sequences_are_released(engine: Any, driver: Any) -> None:
     steps = driver(engine)
     steps.add(1, [11, 12], FREE, GRAMMAR)
