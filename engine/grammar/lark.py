@@ -1,6 +1,7 @@
 """What an output may say, written as a grammar in the dialect of Lark that the llguidance library reads.
 
-A grammar is one string: it travels with its request and is the key under which it is compiled. Torch-free.
+A grammar is one string: it travels with its request and is the key under which it is compiled. A string's `format` is
+held to by its shape: 29 February is a date of any year. Torch-free.
 """
 
 import json
