@@ -50,7 +50,8 @@ class CudaRecorder:
         run()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads wait for tokens meanwhile (`engine.grammar`), which would break a capture that minds them.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = run()
         return Recording(output, graph.replay)
 

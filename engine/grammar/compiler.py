@@ -40,8 +40,7 @@ class Compiler:
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher at the beginning of an output.
 
-        Takes milliseconds for most grammars, half a second for schemas of thousands of properties; the first one of
-        all also reads the tokenizer, up to a second.
+        Takes milliseconds for most grammars, half a second for schemas of thousands of properties.
 
         Raises:
             GrammarError: the grammar is wrong or too large, or the library cannot read this tokenizer.
@@ -54,19 +53,28 @@ class Compiler:
             self._compiled.move_to_end(grammar)
         return pristine.deep_copy()
 
+    def read_tokenizer(self) -> LLTokenizer:
+        """The library's view of the tokenizer: up to a second the first time, for vocabularies of a hundred thousand.
+
+        Raises:
+            GrammarError: the library cannot read it, or the model names no end.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        return self._tokenizer
+
     def _compile(self, grammar: str) -> LLMatcher:
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise GrammarError(f"its grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_BYTES} are allowed")
-        if self._tokenizer is None:
-            self._tokenizer = self._read_tokenizer()
+        tokenizer = self.read_tokenizer()
         # Terse errors: the long form would tell a client the state of a parser.
         limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits)
+        matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(" ".join(matcher.get_error().split()))
         return matcher
 
-    def _read_tokenizer(self) -> LLTokenizer:
+    def _load_tokenizer(self) -> LLTokenizer:
         if not self._eos_ids:
             raise GrammarError("the model names no end-of-sequence token, so a structured output could not end")
         path = self._folder / "tokenizer.json"

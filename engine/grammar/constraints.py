@@ -52,6 +52,8 @@ class Constraints:
         self._compiling = ThreadPoolExecutor(1, "grammar-compile")
         self._masking = ThreadPoolExecutor(1, "grammar-mask")
         self._library: LLExecutor | None = None
+        # The first grammar must not wait for it. What fails is said of that grammar.
+        self._compiling.submit(compiler.read_tokenizer)
 
     def __len__(self) -> int:
         return len(self._by_sequence)

@@ -17,6 +17,7 @@ class Grammars:
     def __init__(self, folder: Path, vocabulary_size: int) -> None:
         self._compiler = Compiler(folder, vocabulary_size, read_eos_ids(folder))
         self._thread = ThreadPoolExecutor(1, "grammars")
+        self._thread.submit(self._compiler.read_tokenizer)  # a first request must not wait for it
 
     async def check(self, structure: Structure, grammar: str) -> None:
         """Compile the grammar of a structure.

@@ -172,6 +172,12 @@ def test_every_setting_draws_from_what_the_grammar_leaves(
             assert all(np.isfinite(value) for _, value in entries)
 
 
+def test_the_tokenizer_is_read_before_the_first_grammar_asks_for_it(tiny: Any, open_engine: Any) -> None:
+    constraints = open_engine(tiny)._constraints
+    constraints._compiling.submit(lambda: None).result()
+    assert constraints._compiler._tokenizer is not None
+
+
 def test_nothing_is_followed_any_more_once_sequences_are_released(engine: Any, driver: Any) -> None:
     steps = driver(engine)
     steps.add(1, [11, 12], FREE, GRAMMAR)
