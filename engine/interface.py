@@ -191,7 +191,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Annotated[str, Meta(pattern=r"^(auto|float32|bfloat16|float16)$")] = "auto"
     """auto: float32 on CPU, the checkpoint's own on CUDA."""
-    attention: Annotated[str, Meta(pattern=r"^(auto|cpu_gather|sdpa_gather|xformers_splitk|varlen_paged)$")] = "auto"
+    attention: Annotated[
+        str, Meta(pattern=r"^(auto|cpu_paged|cpu_gather|sdpa_gather|xformers_splitk|varlen_paged)$")
+    ] = "auto"
     kv_block_tokens: Annotated[int, Meta(ge=0)] = 0
     """Tokens in a KV block; 0: 16, with xformers_splitk 64, with varlen_paged 256."""
     kv_pool_tokens: Annotated[int, Meta(ge=0)] = 0

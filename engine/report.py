@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from engine import native
 from engine.config import ModelConfig
 from engine.finding import Finding
 from engine.interface import EngineError, EngineSettings
+from engine.linear import packing
 from engine.load import read_model
 from engine.memory import Free, amount, check_weights, size_pool
 from engine.models.decoder import Decoder
@@ -75,6 +77,10 @@ def _compute(settings: EngineSettings, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "threads", str(num_threads(settings)), "engine.threads" if settings.threads else "one for each core"
         )
+        packed = packing(plan.device.type, plan.dtype)
+        yield Finding("products", "packed weights" if packed.packs else "weights as they are", packed.reason)
+        located = native.locate()
+        yield Finding("kernels", located.variant or "torch's operators", located.reason)
     choice = plan.attention
     yield Finding("attention", choice.name, f"KV blocks of {choice.block_tokens} tokens")
     for name, reason in choice.against.items():

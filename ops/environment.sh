@@ -29,6 +29,8 @@ prepare_environment() { # prepare_environment EXTRAS
     check_pin
     echo "$want" > "$stamp"
   fi
+  # Optional and quick: where there is no compiler it says so, and the engine is only slower.
+  "$python" -m engine.native.make
 }
 
 check_pin() {

@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from engine import native
+from engine.attention.cpu_paged import PagedAttention
 from engine.attention.gather import GatherAttention
 from engine.attention.interface import Attention
 from engine.config import ModelConfig
 from engine.interface import EngineError, EngineSettings
 from engine.kv_cache import KvCache
+from engine.native.kernels import Kernels
 
 
 class Needs(NamedTuple):
@@ -20,7 +23,10 @@ class Needs(NamedTuple):
     block_multiple: int = 1
     dtypes: tuple[torch.dtype, ...] = ()
     head_dims: tuple[int, ...] = ()
+    head_multiple: int = 1
     package: str = ""
+    library: bool = False
+    """The C++ library of `engine.native`."""
 
 
 BACKENDS = {  # in order of preference
@@ -28,6 +34,14 @@ BACKENDS = {  # in order of preference
         "cuda", 64, 64, (torch.bfloat16, torch.float16), (16, 32, 64, 128, 256), package="xformers"
     ),
     "varlen_paged": Needs("cuda", 256, 256, (torch.bfloat16, torch.float16), (32, 64, 96, 128, 192, 256)),
+    "cpu_paged": Needs(
+        "cpu",
+        16,
+        native.MULTIPLE,
+        (torch.float32, torch.bfloat16),
+        head_multiple=native.MULTIPLE,
+        library=True,
+    ),
     "cpu_gather": Needs("cpu", 16),
     "sdpa_gather": Needs("cuda", 16),
 }
@@ -69,6 +83,9 @@ def build(choice: Choice, config: ModelConfig, cache: KvCache) -> Attention:
         from engine.attention.varlen_paged import VarlenAttention  # noqa: PLC0415  only where it is used
 
         return VarlenAttention(config, cache)
+    path = native.locate().path
+    if choice.name == "cpu_paged" and path is not None:
+        return PagedAttention(config, cache, Kernels(path, cache.keys[0].dtype))
     return GatherAttention(choice.name, config, cache)
 
 
@@ -82,11 +99,16 @@ def _obstacle(
         return f"it needs {' or '.join(map(_name, needs.dtypes))}, this is {_name(dtype)}"
     if needs.head_dims and config.head_dim not in needs.head_dims:
         return f"it needs a head_dim of {', '.join(map(str, needs.head_dims))}, this model has {config.head_dim}"
+    if config.head_dim % needs.head_multiple:
+        return f"it needs a head_dim that is a multiple of {needs.head_multiple}, this model has {config.head_dim}"
     block_tokens = settings.kv_block_tokens or needs.default_block_tokens
     if block_tokens % needs.block_multiple:
         return f"it needs kv_block_tokens to be a multiple of {needs.block_multiple}, this is {block_tokens}"
     if needs.package and importlib.util.find_spec(needs.package) is None:
         return f"the package {needs.package} is not installed"
+    if needs.library:
+        located = native.locate()
+        return "" if located.path else located.reason
     return ""
 
 

@@ -66,9 +66,10 @@ class GatherAttention:
         self.cache = cache
         self.device, self.dtype = cache.keys[0].device, cache.keys[0].dtype
         self.groups = config.num_heads // config.num_kv_heads
-        # A CPU's BLAS has other kernels, with other last bits, for fewer query rows than about head_dim / 24. Torch
-        # takes them in tiles of 32 or more, so that a power of two keeps the last tile from being too small.
-        self.row_multiple = max(2, 1 << (config.head_dim // 16 - 1).bit_length()) if self.device.type == "cpu" else 1
+        # A CPU's BLAS has other kernels, with other last bits, for fewer query rows than about head_dim / 24, on some
+        # for fewer than 4. Torch takes them in tiles of 32 or more, so that a power of two keeps the last tile from
+        # being too small.
+        self.row_multiple = max(4, 1 << (config.head_dim // 16 - 1).bit_length()) if self.device.type == "cpu" else 1
         self._buffers: dict[str, Tensor] = {}
 
     def plan(self, rows: Rows) -> StepAttention:
@@ -161,7 +162,9 @@ class _Gathered(NamedTuple):
         backend = self.backend
         keys, values = backend.cache.keys[layer], backend.cache.values[layer]
         kv_heads, head_dim = keys.shape[2:]
-        out = torch.empty_like(query)
+        out = torch.zeros_like(
+            query
+        )  # also tokens that no row has: what an empty tensor holds might be slow to compute with
         for part in self.parts[backend.config.windows[layer]]:
             rows = part.num_rows
             folded = query[part.queries].view(rows, -1, kv_heads, backend.groups, head_dim).permute(0, 2, 3, 1, 4)

@@ -8,7 +8,9 @@ from torch import Tensor
 from engine.attention.interface import StepAttention
 from engine.config import ModelConfig
 from engine.kv_cache import KvCache
-from engine.layers import Linear, Norm, Rotary, gated, load_linear, rotate
+from engine.layers import Norm, Rotary
+from engine.linear import Linear, linear, load_linear, padded_rows
+from engine.operations import HeadNorms, choose_operations
 from engine.weights import Checkpoint
 
 
@@ -17,8 +19,7 @@ class Layer(NamedTuple):
 
     input_norm: Norm
     qkv: Linear
-    query_norm: Norm | None
-    key_norm: Norm | None
+    head_norms: HeadNorms
     attention_out: Linear
     mlp_norm: Norm
     gate_up: Linear
@@ -48,10 +49,12 @@ class Decoder:
         self.layers = [self._load_layer(checkpoint, f"model.layers.{index}") for index in range(config.num_layers)]
         self.norm = Norm(checkpoint.tensor("model.norm.weight", hidden), config.norm_eps)
         if config.tied_embeddings:
+            # Not packed: the embedding needs the weight as it is, and two copies would cost more than they bring.
             self.head = Linear(self.embedding, None)
         else:
-            self.head = Linear(checkpoint.tensor("lm_head.weight", config.vocabulary_size, hidden), None)
+            self.head = linear(checkpoint.tensor("lm_head.weight", config.vocabulary_size, hidden))
         self.rotary = Rotary(config.rope, config.head_dim, positions, checkpoint.dtype, checkpoint.device)
+        self._operations = choose_operations(config, checkpoint.device, checkpoint.dtype)
 
     def _load_layer(self, checkpoint: Checkpoint, prefix: str) -> Layer:
         config = self.config
@@ -67,8 +70,9 @@ class Decoder:
             qkv=load_linear(
                 checkpoint, attention, {"q_proj": queries, "k_proj": kv, "v_proj": kv}, hidden, bias=config.qkv_bias
             ),
-            query_norm=norm("self_attn.q_norm", head_dim) if config.qk_norm else None,
-            key_norm=norm("self_attn.k_norm", head_dim) if config.qk_norm else None,
+            head_norms=(norm("self_attn.q_norm", head_dim), norm("self_attn.k_norm", head_dim))
+            if config.qk_norm
+            else None,
             attention_out=load_linear(checkpoint, attention, {"o_proj": hidden}, queries, bias=config.output_bias),
             mlp_norm=norm("post_attention_layernorm", hidden),
             gate_up=load_linear(checkpoint, mlp, {"gate_proj": inner, "up_proj": inner}, hidden, bias=config.mlp_bias),
@@ -77,28 +81,41 @@ class Decoder:
 
     def forward(self, inputs: Inputs, cache: KvCache, step: StepAttention) -> Tensor:
         """Logits [sampled, vocabulary] of one pass."""
-        return self.logits(self.hidden(inputs.tokens, inputs.positions, inputs.slots, cache, step), inputs.sampled)
+        num_sampled = len(inputs.sampled)
+        if inputs.tokens.device.type == "cpu":
+            inputs = _padded(inputs)
+        hidden = self.hidden(inputs.tokens, inputs.positions, inputs.slots, cache, step)
+        return self.logits(hidden, inputs.sampled)[:num_sampled]
 
     def logits(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """Of the hidden states [tokens, hidden] those at `sampled`: [sampled, vocabulary]."""
-        return self.head(self.norm(hidden[sampled]))
+        return self.head(self._operations.add_norm(hidden[sampled], None, self.norm))
 
     def hidden(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KvCache, step: StepAttention) -> Tensor:
         """What the layers make of the flat batch, [tokens, hidden]; tensors as in `Inputs`.
 
         Keys and values are written before attention reads them.
         """
-        config = self.config
-        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        operations = self._operations
         turns = self.rotary.at(positions)
         x = torch.nn.functional.embedding(tokens, self.embedding)
+        added = None
         for index, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.input_norm(x)).view(len(x), heads + 2 * kv_heads, head_dim)
-            query, key, value = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                query, key = layer.query_norm(query), layer.key_norm(key)
-            cache.write(index, slots, rotate(key, turns), value)
-            attended = step.attend(index, rotate(query, turns))
-            x = x + layer.attention_out(attended.flatten(1))
-            x = x + layer.down(gated(layer.gate_up(layer.mlp_norm(x))))
-        return x
+            qkv = layer.qkv(operations.add_norm(x, added, layer.input_norm))
+            query = operations.place(qkv, layer.head_norms, turns, slots=slots, cache=cache, layer=index)
+            attended = layer.attention_out(step.attend(index, query).flatten(1))
+            gate_up = layer.gate_up(operations.add_norm(x, attended, layer.mlp_norm))
+            added = layer.down(operations.gated(gate_up))
+        return x if added is None else x.add_(added)
+
+
+def _padded(inputs: Inputs) -> Inputs:
+    """With tokens that are written to the scratch block and that no row has, up to a size of batch that is usual."""
+    beyond = padded_rows(len(inputs.tokens)) - len(inputs.tokens)
+    pad = torch.nn.functional.pad
+    return Inputs(
+        pad(inputs.tokens, (0, beyond)),
+        pad(inputs.positions, (0, beyond)),
+        pad(inputs.slots, (0, beyond)),
+        pad(inputs.sampled, (0, padded_rows(len(inputs.sampled)) - len(inputs.sampled))),
+    )

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import native
 from engine.interface import Sampling
 
 OUTPUTS = 40
@@ -76,6 +77,18 @@ def test_logits_of_every_architecture_are_the_same_bits(variant: str, open_engin
     engine = open_engine(variant, kv_pool_tokens=16384)
     logits, _ = traced(engine, 100, 0, 512)
     for mates, chunk, preempted in ((0, 1, False), (0, 7, False), (2, 16, False), (30, 64, True)):
+        others, _ = traced(engine, 100, mates, chunk, preempted=preempted)
+        assert (others == logits).all(), f"{mates} mates, chunks of {chunk}, preempted: {preempted}"
+
+
+def test_logits_are_the_same_bits_without_the_library_of_kernels(
+    open_engine: Any, traced: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "locate", lambda: native.Located(None, "", "not built"))
+    engine = open_engine("qwen3", kv_pool_tokens=16384)
+    assert engine.info.attention == "cpu_gather"
+    logits, _ = traced(engine, 100, 0, 512)
+    for mates, chunk, preempted in ((0, 1, False), (0, 7, False), (30, 64, True)):
         others, _ = traced(engine, 100, mates, chunk, preempted=preempted)
         assert (others == logits).all(), f"{mates} mates, chunks of {chunk}, preempted: {preempted}"
 

@@ -1,10 +1,12 @@
 """Backends are chosen by what they need, and agree with plain attention over the whole context."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine import native
 from engine.attention.interface import Rows
 from engine.config import ModelConfig, Rope
 from engine.interface import EngineError, EngineSettings
@@ -128,7 +130,10 @@ def test_a_run_is_where_nothing_changes() -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "head_dim", "changes", "name", "reasons"),
     [
-        ("cpu", "float32", 64, {}, "cpu_gather", {"xformers_splitk": "cuda device", "sdpa_gather": "cuda device"}),
+        ("cpu", "float32", 64, {}, "cpu_paged", {"xformers_splitk": "cuda device", "sdpa_gather": "cuda device"}),
+        ("cpu", "float16", 64, {}, "cpu_gather", {"cpu_paged": "needs float32 or bfloat16, this is float16"}),
+        ("cpu", "float32", 8, {}, "cpu_gather", {"cpu_paged": "a multiple of 16, this model has 8"}),
+        ("cpu", "float32", 64, {"kv_block_tokens": 8}, "cpu_gather", {"cpu_paged": "a multiple of 16, this is 8"}),
         ("cuda", "float16", 64, {"attention": "varlen_paged"}, "varlen_paged", {"sdpa_gather": "name varlen_paged"}),
         ("cuda", "bfloat16", 96, {}, "varlen_paged", {"xformers_splitk": "this model has 96"}),
         ("cuda", "bfloat16", 64, {}, "xformers_splitk", {"sdpa_gather": "comes first", "cpu_gather": "cpu device"}),
@@ -139,18 +144,35 @@ def test_a_run_is_where_nothing_changes() -> None:
     ],
 )
 def test_the_first_backend_whose_needs_are_met_is_chosen(  # noqa: PLR0917  columns of the table
-    device: str, dtype: str, head_dim: int, changes: dict[str, Any], name: str, reasons: dict[str, str]
+    device: str,
+    dtype: str,
+    head_dim: int,
+    changes: dict[str, Any],
+    name: str,
+    reasons: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
 
     from engine.attention.choice import choose
 
+    monkeypatch.setattr(native, "locate", lambda: native.Located(Path("there.so"), "v", ""))
     choice = choose(EngineSettings(**changes), model(head_dim=head_dim), torch.device(device), getattr(torch, dtype))
     assert choice.name == name
     sizes = {"xformers_splitk": 64, "varlen_paged": 256}
     assert choice.block_tokens == sizes.get(name, changes.get("kv_block_tokens", 16))
-    assert set(choice.against) == {"xformers_splitk", "varlen_paged", "cpu_gather", "sdpa_gather"} - {name}
+    assert set(choice.against) == {"xformers_splitk", "varlen_paged", "cpu_paged", "cpu_gather", "sdpa_gather"} - {name}
     assert all(reason in choice.against[other] for other, reason in reasons.items())
+
+
+def test_without_the_library_of_kernels_a_cpu_gathers_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from engine.attention.choice import choose
+
+    monkeypatch.setattr(native, "locate", lambda: native.Located(None, "", "its library is not built"))
+    choice = choose(EngineSettings(), model(), torch.device("cpu"), torch.float32)
+    assert (choice.name, choice.against["cpu_paged"]) == ("cpu_gather", "its library is not built")
 
 
 def test_a_backend_that_cannot_run_is_refused_with_one_that_can() -> None:
