@@ -1,6 +1,7 @@
 """Outputs keep to their grammar whatever the model would say, and nobody else notices."""
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,34 @@ def test_every_setting_draws_from_what_the_grammar_leaves(
         assert list(document) == ["name", "age", "tags"]
         for entries in steps.logprobs.get(sequence, ()):
             assert all(np.isfinite(value) for _, value in entries)
+
+
+def test_a_forward_pass_does_not_wait_for_the_masks_of_its_rows(
+    engine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.grammar import constraints
+
+    began, seen = threading.Event(), list[bool]()
+    fill, forward = constraints.fill_next_token_bitmask_par, engine._model.forward
+
+    def fill_late(*arguments: Any) -> None:
+        seen.append(began.wait(10))
+        began.clear()
+        fill(*arguments)
+
+    def watched(*arguments: Any) -> Any:
+        if steps.outputs[1]:
+            began.set()
+        return forward(*arguments)
+
+    steps = driver(engine)
+    monkeypatch.setattr(constraints, "fill_next_token_bitmask_par", fill_late)
+    monkeypatch.setattr(engine._model, "forward", watched)
+    steps.add(1, [11, 12], Sampling(temperature=1.0, seed=4), GRAMMAR)
+    steps.run(6, 64)
+    began.set()  # the last mask has no pass to go beside
+    engine.forget([1])
+    assert seen[:5] == [True] * 5
 
 
 def test_the_tokenizer_is_read_before_the_first_grammar_asks_for_it(tiny: Any, open_engine: Any) -> None:

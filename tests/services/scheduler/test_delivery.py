@@ -49,7 +49,9 @@ def sequences() -> Sequences:
     held = Sequences()
     for gateway in GATEWAYS:
         prompt = np.array([1, 2, 3], np.int32).tobytes()
-        submit = Submit(request(gateway), "t", "free", prompt, 10, [Sampling(seed=1), Sampling(seed=2)])
+        submit = Submit(
+            request(gateway), "t", "free", prompt, 10, [Sampling(seed=1), Sampling(seed=2)], grammar="start: /a/"
+        )
         held.add(Dispatch(submit, "free", 0.0, gateway), now_ns=5)
     return held
 
@@ -193,6 +195,7 @@ async def test_a_sequence_starts_again_with_its_prompt_and_the_tokens_delivered(
     starts = [sequences.start(first, 0), sequences.start(first + 1, 0)]
     assert [np.frombuffer(start.tokens, np.int32).tolist() for start in starts] == [[1, 2, 3], [1, 2, 3, 11]]
     assert [(start.num_prompt_tokens, start.sampling.seed) for start in starts] == [(3, 1), (3, 2)]
+    assert {start.grammar for start in starts} == {"start: /a/"}
     sequences.remove(first)
     assert first not in sequences
     assert list(sequences.by_id) == [request(9), request(9, 1)]
