@@ -22,6 +22,7 @@ from services.errors import RequestError
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.grammars import Grammars
+from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import Shape
 from services.gateway.streams import Answer, StreamedAnswer
@@ -209,6 +210,7 @@ class Api:
     def _check(self, body: Body, num_prompts: int) -> None:
         """What can be said before anything is tokenised."""
         self._check_model(body.model)
+        body.check_tokens(self._tokenizer.vocabulary_size)
         if num_prompts > self._http.max_prompts:
             message = f"prompt: {num_prompts} prompts in one request; at most {self._http.max_prompts} are allowed"
             raise RequestError("invalid_value", message, param="prompt")
@@ -257,6 +259,7 @@ class Api:
             model=self._model,
             include_usage=body.include_usage,
             calls=bool(structure.callable_tools),
+            logprobs=None if body.num_logprobs is None else (ChatForm if chat else CompletionForm)(self._tokenizer),
         )
         prompt_tokens = sum(map(len, prompts))
         answer: Answer
@@ -293,7 +296,7 @@ class Api:
                 tenant=tenant.name,
                 tier=tenant.tier,
                 prompt=array("i", prompt).tobytes(),
-                max_output_tokens=self._room(len(prompt), body.maximum),
+                max_output_tokens=self._room(len(prompt), body),
                 sampling=body.sampling(seed, index * body.choices),
                 weight=tenant.weight,
                 project=key.project,
@@ -308,8 +311,9 @@ class Api:
             for index, prompt in enumerate(prompts)
         ]
 
-    def _room(self, prompt_tokens: int, asked: int | None) -> int:
+    def _room(self, prompt_tokens: int, body: ChatBody | CompletionBody) -> int:
         """Output tokens that a request may make."""
+        asked = body.maximum
         capacity = self._backend.capacity
         limit = self._tokenizer.max_sequence_tokens
         limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
@@ -319,7 +323,9 @@ class Api:
             wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
             message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"
             raise RequestError("context_length_exceeded", message)
-        return asked or limit - prompt_tokens
+        room = asked or limit - prompt_tokens
+        body.check_room(room)
+        return room
 
     async def _collect(self, answer: Answer) -> web.StreamResponse:
         while not answer.done:
