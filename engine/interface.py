@@ -11,6 +11,10 @@ MAX_LOGPROBS = 20
 """Most alternatives whose log-probabilities can be asked for at each position."""
 
 
+POOLINGS = ("mean", "last")
+"""How hidden states after the final norm become an embedding: the mean of all tokens, or that of the last token."""
+
+
 class Sampling(msgspec.Struct, omit_defaults=True):
     """How a sequence's next token is chosen. `temperature` 0 is greedy; `engine.sampling` says in which order.
 
@@ -53,6 +57,8 @@ class SequenceStart(msgspec.Struct):
     sampling: Sampling
     grammar: str = ""
     """What the output's text must keep to, as `engine.grammar.lark` writes it; empty: anything."""
+    pooling: str = ""
+    """One of `POOLINGS`: the vector that the step which ends the prompt gives; empty: none."""
 
 
 NO_BLOCKS: NDArray[np.int32] = np.empty(0, np.int32)
@@ -122,6 +128,8 @@ class StepOutput(msgspec.Struct):
     """Sequences that cannot go on, and why: their tokens mean nothing, those of the other rows are right."""
     logprobs: Logprobs | None = None
     """None: no row asked for any."""
+    vectors: dict[int, NDArray[np.float32]] = {}
+    """Embeddings [hidden] of the sequences that asked for one and whose prompt ended in this step."""
 
 
 class EngineInfo(msgspec.Struct):

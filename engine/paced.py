@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from engine.interface import EngineInfo, EngineSettings, Logprobs, Sampling, Step, StepOutput
 
 NUM_BLOCKS = 2**20
+NO_EMBEDDINGS = "the paced engine computes nothing and has no embeddings"
 NO_GRAMMARS = "the paced engine samples at random and keeps to no grammar"
 GONE = Sampling()
 """Of sequences that ended meanwhile: their tokens mean nothing."""
@@ -58,6 +59,7 @@ class PacedEngine:
         self.forget(step.released)
         self._samplings.update((start.sequence, start.sampling) for start in step.starts)
         self._failed.update((start.sequence, NO_GRAMMARS) for start in step.starts if start.grammar)
+        self._failed.update((start.sequence, NO_EMBEDDINGS) for start in step.starts if start.pooling)
         sequences = step.sequences[step.samples].tolist()
         samplings = [self._samplings.get(sequence, GONE) for sequence in sequences]
         seeds = np.array([sampling.seed for sampling in samplings], np.int64)

@@ -19,6 +19,7 @@ from engine.graphs import DecodeGraphs
 from engine.interface import EngineError, EngineInfo, Step, StepOutput
 from engine.kv_cache import KvCache
 from engine.models.decoder import Decoder, Inputs
+from engine.pooling import NONE, Pooled, Pools
 from engine.sampling.draw import sample
 from engine.sampling.logprobs import flat
 from engine.sampling.slots import Endings
@@ -50,6 +51,7 @@ class TorchEngine:
         self._attention = attention
         self._constraints = constraints
         self._graphs = graphs
+        self._pools = Pools()
         self._device = cache.keys[0].device
         max_blocks = -(-info.max_sequence_tokens // info.block_tokens) + 1
         self._sequences = Sequences(max_blocks, info.vocabulary_size, eos_ids, self._device)
@@ -68,6 +70,7 @@ class TorchEngine:
         for start in step.starts:
             sequences.start(start)
             self._constraints.start(start)
+            self._pools.start(start)
         slots = sequences.slots(step.sequences)
         sequences.append_blocks(slots, step.num_new_blocks, step.new_blocks)
         num_padding = self._num_padding(step)
@@ -76,19 +79,21 @@ class TorchEngine:
         if len(step.copies):
             self._cache.copy(step.copied, step.copies)
         if not len(slots):
-            self._launched.append(_Launched(step.step, launched_ns, _nothing(sequences.sampling.endings(slots))))
+            self._launched.append(_Launched(step.step, launched_ns, _nothing(sequences.sampling.endings(slots)), NONE))
             return
         samples = np.flatnonzero(step.samples)
         inputs = self._inputs(rows, rows.last_token_of_row[samples])
+        flat_batch = inputs.tokens, inputs.positions, inputs.slots
         if self._graphs is None or num_padding is None:
-            logits = self._model.forward(inputs, self._cache, self._attention.plan(self._attention_rows(rows)))
+            plan = self._attention.plan(self._attention_rows(rows))
+            hidden = self._model.hidden(*flat_batch, self._cache, plan)
         else:
-            decodes = inputs.tokens, inputs.positions, inputs.slots
-            hidden = self._graphs.decode(*decodes, self._attention_rows(rows))
-            logits = self._model.logits(hidden, inputs.sampled)
+            hidden = self._graphs.decode(*flat_batch, self._attention_rows(rows))
+        pooled = self._pools.gather(step, rows.last_token_of_row, lambda: self._model.norm(hidden))
+        logits = self._model.logits(hidden, inputs.sampled)
         positions = (step.positions + step.num_tokens)[samples]
         sampled = self._sample(logits, step.sequences[samples], slots[samples], positions)
-        self._launched.append(_Launched(step.step, launched_ns, sampled))
+        self._launched.append(_Launched(step.step, launched_ns, sampled, pooled))
 
     def collect(self) -> StepOutput:
         """As `Engine.collect`."""
@@ -104,14 +109,16 @@ class TorchEngine:
             ended=sampled.endings.of(tokens),
             launched_ns=launched.launched_ns,
             computed_ns=sampled.copy.computed_ns or time.monotonic_ns(),
-            failed=sampled.failed,
+            failed=sampled.failed | launched.pooled.failed,
             logprobs=None if num_entries is None else flat(num_entries, *sampled.copy.entries),
+            vectors={sequence: vector.cpu().numpy() for sequence, vector in launched.pooled.vectors.items()},
         )
 
     def forget(self, sequences: list[int]) -> None:
         """As `Engine.forget`."""
         self._sequences.release(sequences)
         self._constraints.release(sequences)
+        self._pools.release(sequences)
 
     def _sample(
         self, logits: Tensor, ids: NDArray[np.int64], slots: NDArray[np.int64], positions: NDArray[np.int32]
@@ -208,6 +215,7 @@ class _Launched(NamedTuple):
     step: int
     launched_ns: int
     sampled: _Sampled
+    pooled: Pooled
 
 
 class _Arranged(NamedTuple):

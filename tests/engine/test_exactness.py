@@ -23,10 +23,10 @@ def traced(driver: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def trace(engine: Any, length: int, mates: int, chunk: int, *, preempted: bool = False) -> Any:
         seen: dict[int, Any] = {}
-        forward = engine._model.forward
+        head = engine._model.logits
 
-        def watched(inputs: Any, cache: Any, step: Any) -> Any:
-            logits = forward(inputs, cache, step)
+        def watched(hidden: Any, sampled: Any) -> Any:
+            logits = head(hidden, sampled)
             rows = [s for s, num_tokens in planned[-1].items() if run.known(s) <= before[-1][s] + num_tokens]
             if 0 in rows:
                 seen[len(run.outputs[0])] = logits[rows.index(0)].clone()
@@ -48,7 +48,7 @@ def traced(driver: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         for mate, tokens in enumerate(lengths, 1):
             run.add(mate, prompt(tokens, mate), Sampling(temperature=mate % 2, seed=mate, ignore_eos=True))
         with monkeypatch.context() as patch:
-            patch.setattr(engine._model, "forward", watched)
+            patch.setattr(engine._model, "logits", watched)
             for _ in range(2 if preempted else 0):
                 run.run(len(run.outputs[0]) + 11, chunk, max_prefills=4)
                 run.preempt(0)

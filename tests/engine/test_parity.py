@@ -212,10 +212,10 @@ def test_tokens_and_logprobs_are_those_of_transformers_whatever_the_scheduler_do
     engine = open_engine(folder, kv_pool_tokens=4096)
     scheduler = RandomScheduler(engine, prompts(), seed=VARIANTS.index(variant))
     launched: list[Any] = []
-    forward = engine._model.forward
+    head = engine._model.logits
 
     def watched(*arguments: Any) -> Any:
-        launched.append(forward(*arguments))
+        launched.append(head(*arguments))
         return launched[-1]
 
     seen: dict[tuple[int, int], Any] = {}
@@ -227,7 +227,7 @@ def test_tokens_and_logprobs_are_those_of_transformers_whatever_the_scheduler_do
             seen[number, len(scheduler.sequences[number].outputs)] = logits.clone()
         collect()
 
-    monkeypatch.setattr(engine._model, "forward", watched)
+    monkeypatch.setattr(engine._model, "logits", watched)
     monkeypatch.setattr(scheduler, "_collect", noted)
     scheduler.run()
     num_ties = 0
@@ -255,14 +255,14 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own(
     engine = open_engine(folder, dtype="bfloat16")
     sequences = prompts()[:16]
     seen: list[Any] = []
-    forward = engine._model.forward
+    head = engine._model.logits
 
-    def watched(inputs: Any, *others: Any) -> Any:
-        every = forward(inputs._replace(sampled=torch.arange(len(inputs.tokens))), *others)
+    def watched(hidden: Any, sampled: Any) -> Any:
+        every = head(hidden, torch.arange(len(hidden)))
         seen.append(every)
-        return every[inputs.sampled]
+        return every[sampled]
 
-    monkeypatch.setattr(engine._model, "forward", watched)
+    monkeypatch.setattr(engine._model, "logits", watched)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     exact, theirs = (torch.cat(list(reference_logits(each, sequences))) for each in (model, rounded))
     for sequence, tokens in enumerate(sequences):
