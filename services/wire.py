@@ -77,6 +77,8 @@ class Submit(Message, tag="submit"):
     shares_prefix: bool = True
     """False: every token is computed for this request, and nobody else may use what was (all its hidden states are
     wanted)."""
+    pooling: str = ""
+    """An embedding is wanted (`engine.interface.POOLINGS`): one choice, whose only token is neither shown nor paid."""
 
 
 class Dispatch(Message, tag="dispatch"):
@@ -187,6 +189,8 @@ class TokenFrame(Message, tag="tokens"):
     """None: no row asked for any."""
     prefix_hits: list[tuple[int, int]] = []
     """(request, prompt tokens that it found in the prefix cache), with the first token of its first choice."""
+    vectors: dict[int, bytes] = {}
+    """Embeddings of these sequences, float32 little-endian."""
 
 
 class RequestEnded(Message, tag="ended"):
@@ -260,6 +264,8 @@ class StepResult(Message, tag="step_result"):
     """As in `StepOutput`."""
     logprobs: LogprobColumns | None = None
     """None: no row asked for any."""
+    vectors: dict[int, bytes] = {}
+    """As in `StepOutput`, float32 little-endian."""
 
 
 class StepFailed(Message, tag="step_failed"):

@@ -174,7 +174,7 @@ class AdmissionService:
                 tenant=submit.tenant,
                 tier=submit.tier,
                 prompt_tokens=len(submit.prompt) // INT32_BYTES,
-                max_output_tokens=submit.max_output_tokens,
+                max_output_tokens=0 if submit.pooling else submit.max_output_tokens,
                 num_choices=len(submit.sampling),
                 weight=submit.weight,
                 project=submit.project,

@@ -209,6 +209,7 @@ class Executor:
                 returned_ns=time.monotonic_ns(),
                 failed=output.failed,
                 logprobs=LogprobColumns.pack(output.logprobs),
+                vectors={sequence: vector.tobytes() for sequence, vector in output.vectors.items()},
             )
         )
 

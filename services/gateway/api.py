@@ -9,20 +9,20 @@ import re
 import secrets
 import time
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
+from services.gateway.embeddings import EmbeddingAnswer, EmbeddingBody, read_embedding
 from services.gateway.grammars import Grammars
-from services.gateway.logprobs import ChatForm, CompletionForm
+from services.gateway.prompts import Prompts
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import Shape
 from services.gateway.streams import Answer, StreamedAnswer
@@ -32,8 +32,6 @@ from services.wire import Submit
 
 JSON = "application/json"
 TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-BACKGROUND_CHARACTERS = 16 * 2**10
-"""Prompts longer than this are tokenised in a thread: in the loop they would make every stream wait."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,6 +54,7 @@ class Api:
         self._http = http
         self._model = model
         self._tokenizer = tokenizer
+        self._prompts = Prompts(tokenizer)
         self._grammars = grammars
         self._keys = keys
         self._backend = backend
@@ -70,6 +69,7 @@ class Api:
             [
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/completions", self._complete),
+                web.post("/v1/embeddings", self._embed),
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._one_model),
                 web.get("/v1/fairlead/policy", self._policy),
@@ -172,10 +172,7 @@ class Api:
         messages = [message.for_template() for message in body.messages]
         tools = structure.for_template()
         size = sum(len(message["content"]) for message in messages) + len(tools) * len(grammar)
-        try:
-            prompt = await self._in_background(size, lambda: self._tokenizer.encode_chat(messages, tools))
-        except EngineError as error:
-            raise RequestError("invalid_value", f"messages: {error}", param="messages") from error
+        prompt = await self._prompts.chat(messages, tools, size)
         return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
@@ -184,9 +181,23 @@ class Api:
         body = read_completion(await self._body(request))
         given = body.prompts
         self._check(body, len(given))
-        size = sum(len(each) for each in given if isinstance(each, str))
-        prompts = await self._in_background(size, lambda: [self._tokens(each) for each in given])
+        prompts = await self._prompts.each(given, "prompt")
         return await self._answer(request, caller, body, prompts, received_ns)
+
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
+        received_ns = time.monotonic_ns()
+        caller = self._caller(request)
+        body = read_embedding(await self._body(request))
+        given = body.inputs
+        self._check_room(body.model, len(given), "input")
+        inputs = await self._prompts.each(given, "input")
+        self._backend.check_open()
+        submits = self._submits(request, caller, body, inputs, received_ns, pooling=body.pooling)
+        shape = Shape(
+            chat=False, answer_id=_new_id("embd"), created=int(time.time()), model=self._model, include_usage=False
+        )
+        answer = EmbeddingAnswer(shape, sum(map(len, inputs)), body.encoding_format or "float")
+        return await self._serve(submits, answer, [], self._collect(answer))
 
     def _caller(self, request: web.Request) -> tuple[Tenant, HashedKey]:
         return self._keys.find(request.headers.get("authorization", ""))
@@ -209,14 +220,17 @@ class Api:
 
     def _check(self, body: Body, num_prompts: int) -> None:
         """What can be said before anything is tokenised."""
-        self._check_model(body.model)
-        body.check_tokens(self._tokenizer.vocabulary_size)
-        if num_prompts > self._http.max_prompts:
-            message = f"prompt: {num_prompts} prompts in one request; at most {self._http.max_prompts} are allowed"
-            raise RequestError("invalid_value", message, param="prompt")
+        self._check_room(body.model, num_prompts, "prompt")
         if body.choices > self._http.max_choices:
             message = f"n: {body.choices} choices asked for; at most {self._http.max_choices} are allowed"
             raise RequestError("invalid_value", message, param="n")
+
+    def _check_room(self, model: str, num_prompts: int, name: str) -> None:
+        """The model is there, takes so many of the parameter `name` and is open."""
+        self._check_model(model)
+        if num_prompts > self._http.max_prompts:
+            message = f"{name}: {num_prompts} {name}s in one request; at most {self._http.max_prompts} are allowed"
+            raise RequestError("invalid_value", message, param=name)
         if self.draining:
             raise RequestError("draining", "this gateway is shutting down; try again elsewhere or in a moment")
         self._backend.check_open()
@@ -225,19 +239,6 @@ class Api:
         if model != self._model:
             message = f'the model "{model}" does not exist here; the model here is "{self._model}"'
             raise RequestError("model_not_found", message, param="model")
-
-    async def _in_background(self, size: int, work: Callable[[], Any]) -> Any:
-        return work() if size < BACKGROUND_CHARACTERS else await asyncio.to_thread(work)
-
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return self._tokenizer.encode(prompt)
-        size = self._tokenizer.vocabulary_size
-        wrong = next((token for token in prompt if not 0 <= token < size), None)
-        if wrong is not None:
-            message = f"prompt: token id {wrong} is not in the model's vocabulary of {size}"
-            raise RequestError("invalid_value", message, param="prompt")
-        return prompt
 
     async def _answer(
         self,
@@ -259,7 +260,6 @@ class Api:
             model=self._model,
             include_usage=body.include_usage,
             calls=bool(structure.callable_tools),
-            logprobs=None if body.num_logprobs is None else (ChatForm if chat else CompletionForm)(self._tokenizer),
         )
         prompt_tokens = sum(map(len, prompts))
         answer: Answer
@@ -269,7 +269,16 @@ class Api:
         else:
             answer = Answer(shape, prompt_tokens)
             serve = self._collect(answer)
-        self._backend.submit(submits, answer, body.stops)
+        return await self._serve(submits, answer, body.stops, serve)
+
+    async def _serve(
+        self,
+        submits: list[Submit],
+        answer: Answer,
+        stops: list[str],
+        serve: Coroutine[Any, Any, web.StreamResponse],
+    ) -> web.StreamResponse:
+        self._backend.submit(submits, answer, stops)
         try:
             return await serve
         finally:
@@ -280,11 +289,12 @@ class Api:
         self,
         request: web.Request,
         caller: tuple[Tenant, HashedKey],
-        body: ChatBody | CompletionBody,
+        body: ChatBody | CompletionBody | EmbeddingBody,
         prompts: list[list[int]],
         received_ns: int,
         *,
-        grammar: str,
+        grammar: str = "",
+        pooling: str = "",
     ) -> list[Submit]:
         tenant, key = caller
         traceparent = request.headers.get("traceparent", "")
@@ -296,7 +306,7 @@ class Api:
                 tenant=tenant.name,
                 tier=tenant.tier,
                 prompt=array("i", prompt).tobytes(),
-                max_output_tokens=self._room(len(prompt), body),
+                max_output_tokens=self._room(len(prompt), body.maximum),
                 sampling=body.sampling(seed, index * body.choices),
                 weight=tenant.weight,
                 project=key.project,
@@ -307,25 +317,22 @@ class Api:
                 tokenized_ns=tokenized_ns,
                 traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else "",
                 grammar=grammar,
+                shares_prefix=pooling != "mean",  # which needs every token computed for it
+                pooling=pooling,
             )
             for index, prompt in enumerate(prompts)
         ]
 
-    def _room(self, prompt_tokens: int, body: ChatBody | CompletionBody) -> int:
+    def _room(self, prompt_tokens: int, asked: int | None) -> int:
         """Output tokens that a request may make."""
-        asked = body.maximum
         capacity = self._backend.capacity
         limit = self._tokenizer.max_sequence_tokens
         limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
-        if prompt_tokens == 0:
-            raise RequestError("invalid_value", "the prompt is empty: it must have at least one token", param="prompt")
         if prompt_tokens + (asked or 1) > limit:
             wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
             message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"
             raise RequestError("context_length_exceeded", message)
-        room = asked or limit - prompt_tokens
-        body.check_room(room)
-        return room
+        return asked or limit - prompt_tokens
 
     async def _collect(self, answer: Answer) -> web.StreamResponse:
         while not answer.done:

@@ -30,6 +30,7 @@ class Delivery:
         self._logprobs = None if step.logprobs is None else step.logprobs.of(command.rows)
         self.prefix_hits: list[tuple[int, int]] = []
         """As in `services.wire.TokenFrame`."""
+        self._vectors = step.result.vectors
         ready_ns = []
         computed_ns = step.result.computed_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
@@ -54,6 +55,11 @@ class Delivery:
             hits = [hit for hit in self.prefix_hits if hit[0] >> GATEWAY_SHIFT == gateway]
             yield gateway, self._frame(rows, logprobs, hits)
 
+    @property
+    def charged(self) -> Int64Array:
+        """Sequences whose token counts as output: of those that wanted an embedding it is not."""
+        return self.ids[~np.isin(self.ids, list(self._vectors))] if self._vectors else self.ids
+
     def _frame(
         self, rows: "slice | NDArray[np.intp]", logprobs: Logprobs | None, prefix_hits: list[tuple[int, int]]
     ) -> TokenFrame:
@@ -74,4 +80,9 @@ class Delivery:
             num_decode_tokens=plan.num_decode_tokens,
             logprobs=LogprobColumns.pack(logprobs),
             prefix_hits=prefix_hits,
+            vectors=_those_of(self.ids[rows], self._vectors),
         )
+
+
+def _those_of(sequences: Int64Array, vectors: dict[int, bytes]) -> dict[int, bytes]:
+    return {sequence: vectors[sequence] for sequence in sequences.tolist() if sequence in vectors} if vectors else {}

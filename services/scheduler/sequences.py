@@ -31,6 +31,8 @@ class Sequence:
     """What its output keeps to; empty: anything."""
     keys: PrefixKeys | None
     """None: it shares nothing."""
+    pooling: str = ""
+    """What its prompt becomes; empty: it is for its output's sake."""
     num_cached: int | None = None
     """Tokens that its first start found in the prefix cache; None before that."""
 
@@ -60,7 +62,7 @@ class Sequences:
         for choice, sampling in enumerate(submit.sampling):
             own_keys = None if keys is None else keys.copy()
             self.by_id[submit.request + choice] = Sequence(
-                submit.prompt, sampling, now_ns, array("i"), submit.grammar, own_keys
+                submit.prompt, sampling, now_ns, array("i"), submit.grammar, own_keys, submit.pooling
             )
         return prompt_keys
 
@@ -75,6 +77,7 @@ class Sequences:
             num_prompt_tokens=len(held.prompt) // INT32_BYTES,
             sampling=held.sampling,
             grammar=held.grammar,
+            pooling=held.pooling,
         )
 
     def keys_reached(self, sequences: NDArray[np.int64], ends: NDArray[np.int32]) -> list[tuple[int, bytes]]:

@@ -279,12 +279,14 @@ class SchedulerService:
             gateway = self._gateways.get(number)
             if gateway is not None:
                 gateway.send(frame)
-        if self._admission is not None:
-            self._admission.send(Usage(delivery.ids.tobytes(), delivery.prefix_hits))
+        charged = delivery.charged
+        if self._admission is not None and (len(charged) or delivery.prefix_hits):
+            self._admission.send(Usage(charged.tobytes(), delivery.prefix_hits))
 
     def _finish(self, command: Finish) -> None:
+        output_tokens = 0 if self._sequences.by_id[command.request].pooling else command.output_tokens
         self._sequences.remove(command.request)
-        ended = RequestEnded(command.request, command.outcome, command.output_tokens, command.code, command.message)
+        ended = RequestEnded(command.request, command.outcome, output_tokens, command.code, command.message)
         gateway = self._gateways.get(command.request >> 32)
         for stream in (gateway, self._admission):
             if stream is not None:

@@ -353,3 +353,14 @@ def test_the_meter_reads_gap_bound_and_jain() -> None:
     assert (desk.core.gap, desk.core.bound) == (2.0, 800.0)
     assert desk.core.gap_ratio == 2 / 800
     assert 0.999 < desk.core.jain < 1.0
+
+
+def test_a_request_without_output_costs_its_prompt() -> None:
+    desk, other = Desk(), Desk()
+    assert released(desk.arrive(1, prompt=100, output=0)) == [1]
+    desk.tell(TokensProduced([]))
+    assert Settle(1, "acme", 100, 0, "finished") in desk.finish(1, 0)
+    other.arrive(1, prompt=100, output=1)
+    assert desk.counter("acme") == other.counter("acme") > 0
+    other.tell(TokensProduced([1]))
+    assert desk.counter("acme") < other.counter("acme")

@@ -145,6 +145,20 @@ async def test_log_probabilities_of_another_number_of_rows_are_an_error(executor
         executor.finish(ended)
 
 
+async def test_vectors_go_to_their_gateways_and_their_tokens_are_not_charged(executor, sequences) -> None:
+    first, second = (request(gateway) for gateway in GATEWAYS)
+    executor.start(StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [])
+    returned = result(1, [10, 20, 11], launched_ns=50, computed_ns=100)
+    returned.vectors = {second: b"second", first + 1: b"first", 99: b"cancelled meanwhile"}
+    step, _ = executor.finish(returned)
+    delivery = Delivery(Deliver(4, 1, np.array([0, 1, 2], np.int32), np.array([0, 2, 2], np.int8)), step, sequences)
+    assert {gateway: frame.vectors for gateway, frame in delivery.frames()} == {
+        3: {first + 1: b"first"},
+        9: {second: b"second"},
+    }
+    assert delivery.charged.tolist() == [first]
+
+
 async def test_a_token_was_ready_when_the_one_before_was_computed(executor, sequences) -> None:
     first = request(GATEWAYS[0])
     ready = []
