@@ -6,6 +6,7 @@ writes the same bytes (the floor), and FastAPI on uvicorn with a queue for each 
 each token. CPU is user + system time of the server process between warm-up and the last paced frame.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -57,7 +58,7 @@ class Server(Protocol):
         """One token for each stream; with the last they end."""
 
 
-def run(rounds: int) -> list[Row]:
+def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure both references; figures are microseconds of CPU for a token."""
     with (
         tempfile.TemporaryDirectory(prefix="fairlead-bench-") as folder,
@@ -66,8 +67,8 @@ def run(rounds: int) -> list[Row]:
     ):
         bench = Bench(Path(folder), runner, stack)
         ours, floor, peer = bench.gateway(), bench.peer("raw"), bench.peer("fastapi")
-        against_floor = interleave(lambda: bench.round(ours), lambda: bench.round(floor), rounds=rounds)
-        against_peer = interleave(lambda: bench.round(ours), lambda: bench.round(peer), rounds=rounds)
+        against_floor = interleave(lambda: bench.round(ours), lambda: bench.round(floor), rounds=arguments.rounds)
+        against_peer = interleave(lambda: bench.round(ours), lambda: bench.round(peer), rounds=arguments.rounds)
     unit = "us CPU per token"
     return [
         at_most("gateway_cpu_per_token_vs_raw", unit, against_floor, must=1.5, stretch=1.2),

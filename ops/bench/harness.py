@@ -7,13 +7,23 @@ median of the per-round ratios. A figure whose rounds spread by more than 20 % i
 import argparse
 import importlib
 import os
+import platform
+import re
+import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 BENCHMARKS = {
+    "engine": "the engine's throughput, against what the device can do and against other engines",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "scheduler": "time of one step plan, against a heap and a loop",
     "slow-reader": "token gaps of fast readers beside a slow one",
@@ -22,6 +32,10 @@ BENCHMARKS = {
 """Name -> what it measures; `slow-reader` lives in ops/bench/slow_reader.py."""
 
 NOISY_SPREAD = 0.2
+
+
+class UnmeasurableError(Exception):
+    """This machine lacks what a benchmark needs; the sentence says what."""
 
 
 class Paired(msgspec.Struct, frozen=True):
@@ -95,20 +109,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=sorted(BENCHMARKS), help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, at least 5 for a figure to quote")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows there, with date and hardware")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="engine: where it runs")
+    parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one benchmark; the exit status is 1 when a row misses its `must`."""
+    """Run one benchmark; the exit status is 1 when a row misses its `must`, 2 when nothing could be measured."""
     if args.rounds < 2:
         print("bench: --rounds must be at least 2: a median needs rounds", file=sys.stderr)
         return 2
     module = importlib.import_module(f"ops.bench.{args.name.replace('-', '_')}")
-    rows: list[Row] = module.run(args.rounds)
+    try:
+        rows: list[Row] = module.run(args)
+    except UnmeasurableError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(_record(rows)), indent=2) + b"\n")
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
     else:
         print(_table(rows))
     return 0 if all(row.ok for row in rows) else 1
+
+
+def _record(rows: list[Row]) -> dict[str, Any]:
+    """Rows, and what one must know to measure them again."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    libraries = ("torch", "transformers", "xformers", "triton", "numpy", "msgspec", "aiohttp")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["fairlead", *sys.argv[1:]]),
+        "revision": revision.stdout.strip(),
+        "hardware": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "gpus": _gpus()},
+        "versions": {"python": platform.python_version(), **_versions(libraries)},
+        "rows": rows,
+    }
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Name, driver and memory of each, as the driver says them; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    installed = {distribution.name: distribution.version for distribution in metadata.distributions()}
+    return {name: installed[name] for name in libraries if name in installed}
 
 
 def _row(metric: str, unit: str, paired: Paired, must: float, stretch: float, *, ok: bool) -> Row:

@@ -7,6 +7,7 @@ in a Python loop that reads and renews a deadline, and one pop and push on a hea
 this process.
 """
 
+import argparse
 import gc
 import time
 from collections.abc import Callable
@@ -119,15 +120,15 @@ class HeapAndLoop:
         heappush(self._waiting, (key + NUM_WAITING, index))
 
 
-def run(rounds: int) -> list[Row]:
+def run(arguments: argparse.Namespace) -> list[Row]:
     """A step plan against the reference, and against itself with a hundred times as many waiting."""
 
     def microseconds(run_once: Callable[[], float]) -> Callable[[], float]:
         return lambda: run_once() * 1e6
 
     reference = microseconds(HeapAndLoop().run)
-    usual = interleave(microseconds(Cycle(NUM_WAITING).run), reference, rounds=rounds)
-    growth: Paired = interleave(microseconds(Cycle(MANY).run), microseconds(Cycle(FEW).run), rounds=rounds)
+    usual = interleave(microseconds(Cycle(NUM_WAITING).run), reference, rounds=arguments.rounds)
+    growth: Paired = interleave(microseconds(Cycle(MANY).run), microseconds(Cycle(FEW).run), rounds=arguments.rounds)
     return [
         at_most("plan against heap and loop", "us", usual, must=2.0, stretch=0.6),
         at_most("plan, 100,000 waiting against 1,000", "us", growth, must=1.5, stretch=1.2),

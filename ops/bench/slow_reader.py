@@ -5,6 +5,7 @@ a round is the 99th percentile of all gaps between successive arrivals of text a
 slow reader fills its kernel buffers, so that its text is held back; each fast reader must get every token.
 """
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -40,14 +41,14 @@ START_S = 60.0
 ROUND_S = 60.0
 
 
-def run(rounds: int) -> list[Row]:
+def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure; figures are milliseconds."""
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as folder, contextlib.ExitStack() as stack:
         port, key = _start(Path(folder), stack)
         paired = interleave(
             lambda: uvloop.run(_round(port, key, slow=True)),
             lambda: uvloop.run(_round(port, key, slow=False)),
-            rounds=rounds,
+            rounds=arguments.rounds,
         )
     return [at_most("fast_readers_p99_tbt_beside_a_slow_one", "ms", paired, must=1.5, stretch=1.1)]
 

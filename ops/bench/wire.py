@@ -4,6 +4,7 @@ Reference of the round trip: two processes playing ping-pong with the same frame
 Python can do. Reference of the codec: the same tokens as a list of msgspec row structs, one object a token.
 """
 
+import argparse
 import asyncio
 import multiprocessing
 import os
@@ -31,12 +32,12 @@ PING = Cancel(request=(1 << 40) + 7)
 """A small message, as the services send between steps."""
 
 
-def run(rounds: int) -> list[Row]:
+def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure both; figures are seconds. Client and server are pinned, each to its own core where there are two."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
     try:
-        return _measure(rounds)
+        return _measure(arguments.rounds)
     finally:
         os.sched_setaffinity(0, cores)
 
