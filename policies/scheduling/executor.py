@@ -246,16 +246,16 @@ class Executor:
         for sequence_id, new_keys in keys:
             sequence = self.routed.get(sequence_id)
             if sequence is not None and sequence.prefix is not None:
-                known = sequence.prefix.num_tokens
-                sequence.prefix.extend(new_keys)
-                self._publish(sequence, known, sequence.prefix.num_tokens)
+                self._publish(sequence, *sequence.prefix.extend(new_keys))
         for sequence, first, last in step.filled:
             self._publish(sequence, first, last)
 
     def _publish(self, sequence: Sequence, first: int, last: int) -> None:
         # Whoever lost its blocks since the step was planned cannot share them.
-        if sequence.life.state in HOLDS_BLOCKS:
-            self._wake(self.sharing.publish(sequence, self.blocks_of(sequence), first, last))
+        if sequence.slot is not None and sequence.life.state in HOLDS_BLOCKS:
+            woken = self.sharing.publish(sequence, self.columns.table(sequence.slot), first, last)
+            if woken:
+                self._wake(woken)
 
     def settle(self, step: Step, now: float) -> None:
         """Free what waited for this step's return; it is out of `steps`."""

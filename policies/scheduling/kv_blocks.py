@@ -11,16 +11,6 @@ import numpy as np
 from policies.commands import Int32Array
 
 
-class _Published:
-    """A block that can be found: its keys, and how many hold it."""
-
-    __slots__ = ("keys", "num_holders")
-
-    def __init__(self, key: bytes) -> None:
-        self.keys = [key]
-        self.num_holders = 1
-
-
 class KvBlocks:
     """A pool of `num_blocks` blocks of `block_tokens` tokens, numbered from 0.
 
@@ -37,8 +27,10 @@ class KvBlocks:
         "_blank",
         "_block_of",
         "_idle",
+        "_key_of",
+        "_more_keys",
         "_num_blank",
-        "_published",
+        "_num_holders",
         "block_tokens",
         "num_blocks",
         "num_evictions",
@@ -53,7 +45,11 @@ class KvBlocks:
         self._num_blank = num_blocks
         self._blank = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
         """A stack; `[:_num_blank]` counts."""
-        self._published: dict[int, _Published] = {}
+        self._num_holders: dict[int, int] = {}
+        """Of each published block."""
+        self._key_of: dict[int, bytes] = {}
+        self._more_keys: dict[int, list[bytes]] = {}
+        """Of the few published blocks that were given another key after their first."""
         self._block_of: dict[bytes, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Least recently held first. Not a dict: finding its first key after many deletions takes longer and longer."""
@@ -81,7 +77,7 @@ class KvBlocks:
         """A holder lets go of its blocks, given in the order of its tokens. Those that nobody else holds may be taken
         again at once, because an executor runs its steps in order.
         """
-        if self._published:
+        if self._num_holders:
             blocks = self._let_go(blocks)
         top = self._num_blank
         self._num_blank = top + len(blocks)
@@ -101,11 +97,11 @@ class KvBlocks:
         if key in self._block_of:
             return
         self._block_of[key] = block
-        published = self._published.get(block)
-        if published is None:
-            self._published[block] = _Published(key)
+        if block in self._key_of:
+            self._more_keys.setdefault(block, []).append(key)
         else:
-            published.keys.append(key)
+            self._key_of[block] = key
+            self._num_holders[block] = 1
 
     def num_idle(self, blocks: list[int]) -> int:
         """How many of these published blocks nobody holds."""
@@ -114,11 +110,11 @@ class KvBlocks:
     def share(self, blocks: list[int]) -> None:
         """One more holder for each of these published blocks."""
         for block in blocks:
-            published = self._published[block]
-            if not published.num_holders:
+            num_holders = self._num_holders[block]
+            if not num_holders:
                 del self._idle[block]
                 self.num_free -= 1
-            published.num_holders += 1
+            self._num_holders[block] = num_holders + 1
 
     def touch(self, block: int) -> None:
         """A published block was read: if it is idle, it is the last to be taken."""
@@ -130,12 +126,12 @@ class KvBlocks:
         blank = []
         # The end of a prefix is of no use without its beginning, so it is the first to be taken.
         for block in reversed(blocks.tolist()):
-            published = self._published.get(block)
-            if published is None:
+            num_holders = self._num_holders.get(block)
+            if num_holders is None:
                 blank.append(block)
                 continue
-            published.num_holders -= 1
-            if not published.num_holders:
+            self._num_holders[block] = num_holders - 1
+            if num_holders == 1:
                 self._idle[block] = None
                 self.num_free += 1
         return np.array(blank[::-1], np.int32)
@@ -144,7 +140,8 @@ class KvBlocks:
         """Make the `count` longest idle blocks blank."""
         for _ in range(count):
             block, _ = self._idle.popitem(last=False)
-            for key in self._published.pop(block).keys:
+            del self._num_holders[block]
+            for key in (self._key_of.pop(block), *self._more_keys.pop(block, ())):
                 del self._block_of[key]
             self._blank[self._num_blank] = block
             self._num_blank += 1
@@ -167,11 +164,11 @@ class KvBlocks:
         if self.num_free != len(blank) + len(self._idle):
             raise AssertionError(f"{self.num_free} blocks count as free, {len(blank) + len(self._idle)} are")
         for block, count in holders.items():
-            published = self._published.get(block)
-            if count != (published.num_holders if published is not None else 1):
-                raise AssertionError(f"block {block} has {count} holders and counts others")
-        if any(published.num_holders for block, published in self._published.items() if block not in holders):
-            raise AssertionError("a published block that nobody holds counts holders")
-        named = {key: block for block, published in self._published.items() for key in published.keys}
-        if named != self._block_of or not set(self._idle) <= set(self._published):
+            if count != self._num_holders.get(block, 1):
+                raise AssertionError(f"block {block} has {count} holders and counts {self._num_holders[block]}")
+        if set(self._idle) != {block for block, count in self._num_holders.items() if not count}:
+            raise AssertionError("the idle blocks are not the published ones that nobody holds")
+        named = {key: block for block, key in self._key_of.items()}
+        named |= {key: block for block, keys in self._more_keys.items() for key in keys}
+        if named != self._block_of or self._key_of.keys() != self._num_holders.keys():
             raise AssertionError("the keys of the published blocks are not those by which blocks are found")

@@ -57,15 +57,13 @@ class Prefix:
         self.owner = owner
         self.root: bytes | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens up to the last key that is known for a multiple of `key_tokens`."""
-        keys = self._prompt_tokens // self.key_tokens + len(self._of_output) // KEY_BYTES
-        return keys * self.key_tokens
-
-    def extend(self, keys: bytes) -> None:
-        """Output went on: the keys of the next multiples of `key_tokens`."""
+    def extend(self, keys: bytes) -> tuple[int, int]:
+        """Output went on: the keys of the next multiples of `key_tokens`. Returns the last multiples known before and
+        now.
+        """
+        known = self._prompt_tokens // self.key_tokens + len(self._of_output) // KEY_BYTES
         self._of_output += keys
+        return known * self.key_tokens, (known + len(keys) // KEY_BYTES) * self.key_tokens
 
     def key_at(self, num_tokens: int) -> bytes | None:
         """The key of its first `num_tokens` tokens; None: not known, or it takes no part."""

@@ -116,9 +116,8 @@ class Sharing:
         woken: list[Sequence] = []
         size = self._blocks.block_tokens
         for num_tokens, key in self._ends(sequence, first, last):
-            self._blocks.publish(int(table[(num_tokens - 1) // size]), key)
-            if key in self._computed_by:
-                del self._computed_by[key]
+            self._blocks.publish(table.item((num_tokens - 1) // size), key)
+            if self._computed_by.pop(key, None) is not None:
                 woken += self._wake(key)
         if last >= sequence.tokens_to_prefill:
             self._promises.pop(sequence.id, None)
@@ -146,14 +145,15 @@ class Sharing:
         prefix, size = sequence.prefix, self._blocks.block_tokens
         if prefix is None or prefix.root is None:
             return
-        ends = list(range(first - first % size + size, last + 1, size))
-        prompt = sequence.prompt_tokens
-        if first < prompt <= last and prompt % size > 1:  # the last token alone is not worth a copy
-            ends = sorted([*ends, prompt])
-        for num_tokens in ends:
+        for num_tokens in range(first - first % size + size, last + 1, size):
             key = prefix.key_at(num_tokens)
             if key is not None:
                 yield num_tokens, key
+        prompt = sequence.prompt_tokens
+        if first < prompt <= last and prompt % size > 1:  # the last token alone is not worth a copy
+            key = prefix.key_at(prompt)
+            if key is not None:
+                yield prompt, key
 
     def check(self, holders: Iterable[Sequence]) -> None:
         """Raise AssertionError unless whatever is waited for is being computed by somebody who holds blocks."""

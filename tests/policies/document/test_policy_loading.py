@@ -145,6 +145,8 @@ DAMAGED = [
     ),
     ("version: 1", "kv: {watermark: 1.1}\nversion: 1", "1:17: kv.watermark", "at least 0 and below 1"),
     ("version: 1", "kv: {watermark: 1}\nversion: 1", "1:17: kv.watermark", "at least 0 and below 1"),
+    ("version: 1", "kv: {share: tenants}\nversion: 1", "1:13: kv.share", 'did you mean "tenant"?'),
+    ("version: 1", "kv: {share: nobody}\nversion: 1", "1:13: kv.share", "allowed: one of all, none, tenant"),
     (
         "[started, waiting]",
         "waiting}\n    - prefill: {from: started, if: {decoding: {at_least: 2}}",

@@ -101,7 +101,7 @@ name: odd
 classes: [{name: one, ttft_s: 1, tbt_s: 1}]
 fairness: {kind: fcfs, window_tokens: 4096}
 deadlines: {step_time: {ewma: 0.1}}
-kv: {admit: max_length}
+kv: {admit: max_length, share: all}
 batching:
   token_budget: 128
   stages:
@@ -117,6 +117,7 @@ batching:
         "4096 tokens at a time",
         "an average with weight 0.1 for the newest step",
         "the longest it may become",
+        "share the KV of what they have in common, whoever sent them",
         "1. When at least 128 sequences are decoding: Decodes that are due",
         "2. Started and waiting prompts together, in chunks of multiples of 64 tokens, at most 1 a step; the earliest",
         "3. All decodes not yet in the step, one token each; the earliest arrival first.",

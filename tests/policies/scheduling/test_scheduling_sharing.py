@@ -132,6 +132,16 @@ def test_equal_prompts_that_come_together_are_computed_once_and_others_pass_them
     assert w.computed() == 32 + 1 + 3
 
 
+def test_who_waits_for_a_prefix_bars_nobody_where_started_and_waiting_are_ordered_together(sharing):
+    w = sharing(MERGED.replace(b"token_budget: 11", b"token_budget: 64"))
+    for request, start in enumerate((0, 0, 100)):
+        w.ask(request, words(16 + request // 2, start), output=1)
+    w.join()
+    assert w.plans[0].plan.starts == [0, 2]
+    w.drain()
+    assert sorted(w.finished) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("trouble", ["cancelled", "stalled", "policy"])
 def test_who_waits_for_a_prefix_goes_on_when_nobody_computes_it(sharing, trouble):
     w = sharing(policy(budget=6, chunk=4))
