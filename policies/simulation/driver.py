@@ -180,7 +180,12 @@ class Simulation:
         device = self._device
         for executor in range(self._num_executors):
             joined = ExecutorJoined(
-                executor, device.num_blocks, device.block_tokens, device.max_sequence_tokens, self._steps_in_flight
+                executor,
+                device.num_blocks,
+                device.block_tokens,
+                device.max_sequence_tokens,
+                self._steps_in_flight,
+                copies_blocks=True,
             )
             self._tell(SCHEDULER, joined)
         pool_tokens = device.num_blocks * device.block_tokens
@@ -272,7 +277,14 @@ class Simulation:
         self._tokens.begin(command.request, tenant=asked.tenant, slo_class=command.slo_class)
         self._prompts_charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
         event = Released(
-            command.request, command.slo_class, asked.prompt_tokens, asked.output_tokens, 1, command.waited_s
+            command.request,
+            command.slo_class,
+            asked.prompt_tokens,
+            asked.output_tokens,
+            waited_s=command.waited_s,
+            owner=asked.tenant,
+            prompt_keys=asked.prompt_keys,
+            key_tokens=asked.key_tokens,
         )
         self._inbox.append((SCHEDULER, event))
 

@@ -6,15 +6,21 @@ times; does not know classes or policies. Randomness comes from the seed alone.
 
 import csv
 from collections.abc import Iterator
+from hashlib import blake2b
 from math import inf, log
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.scheduling.prefixes import KEY_BYTES
+
 LENGTHS_HEADER = ("num_prefill_tokens", "num_decode_tokens")
 TIMED_HEADER = ("arrived_at_s", "client", "prompt_tokens", "output_tokens")
+KEYED_HEADER = (*TIMED_HEADER, "key_tokens", "prompt_keys")
 PREPARED_REQUESTS = 16_384
+KEY_TOKENS = 16
+"""Of synthetic prompts."""
 PAID_SHARE = 0.05
 LONGEST_GAP = 3.0
 """Gaps between arrivals are cut at this many mean gaps, so the true rate is 1.0524 times the nominal one."""
@@ -32,6 +38,9 @@ class TraceRequest(NamedTuple):
     tier: str
     prompt_tokens: int
     output_tokens: int
+    key_tokens: int = 0
+    prompt_keys: bytes = b""
+    """What its prompt has in common with others; both as in `policies.events.Released`."""
 
 
 class Load(NamedTuple):
@@ -47,6 +56,8 @@ class Load(NamedTuple):
     """Median."""
     spread: float
     """Standard deviation of the logarithm; 0: every request is the same."""
+    shared_tokens: int = 0
+    """Tokens that all its prompts begin with, before the median above."""
 
 
 SYNTHETIC: dict[str, tuple[Load, ...]] = {
@@ -57,6 +68,10 @@ SYNTHETIC: dict[str, tuple[Load, ...]] = {
     ),
     "overload": (Load("light", "free", 1.5, 256, 256, 0.0), Load("heavy", "free", 3.0, 256, 256, 0.0)),
     "mixed_lengths": (Load("short", "free", 2.0, 64, 64, 0.3), Load("long", "free", 0.3, 2048, 512, 0.3)),
+    "shared_prefixes": (
+        Load("acme", "paid", 0.5, 100, 100, 0.8, shared_tokens=1000),
+        Load("globex", "free", 1.0, 200, 150, 0.8, shared_tokens=300),
+    ),
 }
 """Workloads that need no file. `overload` is the two-tenant one of the VTC paper (figure 3)."""
 
@@ -65,7 +80,8 @@ def read_trace(text: str, file: str, *, qps: float | None, seed: int) -> list[Tr
     """Requests of a CSV trace, by arrival.
 
     A file of lengths (`num_prefill_tokens,num_decode_tokens`) gets arrivals at `qps`; a file with arrival times keeps
-    them. Other columns are ignored.
+    them, and may have the columns `key_tokens` and `prompt_keys` (hexadecimal) of `policies.events.Released`, so that
+    hits of the prefix cache replay. Other columns are ignored.
 
     Raises:
         TraceError: the header or a value is wrong, or `qps` and the kind of file do not go together.
@@ -75,7 +91,10 @@ def read_trace(text: str, file: str, *, qps: float | None, seed: int) -> list[Tr
     if _has(header, TIMED_HEADER):
         if qps is not None:
             raise TraceError(f"{file}: --qps is for traces without arrival times; this one has `arrived_at_s`")
-        timed = [_timed(row) for row in _table(rows, header, TIMED_HEADER, file)]
+        if _has(header, KEYED_HEADER):
+            timed = [_keyed(row) for row in _table(rows, header, KEYED_HEADER, file)]
+        else:
+            timed = [_timed(row) for row in _table(rows, header, TIMED_HEADER, file)]
         return sorted(timed, key=lambda request: request.arrived_at_s)
     if _has(header, LENGTHS_HEADER):
         if qps is None:
@@ -131,10 +150,21 @@ def _poisson(
 ) -> Iterator[TraceRequest]:
     count = int(generator.poisson(load.rate * scale * duration_s))
     arrivals = np.sort(generator.random(count) * duration_s)
-    prompts = _lengths(load.prompt_tokens, load.spread, count, generator, max_sequence_tokens * 3 // 4)
+    longest = max_sequence_tokens * 3 // 4
+    shared = min(load.shared_tokens, longest // 2)
+    prompts = _lengths(load.prompt_tokens, load.spread, count, generator, longest - shared) + shared
     outputs = _lengths(load.output_tokens, load.spread, count, generator, max_sequence_tokens // 4)
-    for arrived_at_s, prompt, output in zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), strict=True):
-        yield TraceRequest(arrived_at_s, load.tenant, load.tier, prompt, output)
+    rows = zip(arrivals.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
+    for number, (arrived_at_s, prompt, output) in enumerate(rows):
+        keys = (KEY_TOKENS, _keys(load.tenant, shared, number, prompt)) if shared else (0, b"")
+        yield TraceRequest(arrived_at_s, load.tenant, load.tier, prompt, output, *keys)
+
+
+def _keys(tenant: str, shared_tokens: int, number: int, prompt_tokens: int) -> bytes:
+    """Keys of a prompt that begins like its tenant's others and goes on in its own way."""
+    ends = [*range(KEY_TOKENS, prompt_tokens, KEY_TOKENS), prompt_tokens]
+    names = [f"{tenant} {end} {'' if end <= shared_tokens else number}" for end in ends]
+    return b"".join(blake2b(name.encode(), digest_size=KEY_BYTES).digest() for name in names)
 
 
 def _lengths(median: int, spread: float, count: int, generator: np.random.Generator, longest: int) -> NDArray[np.int64]:
@@ -178,6 +208,20 @@ class _Row(NamedTuple):
             raise self.error(column, "seconds since the trace's start, 0 or more")
         return value
 
+    def keys(self, column: int, num_keys: int) -> bytes:
+        """That many keys.
+
+        Raises:
+            TraceError: it is not hexadecimal, or has another length.
+        """
+        try:
+            value = bytes.fromhex(self.fields[column])
+        except ValueError:
+            value = b""
+        if len(value) != num_keys * KEY_BYTES:
+            raise self.error(column, f"{num_keys * KEY_BYTES} bytes in hexadecimal, {KEY_BYTES} for each key")
+        return value
+
     def error(self, column: int, wanted: str) -> TraceError:
         """What is wrong with a field."""
         return TraceError(f"{self.place}: {self.names[column]} is `{self.fields[column]}`; it must be {wanted}")
@@ -185,6 +229,12 @@ class _Row(NamedTuple):
 
 def _timed(row: _Row) -> TraceRequest:
     return TraceRequest(row.seconds(0), row.fields[1], "free", row.tokens(2), row.tokens(3))
+
+
+def _keyed(row: _Row) -> TraceRequest:
+    request, key_tokens = _timed(row), row.tokens(4)
+    keys = row.keys(5, -(-request.prompt_tokens // key_tokens))
+    return request._replace(key_tokens=key_tokens, prompt_keys=keys)
 
 
 def _has(header: list[str], names: tuple[str, ...]) -> bool:

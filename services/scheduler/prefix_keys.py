@@ -8,7 +8,8 @@ import secrets
 from hashlib import blake2b
 from math import gcd
 
-KEY_BYTES = 16
+from policies.scheduling.prefixes import KEY_BYTES
+
 TOKEN_BYTES = 4
 SALT_BYTES = 32
 DEFAULT_KEY_TOKENS = 16

@@ -57,6 +57,24 @@ def test_with_next_decode_the_prompts_last_step_makes_no_token() -> None:
     assert served.finished_at_s == pytest.approx(1.06)
 
 
+def test_prompts_of_a_tenant_that_begin_alike_are_computed_once_if_the_policy_says_so() -> None:
+    options: dict[str, Any] = {"qps": 2.0, "duration_s": 20.0, "seed": 1, "max_sequence_tokens": 1024}
+    requests = synthetic("shared_prefixes", **options)
+    found = {}
+    for share in ("tenant", "all", "none"):
+        document = policy("sarathi").replace(b"kv: {", b"kv: {share: %s, " % share.encode())
+        simulation = Simulation(document, requests, DEVICE, check=True)
+        outcome = simulation.run()
+        assert all(served.output_tokens == served.asked.output_tokens for served in outcome.served)
+        found[share] = simulation.scheduler.snapshot().num_prefix_hit_tokens
+    # All but the first request of each of the two tenants find its beginning; the keys of the two differ.
+    shared = {"acme": 384, "globex": 300}
+    expected = sum(shared[request.tenant] // 16 * 16 for request in requests)
+    assert expected - 2 * 384 < found["tenant"] <= expected
+    assert found["all"] == found["tenant"]
+    assert found["none"] == 0
+
+
 def test_with_two_steps_in_flight_a_device_is_never_idle_and_runs_them_in_order() -> None:
     request = [TraceRequest(0.0, "a", "free", 100, 50)]
     outcome = Simulation(policy("fcfs"), request, DEVICE, steps_in_flight=2).run()

@@ -20,6 +20,17 @@ def test_a_trace_with_arrivals_is_read_in_their_order() -> None:
     assert trace == [TraceRequest(1.0, "alice", "free", 30, 40), TraceRequest(2.5, "bob", "free", 10, 20)]
 
 
+def test_a_trace_may_say_what_its_prompts_have_in_common() -> None:
+    header = TIMED.replace("\n", ",key_tokens,prompt_keys\n")
+    (request,) = read_trace(f"{header}1,alice,17,40,16,{'0a' * 16 + 'ff' * 16}\n", "t.csv", qps=None, seed=1)
+    assert (request.key_tokens, request.prompt_keys) == (16, b"\x0a" * 16 + b"\xff" * 16)
+    for keys in ("0a" * 16, "zz" * 32, ""):
+        with pytest.raises(TraceError, match=r"t\.csv:2: prompt_keys is `.*`; it must be 32 bytes in hexadecimal"):
+            read_trace(f"{header}1,alice,17,40,16,{keys}\n", "t.csv", qps=None, seed=1)
+    with pytest.raises(TraceError, match=r"t\.csv:2: key_tokens is `0`"):
+        read_trace(f"{header}1,alice,17,40,0,\n", "t.csv", qps=None, seed=1)
+
+
 def test_lengths_get_clipped_exponential_gaps_that_scale_with_the_rate() -> None:
     lengths = [(number, number) for number in range(1, 2001)]
     draws = random.Random(42)  # noqa: S311  the recipe's generator

@@ -4,7 +4,8 @@ from array import array
 
 import pytest
 
-from services.scheduler.prefix_keys import KEY_BYTES, Salt
+from policies.scheduling.prefixes import KEY_BYTES
+from services.scheduler.prefix_keys import Salt
 
 
 def ids(tokens: range | list[int]) -> bytes:
