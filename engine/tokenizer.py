@@ -61,6 +61,8 @@ class Tokenizer:
         self._template = self._load_template(folder)
         self._pieces = _byte_pieces(self._library, read_json(path), self.vocabulary_size)
         self._texts = None if self._pieces is None else [_whole_text(piece) for piece in self._pieces]
+        added = self._library.get_added_tokens_decoder()
+        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -103,6 +105,15 @@ class Tokenizer:
         """The text of whole outputs, without special tokens."""
         stream = self.stream()
         return "".join([stream.push(token_id) for token_id in token_ids]) + stream.finish()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for: bytes of text, a special token's name, nothing if nobody named it."""
+        if token_id in self._special:
+            return self._special[token_id].encode()
+        if self._pieces is not None:
+            return self._pieces[token_id]
+        text: str = self._library.decode([token_id])
+        return text.encode()
 
     def stream(self) -> TextStream:
         """A fresh detokeniser for one output."""

@@ -22,6 +22,7 @@ from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.embeddings import EmbeddingAnswer, EmbeddingBody, read_embedding
 from services.gateway.grammars import Grammars
+from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import Shape
@@ -221,6 +222,7 @@ class Api:
     def _check(self, body: Body, num_prompts: int) -> None:
         """What can be said before anything is tokenised."""
         self._check_room(body.model, num_prompts, "prompt")
+        body.check_tokens(self._tokenizer.vocabulary_size)
         if body.choices > self._http.max_choices:
             message = f"n: {body.choices} choices asked for; at most {self._http.max_choices} are allowed"
             raise RequestError("invalid_value", message, param="n")
@@ -260,6 +262,7 @@ class Api:
             model=self._model,
             include_usage=body.include_usage,
             calls=bool(structure.callable_tools),
+            logprobs=None if body.num_logprobs is None else (ChatForm if chat else CompletionForm)(self._tokenizer),
         )
         prompt_tokens = sum(map(len, prompts))
         answer: Answer
@@ -306,7 +309,7 @@ class Api:
                 tenant=tenant.name,
                 tier=tenant.tier,
                 prompt=array("i", prompt).tobytes(),
-                max_output_tokens=self._room(len(prompt), body.maximum),
+                max_output_tokens=self._room(len(prompt), body),
                 sampling=body.sampling(seed, index * body.choices),
                 weight=tenant.weight,
                 project=key.project,
@@ -323,8 +326,9 @@ class Api:
             for index, prompt in enumerate(prompts)
         ]
 
-    def _room(self, prompt_tokens: int, asked: int | None) -> int:
+    def _room(self, prompt_tokens: int, body: ChatBody | CompletionBody | EmbeddingBody) -> int:
         """Output tokens that a request may make."""
+        asked = body.maximum
         capacity = self._backend.capacity
         limit = self._tokenizer.max_sequence_tokens
         limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
@@ -332,7 +336,9 @@ class Api:
             wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
             message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"
             raise RequestError("context_length_exceeded", message)
-        return asked or limit - prompt_tokens
+        room = asked or limit - prompt_tokens
+        body.check_room(room)
+        return room
 
     async def _collect(self, answer: Answer) -> web.StreamResponse:
         while not answer.done:

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from engine.tokenizer import TextStream
 from services.errors import RequestError
+from services.gateway.frames import Pump
 from services.gateway.policy import Revisions
-from services.gateway.streams import Answer, Choice, Pump, Running
+from services.gateway.streams import Answer, Choice, Running
 from services.streams import Stream
 from services.wire import (
     Admitted,

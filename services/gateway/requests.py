@@ -12,17 +12,17 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from engine.interface import Sampling
+from engine.interface import MAX_LOGPROBS
 from services.errors import RequestError
+from services.gateway.bounds import out_of_bounds
 from services.gateway.messages import ChatMessage, Role, check_turns
+from services.gateway.sampling import SamplingFields
 from services.gateway.structure import ResponseFormat, Structure, Tool, ToolChoice, read_structure
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions endpoint makes when no maximum is given."""
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
-SEED_STEP = 0x9E37_79B9_7F4A_7C15
-SEED_RANGE = 2**63
 
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
@@ -33,7 +33,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
 
 
-class Body(Struct, forbid_unknown_fields=True, kw_only=True):
+class Body(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """What both endpoints share."""
 
     model: str
@@ -41,19 +41,8 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     user: str | None = None
     service_tier: str | None = None
-    ignore_eos: bool | None = None
-
-    @property
-    def choices(self) -> int:
-        """Outputs asked for, for each prompt."""
-        return self.n or 1
 
     @property
     def stops(self) -> list[str]:
@@ -65,19 +54,6 @@ class Body(Struct, forbid_unknown_fields=True, kw_only=True):
         """A streamed answer ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, seed: int, first: int) -> list[Sampling]:
-        """One for each choice; `first` counts the choices of the prompts before. Each has a seed of its own."""
-        return [
-            Sampling(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=self.top_k or 0,
-                seed=(seed + index * SEED_STEP) % SEED_RANGE,
-                ignore_eos=bool(self.ignore_eos),
-            )
-            for index in range(first, first + self.choices)
-        ]
-
 
 class ChatBody(Body, kw_only=True):
     """POST /v1/chat/completions."""
@@ -88,11 +64,18 @@ class ChatBody(Body, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def maximum(self) -> int | None:
         """Output tokens asked for at most; None: as many as fit."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `SamplingFields.num_logprobs`."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
     def structure(self) -> Structure:
         """The form that the answer is to have; errors as `read_structure`."""
@@ -103,11 +86,17 @@ class CompletionBody(Body, kw_only=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def maximum(self) -> int | None:
         """Output tokens asked for at most."""
         return self.max_tokens or DEFAULT_COMPLETION_TOKENS
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `SamplingFields.num_logprobs`."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -139,16 +128,12 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None,),
     "echo": (None, False),
-    "frequency_penalty": (None, 0, 0.0),
     "function_call": (None, "none"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prediction": (None,),
-    "presence_penalty": (None, 0, 0.0),
     "prompt_cache_key": (None,),
     "prompt_cache_options": (None,),
     "prompt_cache_retention": (None,),
@@ -156,7 +141,6 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "safety_identifier": (None,),
     "store": (None, False),
     "suffix": (None,),
-    "top_logprobs": (None, 0),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -226,6 +210,8 @@ def read_chat(data: bytes) -> ChatBody:
             "give one of them",
             param="max_tokens",
         )
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError("invalid_value", "top_logprobs needs logprobs: true", param="top_logprobs")
     return body
 
 
@@ -274,7 +260,7 @@ def convert(fields: dict[str, Any], kind: type[AnyStruct]) -> AnyStruct:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error), msgspec.structs.fields(kind)) from error
+        raise _refusal(str(error), kind, fields) from error
 
 
 def _convert(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
@@ -284,12 +270,15 @@ def _convert(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
     return body
 
 
-def _refusal(error: str, known: tuple[msgspec.structs.FieldInfo, ...]) -> RequestError:
+def _refusal(error: str, kind: type[Struct], fields: dict[str, Any]) -> RequestError:
     """What msgspec found, under the parameter's name as clients write it."""
     match = PATH.fullmatch(error)
     what, path = (match["what"], match["path"] or "") if match else (error, "")
     field = FIELD.fullmatch(what)
     if field is None:
+        number = out_of_bounds(kind, fields, path)
+        if number:
+            return RequestError("invalid_value", f"{path}: {number}", param=path)
         code = "invalid_type" if ", got `" in what else "invalid_value"
         place = INDEX.sub("[]", path)
         allowed = next((f"; allowed: {text}" for end, text in ALLOWED.items() if place.endswith(end)), "")
@@ -297,6 +286,8 @@ def _refusal(error: str, known: tuple[msgspec.structs.FieldInfo, ...]) -> Reques
     name = f"{path}.{field['name']}" if path else field["name"]
     if field["trouble"] == "missing required":
         return RequestError("missing_parameter", f"{name} is required", param=name)
-    nearest = [] if path else difflib.get_close_matches(name, [each.encode_name for each in known], 1)
+    nearest = (
+        [] if path else difflib.get_close_matches(name, [each.encode_name for each in msgspec.structs.fields(kind)], 1)
+    )
     hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
     return RequestError("unknown_parameter", f"{name} is not a parameter of this endpoint{hint}", param=name)

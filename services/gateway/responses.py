@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from services.gateway.calls import CallArguments, CallBegun, Piece, Said
+from services.gateway.logprobs import LogprobForm, Position
 
 encode = msgspec.json.Encoder().encode
 
@@ -41,6 +42,8 @@ class ChoiceText(msgspec.Struct):
     index: int
     text: str
     finish_reason: str
+    positions: Sequence[Position] = ()
+    """Log-probabilities of its tokens, if asked for."""
     calls: "Sequence[Call]" = ()
 
 
@@ -64,6 +67,9 @@ class Affixes(NamedTuple):
     opening: bytes
     prefix: bytes
     suffix: bytes
+    before_logprobs: bytes
+    """`prefix + JSON string + before_logprobs + JSON object + after_logprobs` is the event of a text with both."""
+    after_logprobs: bytes
     call_prefix: bytes
     """As `prefix`, before a JSON object that is one part of a tool call."""
     closing: dict[str, bytes]
@@ -74,11 +80,21 @@ class Shape:
     """What the chunks or the document of one answer have in common."""
 
     def __init__(
-        self, *, chat: bool, answer_id: str, created: int, model: str, include_usage: bool, calls: bool = False
+        self,
+        *,
+        chat: bool,
+        answer_id: str,
+        created: int,
+        model: str,
+        include_usage: bool,
+        calls: bool = False,
+        logprobs: LogprobForm | None = None,
     ) -> None:
         self.chat = chat
         self.calls = calls
         """Choices may call tools."""
+        self.logprobs = logprobs
+        """How to write log-probabilities; None: nobody asked for any."""
         self.answer_id = answer_id
         self.created = created
         self.model = model
@@ -92,18 +108,34 @@ class Shape:
     def affixes(self, index: int) -> Affixes:
         """The bytes of one choice's events."""
         place, end = b'{"index":%d,' % index, b"]" + self._tail
-        going_on = b',"logprobs":null,"finish_reason":null}' + end
+        unfinished = b',"finish_reason":null}' + end
+        going_on = b',"logprobs":null' + unfinished
         if self.chat:
             opening = self._head + place + b'"delta":{"role":"assistant","content":""}' + going_on
-            prefix, suffix, empty = b'"delta":{"content":', b"}" + going_on, b'"delta":{}'
+            prefix, ending, empty = b'"delta":{"content":', b"}", b'"delta":{}'
         else:
-            opening, prefix, suffix, empty = b"", b'"text":', going_on, b'"text":""'
+            opening, prefix, ending, empty = b"", b'"text":', b"", b'"text":""'
         closing = {
             reason: self._head + place + empty + b',"logprobs":null,"finish_reason":"%s"}' % reason.encode() + end
             for reason in ("stop", "length", "tool_calls")
         }
         head = self._head + place
-        return Affixes(opening, head + prefix, suffix, head + b'"delta":{"tool_calls":[', closing)
+        return Affixes(
+            opening=opening,
+            prefix=head + prefix,
+            suffix=ending + going_on,
+            before_logprobs=ending + b',"logprobs":',
+            after_logprobs=unfinished,
+            call_prefix=head + b'"delta":{"tool_calls":[',
+            closing=closing,
+        )
+
+    def text_event(self, affixes: Affixes, text: str, positions: Sequence[Position]) -> bytes:
+        """A text, with the log-probabilities of its tokens if there are any."""
+        if self.logprobs is None or not positions:
+            return affixes.prefix + encode(text) + affixes.suffix
+        numbers = encode(self.logprobs.document(positions))
+        return affixes.prefix + encode(text) + affixes.before_logprobs + numbers + affixes.after_logprobs
 
     def ending(self, usage: Usage) -> bytes:
         """The last events of a stream."""
@@ -129,7 +161,8 @@ class Shape:
         if choice.calls:
             message |= {"content": choice.text or None, "tool_calls": choice.calls}
         said = {"message": message} if self.chat else {"text": choice.text}
-        return {"index": choice.index, **said, "logprobs": None, "finish_reason": choice.finish_reason}
+        numbers = None if self.logprobs is None else self.logprobs.document(choice.positions)
+        return {"index": choice.index, **said, "logprobs": numbers, "finish_reason": choice.finish_reason}
 
 
 def piece_event(affixes: Affixes, piece: Piece) -> bytes:

@@ -1,8 +1,6 @@
-"""From token frames to readers: one callback for each frame walks its rows and writes.
+"""The outputs that are being made, and what their readers have not taken yet.
 
-Owns the outputs that are being made and what their readers have not taken yet. No task, queue or future for a token:
-a row is one dictionary lookup, one table lookup, one string encoded and one write. Knows neither HTTP requests nor
-other services; whoever owns those is told through `Ended` callbacks.
+Knows neither HTTP requests nor other services.
 """
 
 import asyncio
@@ -13,14 +11,12 @@ from engine.tokenizer import TextStream
 from policies.commands import FinishReason
 from services.errors import RequestError
 from services.gateway.calls import CallReader
+from services.gateway.logprobs import LoggedText, Position
 from services.gateway.responses import (
-    CHUNK_HEADS,
     ChoiceText,
     PromptTokensDetails,
     Shape,
     Usage,
-    chunk_head,
-    encode,
     error_event,
     http_chunk,
     piece_event,
@@ -28,11 +24,7 @@ from services.gateway.responses import (
     whole_calls,
 )
 from services.gateway.text import StoppingText
-from services.wire import TokenFrame
 
-GOES_ON = 0
-UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)
-"""No token of the output: why it is cut short comes with its RequestEnded."""
 REASONS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "length"}
 HIGH_WATER_BYTES = 64 * 2**10
 """Unsent bytes in the transport from which a reader counts as slow and its text is held back and joined."""
@@ -184,7 +176,7 @@ class StreamedAnswer(Answer):
             transport.write(http_chunk(payload) if self._chunked else payload)
         direct = self._chunked and len(self.choices) == 1 and not self.done
         for choice in self.choices:
-            choice.direct = direct and choice.stopping is None and choice.calls is None
+            choice.direct = direct and choice.stopping is None and choice.calls is None and choice.logged is None
         if self.done:
             self.ended = True
             self.wake()
@@ -198,7 +190,7 @@ class StreamedAnswer(Answer):
     def _hold(self, transport: asyncio.Transport) -> None:
         self.hold()
         # Characters, not bytes: within a factor of four, and nothing is encoded twice.
-        unread = transport.get_write_buffer_size() + sum(len(choice.held) for choice in self.choices)
+        unread = transport.get_write_buffer_size() + sum(choice.num_held for choice in self.choices)
         if unread > self._limit_bytes:
             self.on_slow()
 
@@ -229,6 +221,8 @@ class Choice:
         "finish_reason",
         "held",
         "index",
+        "logged",
+        "num_shown",
         "num_tokens",
         "prefix",
         "protocol",
@@ -250,6 +244,9 @@ class Choice:
         self.suffix = self.affixes.suffix
         self.tail = tail_of(self.suffix)
         self.affix_bytes = len(self.prefix) + len(self.suffix)
+        self.logged = None if answer.shape.logprobs is None else LoggedText(text)
+        """Where log-probabilities wait for their text; None: none were asked for."""
+        text = self.logged or text
         self.text = text
         self.push = text.push
         self.stopping = StoppingText(text, stops) if stops else None
@@ -258,6 +255,8 @@ class Choice:
         """Output tokens counted: the end-of-sequence token and the one that completes a stop string included."""
         self.held = ""
         """Text that no reader was given yet."""
+        self.num_shown = 0
+        """Characters that were given to a reader who is also given log-probabilities."""
         self.finish_reason = ""
         self.closed = False
         """The reader was told the finish reason."""
@@ -282,91 +281,55 @@ class Choice:
                 text += self.text.finish()
         if text:
             answer.show(self, text)
+        if stopped and self.logged is not None:
+            self.logged.cut(self.num_shown + len(self.held))
         reason = "stop_string" if stopped else REASONS.get(finish, "")
         if reason:
             self.direct = False
             answer.close(self, "stop" if stopped else reason)
         return reason
 
+    @property
+    def num_held(self) -> int:
+        """About how much its reader was not given yet."""
+        return len(self.held) + (0 if self.logged is None else self.logged.num_bytes)
+
     def events(self) -> list[bytes]:
         """What its reader was not told yet, as events; nothing is held any more."""
         parts = []
-        if self.calls is not None:
-            pieces = self.calls.push(self.held)
-            if self.finish_reason and not self.closed:
-                pieces += self.calls.finish()
-            parts += [piece_event(self.affixes, piece) for piece in pieces]
-        elif self.held:
-            parts += [self.prefix, encode(self.held), self.suffix]
+        ending = bool(self.finish_reason) and not self.closed
+        text, positions = self.held, self._positions(whole=ending)
         self.held = ""
-        if self.finish_reason and not self.closed:
+        if self.calls is not None:
+            pieces = self.calls.push(text) + (self.calls.finish() if ending else [])
+            parts += [piece_event(self.affixes, piece) for piece in pieces]
+            text = ""  # log-probabilities, which are of calls too, come beside the pieces
+        if text or positions:
+            parts.append(self.answer.shape.text_event(self.affixes, text, positions))
+        if ending:
             parts.append(self.affixes.closing[self._reason()])
             self.closed = True
         return parts
 
     def whole(self) -> ChoiceText:
         """The finished output."""
+        positions = self._positions(whole=True)
         if self.calls is None:
-            return ChoiceText(self.index, self.held, self.finish_reason)
+            return ChoiceText(self.index, self.held, self.finish_reason, positions)
         said, calls = whole_calls(self.calls.push(self.held) + self.calls.finish())
-        return ChoiceText(self.index, said, self._reason(), calls)
+        return ChoiceText(self.index, said, self._reason(), positions, calls)
+
+    def _positions(self, *, whole: bool) -> list[Position]:
+        """Log-probabilities to go with what is held, and with what makes no text if this is the last of it."""
+        if self.logged is None:
+            return []
+        self.num_shown += len(self.held)
+        return self.logged.rest() if whole else self.logged.shown(self.num_shown)
 
     def _reason(self) -> str:
         """Why it ended, as the client is told."""
         called = self.calls is not None and self.calls.num_calls > 0
         return "tool_calls" if called and self.finish_reason == "stop" else self.finish_reason
-
-
-class Pump:
-    """All outputs being made, by sequence id."""
-
-    def __init__(self, on_end: Callable[[int, Choice, str], None]) -> None:
-        self.choices: dict[int, Choice] = {}
-        self._on_end = on_end
-        """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
-
-    def deliver(self, frame: TokenFrame) -> None:
-        """Hand each token of a step to its reader."""
-        choices = self.choices
-        heads, num_heads, join = CHUNK_HEADS, len(CHUNK_HEADS), b"".join
-        touched: dict[Answer, None] = {}
-        for request, num_tokens in frame.prefix_hits:
-            if request in choices:
-                choices[request].answer.cached_tokens += num_tokens
-        for sequence, vector in frame.vectors.items():
-            choice = choices.get(sequence)
-            if choice is not None:
-                choice.answer.vectors[choice.index] = vector
-        sequences = memoryview(frame.sequences).cast("q").tolist()
-        tokens = memoryview(frame.tokens).cast("i").tolist()
-        finishes = memoryview(frame.finish).cast("b").tolist()
-        for sequence, token, finish in zip(sequences, tokens, finishes, strict=True):
-            choice = choices.get(sequence)
-            if choice is None:  # cancelled, or ended by a stop string while further tokens were on their way
-                continue
-            if choice.direct and finish == GOES_ON:
-                choice.num_tokens += 1
-                text = choice.push(token)
-                if text:
-                    encoded = encode(text)
-                    size = choice.affix_bytes + len(encoded)
-                    head = heads[size] if size < num_heads else chunk_head(size)
-                    try:
-                        choice.write(join((head, choice.prefix, encoded, choice.tail)))
-                    except RuntimeError:  # closed in this turn of the loop; its handler is about to be cancelled
-                        choice.direct = False
-                        continue
-                # One look in sixteen: a few chunks above the mark are no matter, a call for each token is.
-                if not choice.num_tokens & 15 and choice.protocol.writing_paused:  # type: ignore[union-attr]
-                    choice.answer.hold()
-            elif finish not in UNCOUNTED:
-                choice.num_tokens += 1
-                reason = choice.take(token, finish)
-                touched[choice.answer] = None
-                if reason:
-                    self._on_end(sequence, choice, reason)
-        for answer in touched:
-            answer.flush()
 
 
 def _ignore() -> None:

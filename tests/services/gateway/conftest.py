@@ -10,17 +10,30 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import numpy as np
 import openai
 import pytest
 
 from engine.demo.checkpoint import ensure_demo_checkpoint
+from engine.interface import Logprobs
 from engine.tokenizer import Tokenizer
 from policies.commands import FinishReason
 from policies.document.tenants import digest
 from services.gateway.service import GatewayService
 from services.settings import Deployment, HttpSettings
 from services.transport import Identity, Listener, Stream, listen
-from services.wire import Admitted, AnyMessage, Cancel, Capacity, Message, PolicyNow, RequestEnded, Submit, TokenFrame
+from services.wire import (
+    Admitted,
+    AnyMessage,
+    Cancel,
+    Capacity,
+    LogprobColumns,
+    Message,
+    PolicyNow,
+    RequestEnded,
+    Submit,
+    TokenFrame,
+)
 
 KEY, REVOKED = "fl-test-key", "fl-test-revoked"
 SECRET = b"the secret of a test deployment"
@@ -117,6 +130,7 @@ class Backstage:
         rows: Sequence[tuple[int, int, int]],
         prefix_hits: Sequence[tuple[int, int]] = (),
         vectors: dict[int, bytes] | None = None,
+        logprobs: LogprobColumns | None = None,
     ) -> None:
         """Rows of (sequence, token, finish)."""
         sequences, tokens, finishes = zip(*rows, strict=True)
@@ -136,15 +150,33 @@ class Backstage:
                 returned_ns=0,
                 prefix_hits=list(prefix_hits),
                 vectors=vectors or {},
+                logprobs=logprobs,
             ),
         )
 
     def speak(self, submit: Submit, tokens: Sequence[int], finish: FinishReason = FinishReason.LENGTH) -> None:
-        """The same tokens for every choice, one step each, and the end of the request."""
+        """The same tokens for every choice, one step each, and the end of the request.
+
+        Token number i has the log-probability -i / 8, and those asked for beside it are the tokens 300, 301 ... with
+        -1, -2 ...
+        """
         sequences = range(submit.request, submit.request + len(submit.sampling))
         for index, token in enumerate(tokens):
             last = finish if index == len(tokens) - 1 else 0
-            self.frame([(sequence, token, int(last)) for sequence in sequences])
+            rows = [(sequence, token, int(last)) for sequence in sequences]
+            asked = [sampling.logprobs for sampling in submit.sampling]
+            entries = [
+                [(token, -index / 8), *((300 + rank, -1.0 - rank) for rank in range(count))]
+                for count in asked
+                if count is not None
+            ]
+            flat = [entry for each in entries for entry in each]
+            logprobs = Logprobs(
+                np.array([0 if count is None else 1 + count for count in asked], np.int8),
+                np.array([each for each, _ in flat], np.int32),
+                np.array([value for _, value in flat], np.float32),
+            )
+            self.frame(rows, logprobs=LogprobColumns.pack(logprobs) if flat else None)
         self.send("scheduler", RequestEnded(submit.request, "finished", len(tokens) * len(sequences)))
 
 

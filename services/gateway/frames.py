@@ -1,0 +1,80 @@
+"""From token frames to outputs: one callback for each frame walks its rows and writes.
+
+No task, queue or future for a token: a row is one dictionary lookup, one table lookup, one string encoded and one
+write. Knows neither HTTP requests nor other services; whoever owns those is told through a callback.
+"""
+
+from collections.abc import Callable
+
+from policies.commands import FinishReason
+from services.gateway.logprobs import per_row
+from services.gateway.responses import CHUNK_HEADS, chunk_head, encode
+from services.gateway.streams import Answer, Choice
+from services.wire import LogprobColumns, TokenFrame
+
+GOES_ON = 0
+UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)
+"""No token of the output: why it is cut short comes with its RequestEnded."""
+WITHOUT_TEXT = (FinishReason.STOP.value, *UNCOUNTED)
+
+
+class Pump:
+    """All outputs being made, by sequence id."""
+
+    def __init__(self, on_end: Callable[[int, Choice, str], None]) -> None:
+        self.choices: dict[int, Choice] = {}
+        self._on_end = on_end
+        """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
+
+    def deliver(self, frame: TokenFrame) -> None:
+        """Hand each token of a step to its reader."""
+        choices = self.choices
+        heads, num_heads, join = CHUNK_HEADS, len(CHUNK_HEADS), b"".join
+        touched: dict[Answer, None] = {}
+        for request, num_tokens in frame.prefix_hits:
+            if request in choices:
+                choices[request].answer.cached_tokens += num_tokens
+        for sequence, vector in frame.vectors.items():
+            choice = choices.get(sequence)
+            if choice is not None:
+                choice.answer.vectors[choice.index] = vector
+        sequences = memoryview(frame.sequences).cast("q").tolist()
+        tokens = memoryview(frame.tokens).cast("i").tolist()
+        finishes = memoryview(frame.finish).cast("b").tolist()
+        if frame.logprobs is not None:
+            self._note(sequences, finishes, frame.logprobs)
+        for sequence, token, finish in zip(sequences, tokens, finishes, strict=True):
+            choice = choices.get(sequence)
+            if choice is None:  # cancelled, or ended by a stop string while further tokens were on their way
+                continue
+            if choice.direct and finish == GOES_ON:
+                choice.num_tokens += 1
+                text = choice.push(token)
+                if text:
+                    encoded = encode(text)
+                    size = choice.affix_bytes + len(encoded)
+                    head = heads[size] if size < num_heads else chunk_head(size)
+                    try:
+                        choice.write(join((head, choice.prefix, encoded, choice.tail)))
+                    except RuntimeError:  # closed in this turn of the loop; its handler is about to be cancelled
+                        choice.direct = False
+                        continue
+                # One look in sixteen: a few chunks above the mark are no matter, a call for each token is.
+                if not choice.num_tokens & 15 and choice.protocol.writing_paused:  # type: ignore[union-attr]
+                    choice.answer.hold()
+            elif finish not in UNCOUNTED:
+                choice.num_tokens += 1
+                reason = choice.take(token, finish)
+                touched[choice.answer] = None
+                if reason:
+                    self._on_end(sequence, choice, reason)
+        for answer in touched:
+            answer.flush()
+
+    def _note(self, sequences: list[int], finishes: list[int], logprobs: LogprobColumns) -> None:
+        """Log-probabilities of the tokens about to be delivered; those that are no text have none to show."""
+        rows = per_row(logprobs.unpack(len(sequences)))
+        for sequence, finish, entries in zip(sequences, finishes, rows, strict=True):
+            choice = self.choices.get(sequence)
+            if entries and choice is not None and choice.logged is not None and finish not in WITHOUT_TEXT:
+                choice.logged.note(entries)
