@@ -92,9 +92,11 @@ def _cut(values: Tensor, tokens: Tensor, rows: SamplingRows) -> Tensor:
     limits = _limits(rows, values.shape[-1])
     beyond = torch.arange(values.shape[-1], device=values.device) >= column(limits, values.device)
     left = values.masked_fill(beyond, 0)
+    # Not `sum`: threads share the sum of a single long row, and its last bits would differ from those in a crowd.
+    upto = left.cumsum(-1)
     # Without a top_k the total is 1, of which `values` may hold only the likeliest part.
-    total = torch.where(column(rows.top_ks > 0, values.device), left.sum(-1, keepdim=True), 1.0)
-    before = left.cumsum(-1) - left
+    total = torch.where(column(rows.top_ks > 0, values.device), upto[:, -1:], 1.0)
+    before = upto - left
     # The likeliest token always stays, so there is always one to draw.
     kept = left.masked_fill(before >= column(rows.top_ps, values.device) * total, 0)
     keys = column(row_keys(rows.seeds, rows.output_positions), values.device)
