@@ -1,5 +1,5 @@
-"""Compiles grammars for one checkpoint's tokenizer, and keeps those used last. Torch-free: the gateway tries every
-grammar before a request is admitted.
+"""Compiles grammars for one checkpoint's tokenizer, and keeps those used last. Torch-free: the gateway has every
+grammar tried before a request is admitted.
 """
 
 import json
@@ -13,7 +13,7 @@ from engine.interface import EngineError
 
 MAX_GRAMMAR_BYTES = 128 * 2**10
 """Of one grammar's text; compiled it may take a hundred times as much."""
-MAX_CACHED = 256
+MAX_CACHED = 64
 MAX_CACHED_BYTES = 2**20
 """Of the texts of all grammars kept."""
 
@@ -38,16 +38,10 @@ class Compiler:
         self._num_bytes = 0
 
     def matcher(self, grammar: str) -> LLMatcher:
-        """A matcher at the beginning of an output.
-
-        Takes milliseconds for most grammars, half a second for schemas of thousands of properties.
-
-        Raises:
-            GrammarError: the grammar is wrong or too large, or the library cannot read this tokenizer.
-        """
+        """A matcher at the beginning of an output; errors as `compile`, for grammars not kept."""
         pristine = self._compiled.get(grammar)
         if pristine is None:
-            pristine = self._compile(grammar)
+            pristine = self.compile(grammar)
             self._keep(grammar, pristine)
         else:
             self._compiled.move_to_end(grammar)
@@ -63,7 +57,15 @@ class Compiler:
             self._tokenizer = self._load_tokenizer()
         return self._tokenizer
 
-    def _compile(self, grammar: str) -> LLMatcher:
+    def compile(self, grammar: str) -> LLMatcher:
+        """A matcher that is not kept.
+
+        Takes milliseconds for most grammars, half a second for schemas of thousands of properties. There are short
+        ones that take minutes: who lets clients write grammars tries them first where they can be stopped.
+
+        Raises:
+            GrammarError: the grammar is wrong or too large, or the library cannot read this tokenizer.
+        """
         if len(grammar) > MAX_GRAMMAR_BYTES:
             raise GrammarError(f"its grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_BYTES} are allowed")
         tokenizer = self.read_tokenizer()

@@ -40,8 +40,7 @@ class Constraints:
     """All sequences with a grammar. Costs nothing while there are none.
 
     Compiling begins with the sequence's first step, in a thread of its own. What is not ready when the sequence samples
-    for the first time makes that step wait, at most for as long as it takes to compile grammars that the gateway has
-    compiled before.
+    for the first time makes that step wait: a second at most, because the gateway refuses what takes longer to compile.
     """
 
     def __init__(self, compiler: Compiler, eos_ids: frozenset[int], vocabulary_size: int) -> None:

@@ -36,11 +36,12 @@ class GatewayService:
             raise StartError(str(error)) from error
         self._keys = Keys(Path(deployment.tenants))
         self._backend = Backend(tokenizer)
+        self._grammars = Grammars(deployment.model_folder, tokenizer.vocabulary_size)
         self.api = Api(
             deployment.http,
             deployment.model_name,
             tokenizer=tokenizer,
-            grammars=Grammars(deployment.model_folder, tokenizer.vocabulary_size),
+            grammars=self._grammars,
             keys=self._keys,
             backend=self._backend,
         )
@@ -108,6 +109,7 @@ class GatewayService:
         if self._runner is not None:
             await self._runner.shutdown()
             await self._runner.cleanup()
+        await self._grammars.close()
         await asyncio.gather(*(link.close() for link in self._links))
 
     def _listen(self) -> socket.socket:

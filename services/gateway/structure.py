@@ -107,7 +107,18 @@ class Structure(NamedTuple):
         return tools
 
     def grammar(self) -> str:
-        """What the answer must keep to; empty: any text will do."""
+        """What the answer must keep to; empty: any text will do.
+
+        Raises:
+            RequestError: a schema is nested too deeply to be written down.
+        """
+        try:
+            return self._grammar()
+        except RecursionError as error:
+            param = "tools" if self.callable_tools else "response_format"
+            raise RequestError("invalid_value", f"{param}: a schema is nested too deeply", param=param) from error
+
+    def _grammar(self) -> str:
         functions = [lark.Function(tool.function.name, _parameters(tool)) for tool in self.callable_tools]
         schema = self._schema()
         if not functions:

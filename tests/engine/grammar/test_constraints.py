@@ -179,21 +179,21 @@ def test_a_forward_pass_does_not_wait_for_the_masks_of_its_rows(
     from engine.grammar import constraints
 
     began, seen = threading.Event(), list[bool]()
-    fill, forward = constraints.fill_next_token_bitmask_par, engine._model.forward
+    fill, hidden = constraints.fill_next_token_bitmask_par, engine._model.hidden
 
     def fill_late(*arguments: Any) -> None:
-        seen.append(began.wait(10))
+        seen.append(began.wait(2))
         began.clear()
         fill(*arguments)
 
     def watched(*arguments: Any) -> Any:
         if steps.outputs[1]:
             began.set()
-        return forward(*arguments)
+        return hidden(*arguments)
 
     steps = driver(engine)
     monkeypatch.setattr(constraints, "fill_next_token_bitmask_par", fill_late)
-    monkeypatch.setattr(engine._model, "forward", watched)
+    monkeypatch.setattr(engine._model, "hidden", watched)
     steps.add(1, [11, 12], Sampling(temperature=1.0, seed=4), GRAMMAR)
     steps.run(6, 64)
     began.set()  # the last mask has no pass to go beside

@@ -3,6 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.grammar import lark
 from services.errors import RequestError
 from services.gateway.requests import read_chat, read_completion
 
@@ -187,6 +188,17 @@ def test_a_wrong_form_of_the_answer_is_refused(more: dict[str, Any], code: str, 
     error = refusal(chat(**more))
     assert (error.status, error.code, error.param) == (400, code, param)
     assert param in error.message
+
+
+def test_a_schema_too_deep_to_be_written_down_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nested(schema: Any) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr(lark, "document", nested)
+    structure = read_chat(chat(response_format={"type": "json_object"})).structure()
+    with pytest.raises(RequestError, match="nested too deeply") as caught:
+        structure.grammar()
+    assert caught.value.param == "response_format"
 
 
 @pytest.mark.parametrize("name", ["response_format", "tools"])

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from engine.grammar import compiler, lark
+from engine.grammar import lark
 from engine.grammar.hermes import call_text
 from policies.commands import FinishReason
 from services.wire import RequestEnded, Submit
@@ -91,15 +91,6 @@ async def test_a_schema_that_cannot_be_followed_is_refused(
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
     assert stage.backstage.all_of(Submit) == []
-
-
-async def test_a_known_grammar_is_not_compiled_again(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    compile_ = compiler.Compiler._compile
-    monkeypatch.setattr(compiler.Compiler, "_compile", lambda self, text: compiled.append(text) or compile_(self, text))
-    for _ in range(3):
-        await grammar(stage, response_format=SCHEMA)
-    assert compiled == [lark.document(CITY)]
 
 
 async def test_calls_are_in_the_message_and_named_as_the_reason(stage: Any) -> None:
