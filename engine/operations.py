@@ -1,8 +1,9 @@
-"""What a layer does between its products: in torch's operators, or on a CPU in few passes of the C++ library.
+"""What a layer does between its products: by torch's operators, Triton's kernels, or the C++ library on a CPU.
 
-Both compute the same to rounding; which one it is follows from the model, never from a step.
+All compute the same to rounding; which one it is follows from the model, never from a step.
 """
 
+import importlib.util
 from typing import Protocol
 
 import torch
@@ -90,6 +91,11 @@ class NativeOperations:
 
 def choose_operations(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Operations:
     """The fastest that fit."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        # Imported here: it comes with torch's CUDA build alone.
+        from engine.triton_operations import TritonOperations  # noqa: PLC0415
+
+        return TritonOperations(config)
     widths = (config.hidden_size, config.intermediate_size, config.head_dim)
     path = native.locate().path
     if device.type != "cpu" or dtype not in SUFFIXES or path is None or any(w % native.MULTIPLE for w in widths):

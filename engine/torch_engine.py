@@ -83,6 +83,8 @@ def assemble(
     device, dtype, choice = plan
     if device.type == "cpu":
         torch.set_num_threads(num_threads(settings))
+    else:
+        torch.cuda.set_device(device)  # where Triton and graphs launch, whatever their tensors are on
     max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
     free = free_memory(device)
