@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.memory import SCRATCH_BLOCKS
+from engine.transfer import to_device
 
 
 class KvCache:
@@ -40,5 +41,5 @@ class KvCache:
         """Copy the blocks `copied` [n] to `copies` [n], numbered as the scheduler does, in every layer. All are read
         before any is written.
         """
-        source, target = (torch.from_numpy(each + SCRATCH_BLOCKS).to(self._pool.device) for each in (copied, copies))
+        source, target = to_device([copied + SCRATCH_BLOCKS, copies + SCRATCH_BLOCKS], self._pool.device)
         self._pool[:, :, target] = self._pool[:, :, source]
