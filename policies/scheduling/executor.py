@@ -242,20 +242,17 @@ class Executor:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def publish(self, step: Step, keys: list[tuple[int, bytes]]) -> None:
-        """Let others find what a step that has ended computed. `keys` as in `policies.events.StepEnded`."""
+        """Let others find the prompts that a step computed, now that it has ended. Of output only the names are noted
+        (`keys`, as in `policies.events.StepEnded`): nobody asks for it before its sequence has ended.
+        """
         for sequence_id, new_keys in keys:
             sequence = self.routed.get(sequence_id)
             if sequence is not None and sequence.prefix is not None:
-                self._publish(sequence, *sequence.prefix.extend(new_keys))
+                sequence.prefix.extend(new_keys)
         for sequence, first, last in step.filled:
-            self._publish(sequence, first, last)
-
-    def _publish(self, sequence: Sequence, first: int, last: int) -> None:
-        # Whoever lost its blocks since the step was planned cannot share them.
-        if sequence.slot is not None and sequence.life.state in HOLDS_BLOCKS:
-            woken = self.sharing.publish(sequence, self.columns.table(sequence.slot), first, last)
-            if woken:
-                self._wake(woken)
+            # Whoever lost its blocks since the step was planned cannot share them.
+            if sequence.slot is not None and sequence.life.state in HOLDS_BLOCKS:
+                self._wake(self.sharing.publish(sequence, self.columns.table(sequence.slot), first, last))
 
     def settle(self, step: Step, now: float) -> None:
         """Free what waited for this step's return; it is out of `steps`."""
@@ -283,8 +280,12 @@ class Executor:
     # --- within ---------------------------------------------------------------------------------------------------
 
     def _yield_blocks(self, sequence: Sequence, slot: int) -> None:
-        self.blocks.give_back(self.columns.table(slot))
-        self._wake(self.sharing.withdraw(sequence))
+        table = self.columns.table(slot)
+        if sequence.prefix is not None:
+            prefilled = int(self.columns.prompt_tokens[slot])
+            self._wake(self.sharing.publish(sequence, table, prefilled, sequence.prefix.num_tokens))
+            self._wake(self.sharing.withdraw(sequence))
+        self.blocks.give_back(table)
         sequence.admitted = 0
         self.num_holders -= 1
         self.started.pop(sequence.id, None)

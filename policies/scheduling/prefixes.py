@@ -57,13 +57,15 @@ class Prefix:
         self.owner = owner
         self.root: bytes | None = None
 
-    def extend(self, keys: bytes) -> tuple[int, int]:
-        """Output went on: the keys of the next multiples of `key_tokens`. Returns the last multiples known before and
-        now.
-        """
-        known = self._prompt_tokens // self.key_tokens + len(self._of_output) // KEY_BYTES
+    @property
+    def num_tokens(self) -> int:
+        """Tokens up to the last key that is known for a multiple of `key_tokens`."""
+        num_keys = self._prompt_tokens // self.key_tokens + len(self._of_output) // KEY_BYTES
+        return num_keys * self.key_tokens
+
+    def extend(self, keys: bytes) -> None:
+        """Output went on: the keys of the next multiples of `key_tokens`."""
         self._of_output += keys
-        return known * self.key_tokens, (known + len(keys) // KEY_BYTES) * self.key_tokens
 
     def key_at(self, num_tokens: int) -> bytes | None:
         """The key of its first `num_tokens` tokens; None: not known, or it takes no part."""

@@ -119,8 +119,6 @@ class Sharing:
             self._blocks.publish(table.item((num_tokens - 1) // size), key)
             if self._computed_by.pop(key, None) is not None:
                 woken += self._wake(key)
-        if last >= sequence.tokens_to_prefill:
-            self._promises.pop(sequence.id, None)
         return woken
 
     def withdraw(self, sequence: Sequence) -> list[Sequence]:
