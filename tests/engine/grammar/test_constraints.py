@@ -33,6 +33,19 @@ def test_an_output_is_a_document_of_its_schema_and_then_ends(engine: Any, tokeni
     assert all(output[-1] == 2 for output in outputs)
 
 
+@pytest.mark.gpu
+def test_masks_follow_tokens_that_come_from_a_cuda_device(
+    tiny: Any, open_engine: Any, tokenizer: Any, follow: Any
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    engine = open_engine(tiny, device="cuda", dtype="float32", attention="sdpa_gather")
+    for output in follow(engine, [GRAMMAR] * 6, 96, in_flight=2):
+        assert list(json.loads(tokenizer.decode(output))) == ["name", "age", "tags"]
+
+
 def test_the_same_tokens_come_with_two_steps_in_flight_and_after_preemptions(engine: Any, driver: Any) -> None:
     def output(in_flight: int, preempted_after: tuple[int, ...]) -> list[int]:
         steps = driver(engine, in_flight=in_flight)

@@ -1,14 +1,19 @@
 """Structured answers and tool calls, through the official client; an executor's grammar is played by a double."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from engine.config import read_eos_ids
 from engine.grammar import lark
+from engine.grammar.compiler import Compiler
 from engine.grammar.hermes import call_text
 from policies.commands import FinishReason
+from services.gateway.grammars import Grammars
+from services.gateway.trials import Trial, Verdict, judge
 from services.wire import RequestEnded, Submit
 
 MESSAGES: Any = [{"role": "user", "content": "How warm is it in Paris?"}]
@@ -21,6 +26,17 @@ FUNCTIONS = [
 ]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": CITY}}
 SAID = f"Let me look.\n{call_text('weather', {'city': 'Paris'})}\n{call_text('now', {})}"
+
+
+@pytest.fixture(autouse=True)
+def tried_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process, which takes a while to start and has tests of its own."""
+    compiler = Compiler(checkpoint, 4096, read_eos_ids(checkpoint))
+
+    async def judged(self: Grammars, trial: Trial) -> Verdict:
+        return judge(compiler, trial)
+
+    monkeypatch.setattr(Grammars, "_ask", judged)
 
 
 async def grammar(stage: Any, **more: Any) -> str:
@@ -160,6 +176,20 @@ async def test_a_call_cut_off_by_the_limit_is_no_finished_call(stage: Any, strea
     )
     reasons = [c.choices[0].finish_reason async for c in answer] if streamed else [answer.choices[0].finish_reason]
     assert reasons[-1] == "length"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_log_probabilities_are_of_every_token_of_a_call(stage: Any, streamed: bool) -> None:
+    tokens = stage.says(SAID, FinishReason.LENGTH)
+    answer = await stage.client().chat.completions.create(
+        model="demo", messages=MESSAGES, tools=[WEATHER, NOW], logprobs=True, stream=streamed
+    )
+    choices = [chunk.choices[0] async for chunk in answer] if streamed else answer.choices
+    entries = [entry for choice in choices if choice.logprobs for entry in choice.logprobs.content]
+    assert len(entries) == len(tokens)
+    assert bytes(byte for entry in entries for byte in entry.bytes).decode() == SAID
+    said = [(choice.delta if streamed else choice.message).tool_calls or [] for choice in choices]
+    assert [call.function.name for calls in said for call in calls if call.id] == ["weather", "now"]
 
 
 async def test_choices_each_have_their_calls(stage: Any) -> None:
