@@ -131,10 +131,11 @@ class Executor:
         prefix.root = self.rules.namespace(prefix.owner) if fits else None
         return self.sharing.look_up(sequence)
 
-    def hold_back(self, sequence: Sequence, hit: Hit) -> bool:
-        """Let a waiting sequence wait for a prefix that another is computing; False if there is none."""
-        key = self.sharing.to_wait_for(sequence, hit)
-        if key is None:
+    def hold_back(self, sequence: Sequence, key: bytes) -> bool:
+        """Let a waiting sequence wait for a prefix that another is computing, and those behind it pass. False: as many
+        do so already as could ever run; that bounds what is looked at for one plan.
+        """
+        if self.sharing.num_awaiting >= self.rules.max_sequences:
             return False
         self.waiting.remove(sequence)
         self.sharing.wait(sequence, key)
@@ -196,7 +197,7 @@ class Executor:
         state = sequence.life.state
         slot = sequence.slot
         sequence.life.pass_(happening, now, reason)
-        sequence.awaits = None
+        self.sharing.leave(sequence)
         del self.routed[sequence.id]
         if slot is None:
             self.promised_tokens -= sequence.tokens_to_prefill
@@ -231,7 +232,7 @@ class Executor:
         if state is State.DECODE:
             self.columns.set_open(_slot_of(sequence), value=not stalled)
         elif state is State.WAITING and stalled:
-            sequence.awaits = None
+            self.sharing.leave(sequence)
             if sequence.ticket:
                 self.waiting.remove(sequence)
         elif state is State.PREFILL and stalled:

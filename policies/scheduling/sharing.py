@@ -35,6 +35,7 @@ class Sharing:
         copies: the executor can copy a block before a step.
 
     Attributes:
+        num_awaiting: sequences that wait for a prefix.
         num_hits: starts that found a part of their tokens.
         num_hit_tokens: tokens that they found.
     """
@@ -47,6 +48,7 @@ class Sharing:
         """By sequence id: the keys above that are its own."""
         self._awaiting: dict[bytes, list[Sequence]] = {}
         """Those who wait for a key. Who waits no longer has another `awaits`, and is passed over."""
+        self.num_awaiting = 0
         self.num_hits = 0
         self.num_hit_tokens = 0
 
@@ -91,7 +93,14 @@ class Sharing:
     def wait(self, sequence: Sequence, key: bytes) -> None:
         """A sequence waits for a key."""
         sequence.awaits = key
+        self.num_awaiting += 1
         self._awaiting.setdefault(key, []).append(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence waits for no prefix any more."""
+        if sequence.awaits is not None:
+            sequence.awaits = None
+            self.num_awaiting -= 1
 
     def started(self, sequence: Sequence, hit: Hit) -> None:
         """A sequence computes what it did not find."""
@@ -133,7 +142,7 @@ class Sharing:
     def _wake(self, key: bytes) -> Iterator[Sequence]:
         for sequence in self._awaiting.pop(key, ()):
             if sequence.awaits == key:
-                sequence.awaits = None
+                self.leave(sequence)
                 yield sequence
 
     def _ends(self, sequence: Sequence, first: int, last: int) -> Iterator[tuple[int, bytes]]:
@@ -161,3 +170,6 @@ class Sharing:
                 raise AssertionError(f"sequence {owner.id} computes nothing and others wait for it: {owner.life.story}")
         if not set(self._awaiting) <= set(self._computed_by):
             raise AssertionError("a sequence waits for a prefix that nobody computes")
+        waiting = {s.id for key, sequences in self._awaiting.items() for s in sequences if s.awaits == key}
+        if len(waiting) != self.num_awaiting:
+            raise AssertionError(f"{len(waiting)} sequences wait for a prefix, {self.num_awaiting} are counted")

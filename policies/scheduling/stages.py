@@ -260,10 +260,11 @@ class Draft:
                 break
             starts = sequence.slot is None
             hit = executor.look_up(sequence) if starts else NO_HIT
-            if starts and executor.hold_back(sequence, hit):
+            wanted = executor.sharing.to_wait_for(sequence, hit) if starts else None
+            if wanted is not None and executor.hold_back(sequence, wanted):
                 continue
             num_tokens = self._piece(stage, sequence.prompt_left - hit.num_tokens)
-            if num_tokens == 0 or (starts and not self._may_start(sequence, hit)):
+            if num_tokens == 0 or wanted is not None or (starts and not self._may_start(sequence, hit)):
                 if starts and stage.merge:
                     continue  # started ones go on: they hold the blocks and the places that it waits for
                 break

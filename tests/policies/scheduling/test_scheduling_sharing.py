@@ -142,6 +142,18 @@ def test_who_waits_for_a_prefix_bars_nobody_where_started_and_waiting_are_ordere
     assert sorted(w.finished) == [0, 1, 2]
 
 
+def test_no_more_wait_for_a_prefix_than_could_run(sharing):
+    w = sharing(policy(max_sequences=3))
+    for request in range(20):
+        w.ask(request, words(16), output=2)
+    w.join()
+    waiting = [request for request, sequence in w.core.sequences.items() if sequence.awaits is not None]
+    assert waiting == [1, 2, 3]
+    w.drain()
+    assert sorted(w.finished) == list(range(20))
+    assert w.computed() == 16 + 20 + 19
+
+
 @pytest.mark.parametrize("trouble", ["cancelled", "stalled", "policy"])
 def test_who_waits_for_a_prefix_goes_on_when_nobody_computes_it(sharing, trouble):
     w = sharing(policy(budget=6, chunk=4))
