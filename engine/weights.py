@@ -83,12 +83,14 @@ class Checkpoint:
             raise EngineError(
                 f"{path}: tensor {name} has shape {list(found.get_shape())}; config.json asks for {list(shape)}"
             )
-        tensor: torch.Tensor = reader.get_tensor(name)
+        # Opened anew and copied: pages of the file that were read stay in memory until the last view of it is gone.
+        with safe_open(path, framework="pt") as fresh:
+            tensor: torch.Tensor = fresh.get_tensor(name)
         if tensor.dtype not in FLOATS:
             raise EngineError(f"{path}: tensor {name} is {tensor.dtype}; supported are {', '.join(map(str, FLOATS))}")
         self.num_parameters += tensor.numel()
         self._used.add(name)
-        return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device, self.dtype, copy=True)
 
     def check_unused(self) -> list[str]:
         """Names of tensors that nobody asked for, but for those that many checkpoints carry to no effect.

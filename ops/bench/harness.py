@@ -111,6 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, at least 5 for a figure to quote")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the rows there, with date and hardware")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="engine: where it runs")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="engine: what a CPU computes in"
+    )
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 

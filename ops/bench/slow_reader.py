@@ -8,23 +8,19 @@ slow reader fills its kernel buffers, so that its text is held back; each fast r
 import argparse
 import asyncio
 import contextlib
-import os
 import re
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import msgspec
 import uvloop
 
 from engine.interface import EngineSettings
+from ops.bench.deployed import start
 from ops.bench.harness import Row, at_most, interleave
 from ops.bench.readers import Reader, request
-from services.settings import REPOSITORY, Deployment, HttpSettings
+from services.settings import Deployment, HttpSettings
 
 NUM_FAST = 16
 NUM_TOKENS = 300
@@ -37,14 +33,18 @@ STEP_S = 0.02
 SLOW_PAUSE_S = 1.0
 RECEIVE_BUFFER_BYTES = 4096
 STREAM_BUFFER_BYTES = 16 * 2**10
-START_S = 60.0
 ROUND_S = 60.0
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure; figures are milliseconds."""
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as folder, contextlib.ExitStack() as stack:
-        port, key = _start(Path(folder), stack)
+        deployment = Deployment(
+            data=str(Path(folder) / "data"),
+            http=HttpSettings(port=0, stream_buffer_bytes=STREAM_BUFFER_BYTES),
+            engine=EngineSettings(kind="paced", paced_step_s=STEP_S),
+        )
+        port, key = start(deployment, Path(folder), stack)
         paired = interleave(
             lambda: uvloop.run(_round(port, key, slow=True)),
             lambda: uvloop.run(_round(port, key, slow=False)),
@@ -112,39 +112,3 @@ async def _read_slowly(port: int, key: str) -> None:
         await loop.sock_sendall(bare, request(key, max_tokens=NUM_SLOW_TOKENS, ignore_eos=True))
         while await loop.sock_recv(bare, 1):  # noqa: ASYNC110  the pause is what makes it slow
             await asyncio.sleep(SLOW_PAUSE_S)
-
-
-def _start(folder: Path, stack: contextlib.ExitStack) -> tuple[int, str]:
-    """All four services; returns port and key."""
-    deployment = Deployment(
-        data=str(folder / "data"),
-        http=HttpSettings(port=0, stream_buffer_bytes=STREAM_BUFFER_BYTES),
-        engine=EngineSettings(kind="paced", paced_step_s=STEP_S),
-    )
-    file = folder / "deployment.yaml"
-    file.write_bytes(msgspec.yaml.encode(deployment))
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "up", "--deployment", str(file)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    stack.callback(_stop, process)
-    assert process.stdout is not None  # noqa: S101  it was asked for
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "curl " in line:
-            break
-    found = re.search(r"curl http://[^:]+:(\d+)/.*Bearer ([\w-]+)", said)
-    if found is None:
-        raise RuntimeError(f"the services did not start:\n{said}{(folder / 'log').read_text()}")
-    os.set_blocking(process.stdout.fileno(), False)
-    return int(found[1]), found[2]
-
-
-def _stop(process: "subprocess.Popen[str]") -> None:
-    process.send_signal(signal.SIGINT)
-    process.wait(START_S)
