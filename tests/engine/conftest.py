@@ -260,6 +260,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo")
 
 
+@pytest.fixture
+def cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 def small_settings(**changes: Any) -> EngineSettings:
     """A pool for a few thousand tokens on one thread."""
     return EngineSettings(**{"device": "cpu", "threads": 1, "kv_pool_tokens": 8192, **changes})

@@ -19,14 +19,6 @@ SEQUENCES = np.random.default_rng(0).integers(3, 199, (8, 120)).astype(np.int32)
 
 
 @pytest.fixture
-def cuda() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-
-@pytest.fixture
 def forced(open_engine: Any) -> Callable[..., tuple[NDArray[np.int32], Any]]:
     """`forced(variant, **settings)`: after each token of SEQUENCES the token chosen, and the logits it is chosen by."""
 

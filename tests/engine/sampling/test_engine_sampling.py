@@ -51,6 +51,28 @@ def test_tokens_and_log_probabilities_are_the_same_alone_chunked_in_company_and_
     assert run(2, 64, 1, preempted=True) == alone
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+def test_every_setting_means_the_same_on_cuda(driver: Any, open_engine: Any) -> None:
+    import msgspec
+
+    made = []
+    for settings in ({}, {"device": "cuda", "dtype": "float32", "attention": "sdpa_gather"}):
+        run = driver(open_engine("llama", **settings), in_flight=2)
+        for sequence, asked in enumerate(SETTINGS):
+            run.add(sequence, prompt(20, sequence), msgspec.structs.replace(asked, logprobs=5))
+        run.run(OUTPUTS, 7, max_prefills=4)
+        made.append(run)
+    here, there = made
+    assert there.outputs == here.outputs
+    assert there.ended == here.ended
+    for sequence, positions in here.logprobs.items():
+        numbers = [value for entries in positions for _, value in entries]
+        assert [value for entries in there.logprobs[sequence] for _, value in entries] == pytest.approx(
+            numbers, abs=1e-3
+        )
+
+
 def test_greedy_tokens_under_a_repetition_penalty_are_those_of_transformers(
     references: Any, driver: Any, open_engine: Any
 ) -> None:
