@@ -25,6 +25,8 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 GREEDY = Sampling(temperature=0, ignore_eos=True)
+WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "initializer_range": 0.2}
+"""As the kernels of a CPU want it; where the others do not fit, torch's operators do the work."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama_mha": ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
@@ -32,6 +34,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4, "tie_word_embeddings": True},
     ),
+    "llama_wide": ("Llama", WIDE),
     "llama3_rope": (
         "Llama",
         {
@@ -67,6 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "qwen3_tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3_wide_windows": ("Qwen3", {**WIDE, "use_sliding_window": True, "sliding_window": 13, "max_window_layers": 1}),
 }
 
 

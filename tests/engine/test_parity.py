@@ -4,7 +4,6 @@ The reference is transformers' logits of prompt and output together: where its a
 own greedy generation is our output. Where its two best logits are closer than `TIE`, either is right.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from engine.interface import Engine, Sampling, SequenceStart, Step
 
 VARIANTS = ("llama", "llama_mha", "llama_bias_mha_tied", "llama3_rope", "llama_yarn", "llama_linear_rope")
-VARIANTS += ("mistral", "qwen2", "qwen2_windows", "qwen3", "qwen3_tied")
+VARIANTS += ("llama_wide", "mistral", "qwen2", "qwen2_windows", "qwen3", "qwen3_tied", "qwen3_wide_windows")
 NUM_PROMPTS = 64
 NUM_OUTPUTS = 16
 TIE = 2e-5
@@ -34,6 +33,8 @@ class Sequence:
         """Of `blocks`, how many the engine knows."""
         self.position = 0
         """Tokens planned."""
+        self.num_computed = 0
+        """Tokens whose step has ended."""
         self.num_in_flight = 0
         self.running = False
         self.num_starts = 0
@@ -61,7 +62,9 @@ class RandomScheduler:
         self.launched: list[tuple[list[tuple[int, int, int]], list[int]]] = []
         """Of each step in flight its rows (sequence, its starts so far, end) and the sequences that sample."""
         self.released: list[int] = []
-        self.num_steps = self.num_hits = self.num_preempted = self.num_mixed = 0
+        self.copied: list[tuple[int, int]] = []
+        """Blocks to copy before the next step, and where to."""
+        self.num_steps = self.num_hits = self.num_copies = self.num_preempted = self.num_mixed = 0
 
     def run(self) -> None:
         while not all(sequence.done for sequence in self.sequences):
@@ -73,6 +76,7 @@ class RandomScheduler:
                 self._collect()
         assert not self.launched
         assert self.num_hits > NUM_PROMPTS // 4
+        assert self.num_copies > NUM_PROMPTS // 16
         assert self.num_preempted > NUM_PROMPTS // 4
         assert self.num_mixed > self.num_steps // 4
 
@@ -86,7 +90,8 @@ class RandomScheduler:
     def _release(self, number: int) -> None:
         sequence = self.sequences[number]
         self.holders[sequence.blocks] -= 1
-        sequence.blocks, sequence.num_given, sequence.position, sequence.running = [], 0, 0, False
+        sequence.blocks, sequence.num_given, sequence.running = [], 0, False
+        sequence.position = sequence.num_computed = 0
         self.released.append(number)
 
     def _rows(self) -> dict[int, int]:
@@ -115,7 +120,22 @@ class RandomScheduler:
             sequence.position = end
             self.num_hits += 1
         self.holders[sequence.blocks] += 1
+        sequence.num_computed = sequence.position  # a copied tail is there only when the step has ended
+        self._copy_tail(sequence)
         return SequenceStart(number, np.array(known, np.int32).tobytes(), len(sequence.prompt), GREEDY)
+
+    def _copy_tail(self, sequence: Sequence) -> None:
+        """The beginning of the next block, where another sequence has it: from now on each writes its own."""
+        first, known = sequence.position, sequence.known
+        for other in self.sequences:
+            held = other.known[: other.num_computed]
+            length = min(len(known) - 1, len(held), first + self.size)
+            if other is not sequence and length > first and held[:length] == known[:length]:
+                self.copied.append((other.blocks[first // self.size], self._blocks(1)[0]))
+                sequence.blocks.append(self.copied[-1][1])
+                sequence.position = length
+                self.num_copies += 1
+                return
 
     def _launch(self, rows: dict[int, int]) -> None:
         starts = [self._start(number) for number in rows if not self.sequences[number].running]
@@ -145,9 +165,11 @@ class RandomScheduler:
                 new_blocks=np.array(new, np.int32),
                 starts=starts,
                 released=self.released,
+                copied=np.array([source for source, _ in self.copied], np.int32),
+                copies=np.array([copy for _, copy in self.copied], np.int32),
             )
         )
-        self.released = []
+        self.released, self.copied = [], []
         sampling = [number for number, sampled in zip(rows, samples, strict=True) if sampled]
         for number in sampling:
             self.sequences[number].num_in_flight += 1
@@ -171,6 +193,7 @@ class RandomScheduler:
             sequence = self.sequences[number]
             if not sequence.running or sequence.num_starts != num_starts:  # its blocks may be another's by now
                 continue
+            sequence.num_computed = max(sequence.num_computed, end)
             for index in range(min(end, len(sequence.known)) // self.size):
                 self.cached.setdefault(tuple(sequence.known[: (index + 1) * self.size]), sequence.blocks[index])
             if sequence.done:
@@ -189,17 +212,19 @@ def prompts() -> list[list[int]]:
     return made
 
 
-def reference_logits(model: Any, sequences: list[list[int]]) -> Iterator[Any]:
+def reference_logits(model: Any, sequences: list[list[int]]) -> list[Any]:
     """transformers' logits [tokens, vocabulary] in float32 of each: padding comes after, where causality hides it."""
     import torch
 
     length = max(map(len, sequences))
+    rows: list[Any] = []
     with torch.inference_mode():
         for start in range(0, len(sequences), 16):
             part = sequences[start : start + 16]
             ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in part])
             logits = model(ids, use_cache=False).logits.float()
-            yield from (row[: len(tokens)] for row, tokens in zip(logits, part, strict=True))
+            rows += [row[: len(tokens)].clone() for row, tokens in zip(logits, part, strict=True)]
+    return rows
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -264,7 +289,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own(
 
     monkeypatch.setattr(engine._model, "logits", watched)
     rounded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    exact, theirs = (torch.cat(list(reference_logits(each, sequences))) for each in (model, rounded))
+    exact, theirs = (torch.cat(reference_logits(each, sequences)) for each in (model, rounded))
     for sequence, tokens in enumerate(sequences):
         run = driver(engine)
         run.add(sequence, tokens)
