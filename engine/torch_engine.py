@@ -89,7 +89,7 @@ def assemble(
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
     free = free_memory(device)
     if device.type == "cuda":
-        left = free.num_bytes - step_bytes(model, choice, max_sequence_tokens)
+        left = max(0, free.num_bytes - step_bytes(model, choice, max_sequence_tokens))
         free = Free(left, f"{free.where} beside a step of {FULL_STEP_TOKENS} tokens")
     pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, free, device=device.type)
     cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)
