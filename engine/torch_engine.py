@@ -87,9 +87,10 @@ def assemble(
         torch.cuda.set_device(device)  # where Triton and graphs launch, whatever their tensors are on
     max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
     model = Decoder(config, checkpoint, max_sequence_tokens + POSITIONS_BEYOND)
+    held_bytes = step_bytes(model, choice, max_sequence_tokens) if device.type == "cuda" else 0
     free = free_memory(device)
-    if device.type == "cuda":
-        left = max(0, free.num_bytes - step_bytes(model, choice, max_sequence_tokens))
+    if held_bytes:
+        left = max(0, free.num_bytes - held_bytes)
         free = Free(left, f"{free.where} beside a step of {FULL_STEP_TOKENS} tokens")
     pool = size_pool(settings, config, choice.block_tokens, dtype.itemsize, free, device=device.type)
     cache = KvCache(config, pool.num_blocks, choice.block_tokens, dtype, device)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from engine.attention.interface import Rows, StepAttention
 from engine.config import ModelConfig
 from engine.kv_cache import KvCache
+from engine.transfer import to_device
 
 PIECE = 256
 """Queries of a prefill chunk taken at once: bounds the mask, and spares keys that only later queries see."""
@@ -115,12 +116,8 @@ class GatherAttention:
 
     def _part(self, queries: slice, blocks: NDArray[np.int64], visible: NDArray[np.bool_]) -> "_Part":
         mask = np.where(visible, np.float32(0), np.float32(-np.inf))
-        return _Part(
-            queries,
-            len(blocks),
-            torch.from_numpy(blocks.reshape(-1)).to(self.device),
-            torch.from_numpy(mask).to(self.device, self.dtype).unsqueeze(1),
-        )
+        numbers, added = to_device([blocks.reshape(-1), mask], self.device)
+        return _Part(queries, len(blocks), numbers, added.to(self.dtype).unsqueeze(1))
 
     def gather(self, name: str, source: Tensor, part: "_Part") -> Tensor:
         """The part's blocks of one layer as [rows, kv_heads, tokens, head_dim], in a buffer that is used again."""

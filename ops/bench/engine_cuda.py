@@ -144,7 +144,7 @@ class Bench:
         )
         rows = [at_least("two steps in flight against one", "batches/s", paired, must=1.0, stretch=1.1)]
         if self._device.type == "cuda":
-            gaps = [self._gap_s(num_rows) for _ in range(1 + self._rounds)][1:]
+            gaps = [self._gap_us(num_rows) for _ in range(1 + self._rounds)][1:]
             ratios = tuple(gap / step for gap, step in gaps)
             idle = Paired(
                 ours=statistics.median(gap for gap, _ in gaps),
@@ -155,7 +155,7 @@ class Bench:
             rows.append(at_most(f"idle between steps, {num_rows} rows", "us", idle, must=0.05, stretch=0.01))
         return rows
 
-    def _gap_s(self, num_rows: int) -> tuple[float, float]:
+    def _gap_us(self, num_rows: int) -> tuple[float, float]:
         """Medians over steps of the gap after one and of the time to the next one's end, microseconds."""
         batch = Batch(self._engine, self._prompts(num_rows), self._work.num_outputs)
         with profile(activities=[ProfilerActivity.CUDA]) as seen:

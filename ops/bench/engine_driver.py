@@ -65,11 +65,15 @@ class Batch:
         self._engine.forget(self._ids.tolist())
         return Timed(prefilled - began, ended - prefilled, np.stack((first, *self._tokens), 1))
 
-    def likeliest(self) -> NDArray[np.int32]:
-        """The token that the model would choose after each of the given ones, [sequences, tokens]: one at a time."""
+    def likeliest(self, chunk: int = 1) -> NDArray[np.int32]:
+        """The token that the model would choose after each of the given ones, [sequences, tokens - chunk + 1].
+
+        The first `chunk` tokens are read at once, the others one at a time.
+        """
         self._tokens.clear()
-        for position in range(self._prompts.shape[1]):
-            self._launch(self._ids, position, 1, samples=True, starts=position == 0)
+        self._launch(self._ids, 0, chunk, samples=True, starts=True)
+        for position in range(chunk, self._prompts.shape[1]):
+            self._launch(self._ids, position, 1, samples=True, starts=False)
         self._drain()
         self._engine.forget(self._ids.tolist())
         return np.stack(self._tokens, 1)

@@ -1,7 +1,8 @@
 """Decodes through recorded passes are the same decodes. A recording that calls its pass again stands for CUDA's."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -215,3 +216,37 @@ def test_a_full_step_runs_in_rows_as_long_as_they_may_be(
     monkeypatch.setattr(model, "forward", watched)
     run_full_step(model, Choice("cpu_gather", 16, {}), max_sequence_tokens, num_tokens)
     assert num_tokens <= seen[0] < num_tokens + max_sequence_tokens
+
+
+def test_cuda_captures_after_a_first_run_in_one_pool_and_leaves_other_threads_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import inspect
+
+    import torch
+
+    from engine.graphs import CudaRecorder
+
+    events: list[Any] = []
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def graph(captured: Graph, **options: Any) -> Iterator[None]:
+        events.append(("capture", options))
+        yield
+
+    known = inspect.signature(torch.cuda.graph.__init__).parameters
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("synchronize"))
+    recorder = CudaRecorder(torch.device("cuda"))
+    recording = recorder.record(lambda: events.append("run") or torch.ones(1))
+    recording.replay()
+    options = {"pool": "pool", "capture_error_mode": "thread_local"}
+    assert events == ["run", "synchronize", ("capture", options), "run", "replay"]
+    assert set(options) <= set(known)
+    assert recording.output == 1

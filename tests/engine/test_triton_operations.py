@@ -22,10 +22,10 @@ SHARED_BYTES = 227 * 1024
 """What a multiprocessor of an H200 gives one program."""
 
 
-def printed(program: str, **variables: str) -> Any:
+def printed(program: str, *arguments: str, **variables: str) -> Any:
     """What a program prints last: it must set up Triton before anything imports it."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(FOLDER / program)],
+        [sys.executable, "-W", "ignore", str(FOLDER / program), *arguments],
         env={**os.environ, **variables, "PYTHONPATH": str(FOLDER.parents[1])},
         capture_output=True,
         text=True,
@@ -47,6 +47,16 @@ def differences() -> dict[str, float]:
 def test_interpreted_kernels_are_torchs_operators_for(case: str, differences: dict[str, float]) -> None:
     assert set(differences) == set(ERRORS)
     assert differences[case] <= ERRORS[case]
+
+
+@pytest.mark.interp
+def test_an_engine_put_together_as_on_cuda_chooses_as_the_plain_one_does(references: Any) -> None:
+    folder, _ = references("qwen3")
+    variables = {"TRITON_INTERPRET": "1", "XFORMERS_ENABLE_TRITON": "1"}
+    same, difference, num_recorded, num_replayed = printed("interpreted_engine.py", str(folder), **variables)
+    assert same >= 0.98
+    assert difference <= 0.01
+    assert (num_recorded, num_replayed) == (1, 3)
 
 
 def test_every_triton_kernel_of_a_decode_step_compiles_for_an_h200(tmp_path: Path) -> None:

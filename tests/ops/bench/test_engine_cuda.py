@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,3 +125,30 @@ def test_a_way_that_does_not_work_is_left_out_and_said(capsys: pytest.CaptureFix
     with pytest.raises(harness.UnmeasurableError, match="runs in none of the ways tried here"):
         peer.tune()
     assert "cannot run as ('sdpa'" in capsys.readouterr().err
+
+
+def test_the_gap_is_a_median_over_the_last_steps_of_what_the_device_did(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    from ops.bench import engine_cuda
+
+    def event(name: str, start: float, end: float, device: Any = torch.autograd.DeviceType.CUDA) -> Any:
+        return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
+
+    class Profile:
+        def __init__(self, activities: Any) -> None: ...
+
+        def __enter__(self) -> Any:
+            steps = range(0, 1000, 10)
+            copies = [event("Memcpy DtoH (Device -> Pinned)", step + 8.0, step + 9.0) for step in steps]
+            kernels = [event("kernel", float(step), step + 7.0) for step in steps]
+            host = [event("launch", 3.0, 900.0, torch.autograd.DeviceType.CPU)]
+            return SimpleNamespace(events=lambda: [*copies, *kernels, *host])
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(engine_cuda, "profile", Profile)
+    bench = engine_cuda.Bench(tmp_path, engine_cuda.SMOKE, torch.device("cpu"), 2)
+    assert bench._gap_us(2) == (1.0, 10.0)
