@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from engine.interface import EngineError, EngineSettings, Sampling
+from engine.interface import EngineError, EngineSettings, Sampling, Step, StepOutput
 from engine.paced import PacedEngine
 from policies.admission.core import AdmissionCore
 from policies.commands import FinishReason
 from policies.event_log import read_records, verify
+from policies.events import TokensProduced
 from policies.scheduling.core import SchedulerCore
 from services.admission import policy_files
 from services.admission.service import AdmissionService
@@ -46,9 +48,25 @@ BLOCK_TOKENS, NUM_BLOCKS = 16, 64
 
 
 class Ends(PacedEngine):
-    """A paced engine that can be told to end its thread."""
+    """A paced engine that can be told to end its thread, and gives embeddings that name their sequence."""
 
     over = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.pooled: set[int] = set()
+        self.sampling: list[list[int]] = []
+
+    def launch(self, step: Step) -> None:
+        self.pooled |= {start.sequence for start in step.starts if start.pooling}
+        self.sampling.append(step.sequences[step.samples].tolist())
+        super().launch(replace(step, starts=[replace(start, pooling="") for start in step.starts]))
+
+    def collect(self) -> StepOutput:
+        output = super().collect()
+        sampled = self.sampling.pop(0)
+        output.vectors = {each: np.array([each % 2**16, 0.5], np.float32) for each in sampled if each in self.pooled}
+        return output
 
     def forget(self, sequences: list[int]) -> None:
         if self.over:
@@ -202,6 +220,25 @@ async def test_an_output_that_the_executor_cannot_make_ends_its_request_alone(ho
     assert "keeps to no grammar" in ended.message
     assert (await house.ended(right)).outcome == "finished"
     assert house.tokens() == {right: expected(right, 20, 4)}
+
+
+async def test_an_embedding_is_charged_its_prompt_and_shows_no_output(house) -> None:
+    embedded = [house.submit(prompt, 1, pooling="mean", shares_prefix=False) for prompt in (700, 20, 20)]
+    beside = house.submit(20, 4)
+    for request in embedded:
+        ended = await house.ended(request)
+        assert (ended.outcome, ended.output_tokens) == ("finished", 0)
+    await house.ended(beside)
+    vectors = {sequence: vector for frame in house.frames for sequence, vector in frame.vectors.items()}
+    assert {request: np.frombuffer(vector, np.float32)[0] for request, vector in vectors.items()} == {
+        request: request % 2**16 for request in embedded
+    }
+    await house.stop()
+    house.stop = no_stop
+    log = (Path(house.deployment.record) / "admission.log").read_bytes()
+    events = [record.event for record in read_records(log)]
+    produced = [sequence for event in events if isinstance(event, TokensProduced) for sequence in event.sequences]
+    assert produced == [beside] * 4
 
 
 async def test_the_first_frame_of_a_request_says_how_much_of_its_prompt_was_found(house) -> None:
