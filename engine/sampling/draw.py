@@ -17,8 +17,9 @@ from engine.transfer import on_device
 
 NUMBERS_AT_ONCE = 2**21
 """Noise made at once: bounds its memory to some 50 MiB."""
-FEW = 1024
-"""So many likeliest tokens are selected without sorting; top_k and top_p seldom leave more."""
+FEW = (64, 1024)
+"""So many likeliest tokens are selected without sorting, the larger number of rows that the smaller does not do for.
+top_k and top_p seldom leave more."""
 LEAST_TEMPERATURE = 1e-5
 """Below it the largest logit is taken: divided by less, logits could leave the range of float32."""
 
@@ -40,9 +41,11 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _grouped(scores: Tensor, rows: SamplingRows, groups: tuple[tuple[NDArray[np.bool_], Method], ...]) -> Tensor:
-    """Each group of rows by its method."""
+    """Each group of rows by its method; one that is all rows without a copy of them."""
     tokens = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
     for chosen, method in groups:
+        if chosen.all():
+            return method(scores, rows)
         indices = np.flatnonzero(chosen)
         if len(indices):
             where = on_device(indices, scores.device)
@@ -67,18 +70,37 @@ def _from_all(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def _from_likeliest(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """Sorts the vocabulary only for rows that may need more than its `FEW` likeliest tokens."""
+    """Sorts the vocabulary only for rows that may need more than a few of its likeliest tokens."""
     probabilities = _scaled(logits, rows).softmax(-1)
-    few = min(FEW, logits.shape[-1])
-    wide = _limits(rows, logits.shape[-1]) > few
-    if wide.any() and logits.device.type == "cpu":  # elsewhere looking would wait for the device
-        covered = probabilities.topk(few, -1).values.sum(-1).numpy() >= rows.top_ps
-        wide &= ~covered | (rows.top_ks > few)  # a top_k's total needs all of its tokens
+    if logits.device.type == "cpu":
+        return _from_as_few_as_hold(probabilities, rows)
+    wide = _limits(rows, logits.shape[-1]) > FEW[-1]  # looking how many are needed would wait for the device
     return _grouped(probabilities, rows, ((~wide, _from_few), (wide, _from_sorted)))
 
 
+def _from_as_few_as_hold(probabilities: Tensor, rows: SamplingRows) -> Tensor:
+    """Looks at more tokens only of rows whose top_k or top_p they may not hold."""
+    size = probabilities.shape[-1]
+    tokens = torch.empty(len(probabilities), dtype=torch.int64)
+    left = np.arange(len(probabilities))
+    for few in FEW:
+        some = rows.at(left)
+        considered = probabilities if len(left) == len(tokens) else probabilities[torch.from_numpy(left)]
+        values, likeliest = considered.topk(min(few, size), -1)
+        # A top_k's total needs all of its tokens.
+        held = (_limits(some, size) <= few) | ((some.top_ks == 0) & (values.sum(-1).numpy() >= some.top_ps))
+        done = np.flatnonzero(held)
+        where = torch.from_numpy(done)
+        tokens[torch.from_numpy(left[done])] = _cut(values[where], likeliest[where], some.at(done))
+        left = left[~held]
+        if not len(left):
+            return tokens
+    tokens[torch.from_numpy(left)] = _from_sorted(probabilities[torch.from_numpy(left)], rows.at(left))
+    return tokens
+
+
 def _from_few(probabilities: Tensor, rows: SamplingRows) -> Tensor:
-    values, tokens = probabilities.topk(min(FEW, probabilities.shape[-1]), -1)
+    values, tokens = probabilities.topk(min(FEW[-1], probabilities.shape[-1]), -1)
     return _cut(values, tokens, rows)
 
 

@@ -171,7 +171,8 @@ def fits(observed: Any, expected: Any) -> bool:
         Sampling(temperature=0.4),
         Sampling(temperature=2.0),
         Sampling(top_k=3),
-        Sampling(top_p=0.6),
+        Sampling(top_p=0.515),  # 0.30 + 0.22 hold it, and hold no more
+        Sampling(top_p=0.525),
         Sampling(min_p=0.3),
         Sampling(temperature=1.5, min_p=0.2, top_k=5, top_p=0.9),
         Sampling(presence_penalty=1.0),
