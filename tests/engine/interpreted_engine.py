@@ -48,11 +48,11 @@ def forced(engine: Any) -> tuple[np.ndarray, torch.Tensor]:
 def as_on_cuda(folder: Path) -> tuple[Any, CalledAgain]:
     engine: Any = load_engine(folder, EngineSettings(device="cpu", dtype="float16", threads=1, kv_pool_tokens=4096))
     model, config, recorder = engine._model, engine._model.config, CalledAgain()
-    cache = KvCache(config, 16, 64, torch.float16, torch.device("cpu"))
+    cache = KvCache(config, 4, 64, torch.float16, torch.device("cpu"))
     attention = XformersAttention(config, cache)
     model._operations = TritonOperations(config)
     engine._cache, engine._attention = cache, attention
-    engine.info.num_blocks, engine.info.block_tokens = 16, 64
+    engine.info.num_blocks, engine.info.block_tokens = 4, 64
     settings = GraphSettings(decode_buckets=(4,))
     engine._graphs = decode_graphs(model, cache, attention, settings, max_positions=520, recorder=recorder)
     return engine, recorder
