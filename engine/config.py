@@ -16,7 +16,7 @@ from engine.interface import EngineError
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-Value = TypeVar("Value", int, float, bool, str)
+Value = TypeVar("Value", int, float, bool, str, list[str])
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -184,7 +184,7 @@ class _Reader:
         )
 
     def architecture(self) -> str:
-        named = self.raw.get("architectures") or []
+        named = self.get("architectures", list[str]())
         known = [name for name in named if name in ARCHITECTURES]
         if not known:
             raise self.refuse(
@@ -214,9 +214,9 @@ class _Reader:
             case "MistralForCausalLM":
                 return (window,) * num_layers
             case "Qwen2ForCausalLM" | "Qwen3ForCausalLM" if self.get("use_sliding_window", default=False):
-                kinds = self.raw.get("layer_types")
+                kinds = self.get("layer_types", list[str]())
                 first = self.get("max_window_layers", 28)
-                if kinds is None:
+                if not kinds:
                     kinds = ["sliding_attention" if layer >= first else "" for layer in range(num_layers)]
                 if len(kinds) != num_layers:
                     raise self.refuse(f"layer_types: names {len(kinds)} layers of {num_layers}")
@@ -242,7 +242,7 @@ class _Reader:
             raise self.refuse("partial_rotary_factor: only 1.0 is supported")
         if kind != "default" and self.get("factor", 0.0, section) < 1.0:
             raise self.refuse(f"rope_parameters: {kind} needs a factor of at least 1")
-        attention = section.get("attention_factor")
+        attention = self.get("attention_factor", 0.0, section)
         return Rope(
             theta=self.get("rope_theta", self.get("rope_theta", 10000.0), section),
             kind=kind,
@@ -256,7 +256,7 @@ class _Reader:
             beta_slow=self.get("beta_slow", 1.0, section),
             mscale=self.get("mscale", 0.0, section),
             mscale_all_dim=self.get("mscale_all_dim", 0.0, section),
-            attention_factor=None if attention is None else float(attention),
+            attention_factor=attention or None,
             truncate=self.get("truncate", True, section),
         )
 

@@ -70,6 +70,11 @@ def test_windows_are_those_of_each_layer(tmp_path: Path) -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: only 1.0 is supported"),
         ({"num_key_value_heads": 3}, "num_attention_heads: 4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head_dim: 15 is odd"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures: 'LlamaForCausalLM' is not of type list"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": "big"}},
+            "attention_factor: 'big' is not",
+        ),
         ({"hidden_size": None}, "hidden_size: is missing or not positive"),
         ({"hidden_size": "big"}, "hidden_size: 'big' is not of type int"),
     ],
