@@ -73,6 +73,8 @@ class Row(msgspec.Struct, frozen=True):
     spread: float
     load_average: float
     """Over one minute, when the row was made; above the number of cores the figures are doubtful."""
+    note: str = ""
+    """What else one must know to read it."""
 
 
 def interleave(
@@ -202,7 +204,7 @@ def _table(rows: list[Row]) -> str:
             f"{row.metric:<44} {row.ours:>10.4g} {row.reference:>10.4g} {row.ratio:>7.3f} "
             f"{row.must:>6.3g} {row.stretch:>7.3g}  {verdict}  [{row.unit}]"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{row.metric}: {row.note}" for row in rows if row.note)])
 
 
 def _progress(done: int, total: int) -> None:

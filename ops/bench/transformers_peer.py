@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import sys
 import time
 from typing import Any
 
@@ -28,6 +27,8 @@ class Peer:
         """`prompts` int32 [sequences, tokens]."""
         self.model = model
         self.way: Way = ("none", {})
+        self._refused: dict[str, str] = {}
+        """Attention implementations that do not run here, and why."""
         self._prompts = prompts.tolist()
         self._num_outputs = num_outputs
         self._device = device
@@ -47,10 +48,14 @@ class Peer:
                 self.run(num_outputs)
                 timed.append((self.run(num_outputs)[0], way))
             except Exception as error:  # noqa: BLE001  whatever keeps a way from working, the others are tried
-                print(f"transformers cannot run as {way}: {error}", file=sys.stderr)
+                self._refused[way[0]] = " ".join(str(error).split())[:200]
         if not timed:
-            raise UnmeasurableError("transformers' continuous batching runs in none of the ways tried here")
+            raise UnmeasurableError(f"transformers' continuous batching does not run here: {'; '.join(self.notes())}")
         self._take(min(timed, key=lambda found: found[0])[1])
+
+    def notes(self) -> list[str]:
+        """The way taken, and what did not run."""
+        return [f"transformers ran as {self.way}", *(f"{name} did not: {why}" for name, why in self._refused.items())]
 
     def run(self, num_outputs: int) -> tuple[float, NDArray[np.int32]]:
         """Seconds of one batch and its tokens, int32 [sequences, outputs].
