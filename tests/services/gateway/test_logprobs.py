@@ -52,6 +52,25 @@ async def test_a_chunk_carries_the_log_probabilities_of_the_text_in_it(stage: An
     assert numbers == [[-index / 8 for index in range(len(tokens))]] * 2
 
 
+async def test_tokens_that_come_while_a_reader_waits_bring_theirs_too(stage: Any) -> None:
+    first, *rest = stage.tokenizer.encode("one two three four", add_special_tokens=False)
+
+    def script(submit: Submit) -> None:
+        stage.backstage.admit(submit)
+        stage.backstage.frame([(submit.request, first, 0)])
+
+    stage.backstage.script = script
+    stream = await stage.client().completions.create(model="demo", prompt="x", logprobs=0, stream=True)
+    assert (await anext(stream)).choices[0].logprobs is None  # an executor of the version before gives none
+    stage.backstage.speak(stage.backstage.all_of(Submit)[0], rest)
+    names = []
+    async for chunk in stream:
+        part = chunk.choices[0].logprobs
+        assert "".join(part.tokens if part else ()) == chunk.choices[0].text
+        names += part.tokens if part else []
+    assert names == [stage.tokenizer.token_bytes(token).decode() for token in rest]
+
+
 @pytest.mark.parametrize(("stop", "left"), [(" three", "one two"), ("three", "one two three")])
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_stop_string_takes_the_tokens_that_begin_in_it(
