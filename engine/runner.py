@@ -234,9 +234,11 @@ class _Arranged(NamedTuple):
 
 def _arrange(step: Step, slots: NDArray[np.int64], num_padding: int) -> _Arranged:
     # A sequence that is gone has no context to read: it computes as if at its beginning.
-    positions = np.pad(np.where(slots == NOBODY, 0, step.positions), (0, num_padding))
-    num_tokens = np.pad(step.num_tokens.astype(np.int64), (0, num_padding), constant_values=1)
-    slots = np.pad(slots, (0, num_padding), constant_values=NOBODY)
+    positions, num_tokens = np.where(slots == NOBODY, 0, step.positions), step.num_tokens.astype(np.int64)
+    if num_padding:
+        positions = np.pad(positions, (0, num_padding))
+        num_tokens = np.pad(num_tokens, (0, num_padding), constant_values=1)
+        slots = np.pad(slots, (0, num_padding), constant_values=NOBODY)
     order = np.lexsort((positions, num_tokens > 1))
     num_tokens = num_tokens[order]
     ends = np.cumsum(num_tokens)

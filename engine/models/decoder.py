@@ -81,22 +81,21 @@ class Decoder:
 
     def forward(self, inputs: Inputs, cache: KvCache, step: StepAttention) -> Tensor:
         """Logits [sampled, vocabulary] of one pass."""
-        num_sampled = len(inputs.sampled)
-        if inputs.tokens.device.type == "cpu":
-            inputs = _padded(inputs)
         hidden = self.hidden(inputs.tokens, inputs.positions, inputs.slots, cache, step)
-        return self.logits(hidden, inputs.sampled)[:num_sampled]
+        return self.logits(hidden, inputs.sampled)
 
     def logits(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """Of the hidden states [tokens, hidden] those at `sampled`: [sampled, vocabulary]."""
-        return self.head(self._operations.add_norm(hidden[sampled], None, self.norm))
+        return self.head(self._operations.add_norm(hidden[_padded(sampled)], None, self.norm))[: len(sampled)]
 
     def hidden(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KvCache, step: StepAttention) -> Tensor:
         """What the layers make of the flat batch, [tokens, hidden]; tensors as in `Inputs`.
 
         Keys and values are written before attention reads them.
         """
-        operations = self._operations
+        operations, num_tokens = self._operations, len(tokens)
+        # Tokens that no row has are written to the scratch block.
+        tokens, positions, slots = _padded(tokens), _padded(positions), _padded(slots)
         turns = self.rotary.at(positions)
         x = torch.nn.functional.embedding(tokens, self.embedding)
         added = None
@@ -106,16 +105,10 @@ class Decoder:
             attended = layer.attention_out(step.attend(index, query).flatten(1))
             gate_up = layer.gate_up(operations.add_norm(x, attended, layer.mlp_norm))
             added = layer.down(operations.gated(gate_up))
-        return x if added is None else x.add_(added)
+        return (x if added is None else x.add_(added))[:num_tokens]
 
 
-def _padded(inputs: Inputs) -> Inputs:
-    """With tokens that are written to the scratch block and that no row has, up to a size of batch that is usual."""
-    beyond = padded_rows(len(inputs.tokens)) - len(inputs.tokens)
-    pad = torch.nn.functional.pad
-    return Inputs(
-        pad(inputs.tokens, (0, beyond)),
-        pad(inputs.positions, (0, beyond)),
-        pad(inputs.slots, (0, beyond)),
-        pad(inputs.sampled, (0, padded_rows(len(inputs.sampled)) - len(inputs.sampled))),
-    )
+def _padded(column: Tensor) -> Tensor:
+    """On a CPU with zeros up to a size of batch that is usual."""
+    beyond = padded_rows(len(column)) - len(column) if column.device.type == "cpu" else 0
+    return torch.nn.functional.pad(column, (0, beyond)) if beyond else column
