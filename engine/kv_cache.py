@@ -1,5 +1,7 @@
 """Keys and values of all layers in blocks. Who holds which block is the scheduler's business."""
 
+import mmap
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,8 +26,7 @@ class KvCache:
         self.num_blocks = num_blocks
         shape = (config.num_layers, 2, num_blocks + SCRATCH_BLOCKS, block_tokens, config.num_kv_heads, config.head_dim)
         if device.type == "cpu":
-            memory = torch.from_numpy(np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8))
-            pool = memory.view(dtype).view(shape)
+            pool = torch.from_numpy(_zero_pages(int(np.prod(shape)) * dtype.itemsize)).view(dtype).view(shape)
         else:
             pool = torch.zeros(shape, dtype=dtype, device=device)
         self._pool = pool
@@ -43,3 +44,11 @@ class KvCache:
         """
         source, target = to_device([copied + SCRATCH_BLOCKS, copies + SCRATCH_BLOCKS], self._pool.device)
         self._pool[:, :, target] = self._pool[:, :, source]
+
+
+def _zero_pages(num_bytes: int) -> NDArray[np.uint8]:
+    """Straight from the kernel: malloc may have memory of this size that it would have to clear, all of it."""
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)

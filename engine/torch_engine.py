@@ -16,6 +16,7 @@ from engine.grammar.constraints import Constraints
 from engine.graphs import CudaRecorder
 from engine.interface import EngineError, EngineInfo, EngineSettings, Sampling, SequenceStart, Step
 from engine.kv_cache import KvCache
+from engine.malloc import keep_freed_memory
 from engine.memory import Free, check_weights, free_on_host, size_pool
 from engine.models.decoder import Decoder
 from engine.runner import TorchEngine
@@ -83,6 +84,7 @@ def assemble(
     device, dtype, choice = plan
     if device.type == "cpu":
         torch.set_num_threads(num_threads(settings))
+        keep_freed_memory()
     else:
         torch.cuda.set_device(device)  # where Triton and graphs launch, whatever their tensors are on
     max_sequence_tokens = settings.max_sequence_tokens or config.max_positions
