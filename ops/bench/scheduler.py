@@ -2,13 +2,14 @@
 
 A cycle of ours is all that the core does between two steps: `StepEnded` in, `Deliver` and the next `StartStep` out,
 under slai.yaml with room for 256 decodes, all of them running (one in twenty paid, so due in every step), blocks
-filling up, and thousands of requests waiting. The reference has no policy, no blocks and no result: 256 objects visited
-in a Python loop that reads and renews a deadline, and one pop and push on a heap of 10,000. Seconds are CPU time of
-this process.
+filling up, each with the key by which others may find it, and thousands of requests waiting. The reference has no
+policy, no blocks and no result: 256 objects visited in a Python loop that reads and renews a deadline, and one pop and
+push on a heap of 10,000. Seconds are CPU time of this process.
 """
 
 import argparse
 import gc
+import random
 import time
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
@@ -18,6 +19,7 @@ from ops.bench.harness import Paired, Row, at_most, interleave
 from policies.commands import Command, StartStep
 from policies.events import ExecutorJoined, PolicyApplied, Released, Started, StepEnded
 from policies.scheduling.core import SchedulerCore
+from policies.scheduling.prefixes import KEY_BYTES
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "slai.yaml"
 NUM_RUNNING = 256
@@ -37,6 +39,8 @@ class Cycle:
     def __init__(self, num_waiting: int) -> None:
         self._core = SchedulerCore()
         self._now = 0.0
+        self._spent_s = 0.0
+        self._random = random.Random(0)
         self._in_flight: list[StartStep] = []
         document = POLICY.read_text()
         for knob in ("max_sequences", "max_decodes"):
@@ -44,10 +48,14 @@ class Cycle:
         self._send(Started(wall_s=0.0))
         self._send(PolicyApplied(revision=1, document=document.encode()))
         for request in range(NUM_RUNNING + num_waiting):
-            self._send(_released(request))
+            self._send(self._released(request))
         self._send(
             ExecutorJoined(
-                executor=0, num_blocks=NUM_BLOCKS, block_tokens=BLOCK_TOKENS, max_sequence_tokens=MAX_OUTPUT_TOKENS * 2
+                executor=0,
+                num_blocks=NUM_BLOCKS,
+                block_tokens=BLOCK_TOKENS,
+                max_sequence_tokens=MAX_OUTPUT_TOKENS * 2,
+                copies_blocks=True,
             )
         )
         for _ in range(2 * NUM_RUNNING):
@@ -60,26 +68,37 @@ class Cycle:
         """Seconds of one cycle, a mean over many."""
         gc.collect()
         gc.freeze()
-        started = time.process_time()
+        self._spent_s = 0.0
         for _ in range(CYCLES):
             self._end_step()
-        return (time.process_time() - started) / CYCLES
+        return self._spent_s / CYCLES
 
     def _end_step(self) -> None:
         step = self._in_flight.pop(0)
         self._now += STEP_S
-        self._send(StepEnded(executor=0, step=step.step, step_time_s=STEP_S))
+        plan = step.plan
+        full = (plan.positions + plan.num_tokens) // BLOCK_TOKENS > plan.positions // BLOCK_TOKENS
+        keys = [(sequence, self._random.randbytes(KEY_BYTES)) for sequence in plan.sequences[full].tolist()]
+        self._send(StepEnded(executor=0, step=step.step, step_time_s=STEP_S, keys=keys))
 
     def _send(self, event: object) -> list[Command]:
+        started = time.process_time()
         commands = self._core.handle(event, self._now)  # type: ignore[arg-type]
+        self._spent_s += time.process_time() - started
         self._in_flight += [command for command in commands if isinstance(command, StartStep)]
         return commands
 
-
-def _released(request: int) -> Released:
-    prompt = PROMPT_TOKENS + request * 7919 % 64
-    slo_class = "paid" if request % 20 == 0 else "free"
-    return Released(request=request, slo_class=slo_class, prompt_tokens=prompt, max_output_tokens=MAX_OUTPUT_TOKENS)
+    def _released(self, request: int) -> Released:
+        prompt_tokens = PROMPT_TOKENS + request * 7919 % 64
+        return Released(
+            request=request,
+            slo_class="paid" if request % 20 == 0 else "free",
+            prompt_tokens=prompt_tokens,
+            max_output_tokens=MAX_OUTPUT_TOKENS,
+            owner=f"tenant-{request % 100}",
+            prompt_keys=self._random.randbytes(KEY_BYTES * -(-prompt_tokens // BLOCK_TOKENS)),
+            key_tokens=BLOCK_TOKENS,
+        )
 
 
 class _Running:
