@@ -31,6 +31,7 @@ from services.settings import REPOSITORY, Deployment, HttpSettings, child_enviro
 NUM_SEQUENCES, NUM_PROMPT, NUM_OUTPUTS = 64, 128, 64
 SMOKE = (4, 20, 6)
 SEED = 0
+POLICY = REPOSITORY / "policies" / "slai.yaml"
 LLAMA_CPP_PYTHON = REPOSITORY / ".venv-llama-cpp" / "bin" / "python"
 LLAMA_CPP = REPOSITORY / "ops" / "bench" / "peers" / "llama_cpp_peer.py"
 LLAMA_CPP_WAYS = ("fast", "exact")
@@ -158,7 +159,11 @@ class Bench:
         return at_most(f"engine_{self._dtype}_memory_growth", "MiB", paired, must=1.5, stretch=1.2)
 
     def _served(self) -> Row:
+        # The engine computes every prompt in every round, so the services must too.
+        policy = self._folder / "policy.yaml"
+        policy.write_text(POLICY.read_text().replace("kv: {", "kv: {share: none, "))
         deployment = Deployment(
+            policy=str(policy),
             model=str(self._checkpoint),
             data=str(self._folder / "data"),
             http=HttpSettings(port=0),
