@@ -21,6 +21,7 @@ from engine.cuda import decode_graphs
 from engine.interface import EngineSettings, GraphSettings
 from engine.kv_cache import KvCache
 from engine.load import load_engine
+from engine.models import decoder
 from engine.triton_operations import TritonOperations
 from ops.bench.engine_driver import Batch
 from tests.engine.attention.interpreted import DenseChunks
@@ -51,6 +52,7 @@ def as_on_cuda(folder: Path) -> tuple[Any, CalledAgain]:
     cache = KvCache(config, 4, 64, torch.float16, torch.device("cpu"))
     attention = XformersAttention(config, cache)
     model._operations = TritonOperations(config)
+    decoder._padded = lambda column: column  # only a CPU's products want it
     engine._cache, engine._attention = cache, attention
     engine.info.num_blocks, engine.info.block_tokens = 4, 64
     settings = GraphSettings(decode_buckets=(4,))

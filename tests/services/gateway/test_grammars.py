@@ -18,7 +18,7 @@ MINUTES = {"allOf": [{"type": "integer", "multipleOf": 9973}, {"type": "integer"
 GIGABYTES = {
     "allOf": [
         {"anyOf": [{"type": "object", "properties": {f"{each}{index}": {"type": "string"}}} for each in "ab"]}
-        for index in range(10)
+        for index in range(11)
     ]
 }
 
