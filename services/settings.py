@@ -12,6 +12,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from engine.demo import CHECKPOINT
 from engine.interface import EngineSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -59,11 +60,11 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
 
     version: Annotated[int, Meta(ge=1, le=1)] = 1
     model: str = "demo"
-    """A checkpoint folder; `demo`: a small one, generated into the data folder."""
+    """A checkpoint folder; `demo`: the small one that comes with Fairlead and completes Python."""
     policy: str = "policies/slai.yaml"
     tenants: str = "{data}/tenants.yaml"
     data: str = ".fairlead"
-    """What outlives a run: keys, secrets, the demo checkpoint."""
+    """What outlives a run: keys and secrets."""
     run: str = "{data}/run"
     """What does not: sockets and state of the running processes."""
     record: str = ""
@@ -77,7 +78,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def model_folder(self) -> Path:
         """The checkpoint's folder, of a resolved deployment."""
-        return Path(self.data) / "demo" if self.model == "demo" else Path(self.model)
+        return CHECKPOINT if self.model == "demo" else Path(self.model)
 
     @property
     def model_name(self) -> str:

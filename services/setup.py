@@ -1,4 +1,4 @@
-"""What must exist before the services start: folders, the streams' secret, a first API key, the demo checkpoint.
+"""What must exist before the services start: folders, the streams' secret, a first API key, a readable model.
 
 Everything here may run any number of times: what exists is kept. `fairlead up` does it before it starts the services,
 `fairlead setup` does it alone (a container deployment runs it once).
@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 
 from engine.config import read_config
-from engine.demo.checkpoint import ensure_demo_checkpoint
 from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_policy
@@ -23,6 +22,8 @@ from services.keys import ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
 
 SECRET_BYTES = 32
+DEMO_PROMPT = "def read_lines(path):\n    with open(path) as file:\n       "
+"""The demo completes Python; like most tokens of its text, the next one begins with a space."""
 
 
 class SetupError(Exception):
@@ -39,18 +40,18 @@ class Prepared(msgspec.Struct, frozen=True):
     def welcome(self, deployment: Deployment, url: str) -> str:
         """URL, key and a curl line that works when pasted."""
         key = self.key or "YOUR_KEY"
-        body = {
-            "model": deployment.model_name,
-            "messages": [{"role": "user", "content": "Hello"}],
-            "max_tokens": 32,
-        }
+        if deployment.model == "demo":
+            path, question = "completions", {"prompt": DEMO_PROMPT, "temperature": 0}
+        else:
+            path, question = "chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
+        body = {"model": deployment.model_name, **question, "max_tokens": 48}
         lines = [f"Fairlead serves {deployment.model_name} at {url}/v1"]
         if self.key:
             lines.append(f"API key: {self.key}")
         else:
             lines.append("API key: make one with `fairlead keys add --tenant NAME`")
         headers = f"-H 'Authorization: Bearer {key}' -H 'Content-Type: application/json'"
-        lines += ["Try it:", f"curl {url}/v1/chat/completions {headers} -d '{json.dumps(body)}'"]
+        lines += ["Try it:", f"curl {url}/v1/{path} {headers} -d '{json.dumps(body)}'"]
         return "\n".join(lines)
 
 
@@ -110,17 +111,14 @@ def _in_one_line(error: PolicyError) -> str:
 def _check_model(deployment: Deployment) -> str:
     """Read what can be read without loading weights; returns the line that says which model serves."""
     folder = deployment.model_folder
-    if deployment.model == "demo":
-        ensure_demo_checkpoint(folder)
-        line = f"Model: a small checkpoint generated from a fixed seed, in {folder}: real tokens, no meaning"
-    else:
-        line = f"Model: {folder}"
     try:
         read_config(folder)
         Tokenizer.load(folder)
     except EngineError as error:
         raise SetupError(f"model: {error}") from error
-    return line
+    if deployment.model == "demo":
+        return "Model: the demo, a small model trained on the Python standard library: it completes Python"
+    return f"Model: {folder}"
 
 
 def _ensure_secret(path: Path) -> None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", help="policy file; edit it while it runs")
     parser.add_argument("--model", help="Hugging Face checkpoint folder, or demo")
     parser.add_argument("--port", type=int, help="HTTP port; 0: any free one")
-    parser.add_argument("--data-dir", help="folder of keys, secrets, logs and the demo checkpoint")
+    parser.add_argument("--data-dir", help="folder of keys, secrets and logs")
     parser.add_argument("--record", metavar="DIR", help="write the event logs of both cores")
     parser.add_argument("--check", action="store_true", help="assert every invariant of both cores after every event")
     parser.add_argument("--deployment", type=Path, help="deployment file (default: ops/deployment.yaml)")

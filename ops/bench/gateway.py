@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 import msgspec
 import uvloop
 
-from engine.demo.checkpoint import ensure_demo_checkpoint
+from engine.demo import CHECKPOINT
 from engine.tokenizer import Tokenizer
 from ops.bench.harness import Row, at_least, at_most, interleave
 from policies.commands import FinishReason
@@ -83,7 +83,7 @@ class Bench:
         self._folder = folder
         self._runner = runner
         self._stack = stack
-        self._tokenizer = Tokenizer.load(ensure_demo_checkpoint(folder / "demo"))
+        self._tokenizer = Tokenizer.load(CHECKPOINT)
         self._tokens = [self._tokenizer.encode(f" {word}")[0] for word in WORDS]
         self._readers = self._start(["-m", "ops.bench.readers"])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_checkpoint import write_random_checkpoint
 
 from engine.interface import Engine, EngineSettings, Sampling, SequenceStart, Step, StepOutput
 from engine.load import load_engine
@@ -259,9 +260,7 @@ def greedy() -> Callable[[Any, list[int], int], list[int]]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from engine.demo.checkpoint import ensure_demo_checkpoint
-
-    return ensure_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo")
+    return write_random_checkpoint(tmp_path_factory.mktemp("models") / "demo")
 
 
 @pytest.fixture

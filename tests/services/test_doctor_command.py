@@ -3,14 +3,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from random_checkpoint import write_random_checkpoint
 
-from engine.demo.checkpoint import ensure_demo_checkpoint
 from services.cli import main
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo")
+    return write_random_checkpoint(tmp_path_factory.mktemp("models") / "demo")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from policies.event_log import Record, read_records
 from policies.events import CancelRequested
 from policies.scheduling.core import SchedulerCore
 
-LONG, SHORT = 3000, 40
+LONG, SHORT = 1500, 40
 
 
 async def one_leaves_and_others_stay(running: House) -> list[int]:

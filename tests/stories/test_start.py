@@ -27,11 +27,12 @@ def processes_of(data: Path) -> list[str]:
 @pytest.mark.slow
 def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[..., House]) -> None:
     running = house()
-    assert running.output[0].startswith("Model: a small checkpoint generated from a fixed seed")
+    assert running.output[0].startswith("Model: the demo, a small model trained on")
     curl = next(line for line in running.output if line.startswith("curl "))
     answered = subprocess.run(["bash", "-c", f"{curl.strip()} --silent"], capture_output=True, check=True)
     answer = json.loads(answered.stdout)
     assert answer["usage"]["completion_tokens"] > 0
+    assert answer["choices"][0]["text"].strip()
     assert len(processes_of(running.data)) == 4
     run_folder = running.run_folder
     assert run_folder.exists()
@@ -41,7 +42,7 @@ def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[...,
     assert processes_of(running.data) == []
     assert not run_folder.exists()
     left = {path.name for path in running.data.iterdir()}
-    assert left == {"demo", "demo.key", "lock", "logs", "streams.secret", "tenants.yaml"}
+    assert left == {"demo.key", "lock", "logs", "streams.secret", "tenants.yaml"}
 
     again = House(running.data.parent)
     again.start()

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import openai
 import pytest
+from random_checkpoint import write_random_checkpoint
 
-from engine.demo.checkpoint import ensure_demo_checkpoint
 from engine.interface import Logprobs
 from engine.tokenizer import Tokenizer
 from policies.commands import FinishReason
@@ -277,7 +277,7 @@ class Stage:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_demo_checkpoint(tmp_path_factory.mktemp("model") / "demo")
+    return write_random_checkpoint(tmp_path_factory.mktemp("model") / "demo")
 
 
 @pytest.fixture
@@ -286,7 +286,9 @@ async def stage(checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
     http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, body_s=1.0, drain_s=0.2)
-    deployment = Deployment(data=str(tmp_path), run=str(tmp_path / "run"), http=http).resolved()
+    deployment = Deployment(
+        model=str(tmp_path / "demo"), data=str(tmp_path), run=str(tmp_path / "run"), http=http
+    ).resolved()
     backstage = Backstage()
     for service in ("admission", "scheduler"):
         await backstage.listen(service, tmp_path / "run")

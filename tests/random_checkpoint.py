@@ -1,12 +1,9 @@
-"""The default checkpoint: a small random Llama in Hugging Face format, so that a fresh clone serves at once.
+"""A small random Llama with chat tokens and float32 weights: what the tests of engine and gateway run on.
 
-Generated from a fixed seed without torch, because the gateway needs its tokenizer too and its image has no torch.
 What it writes has the look of tokens and no meaning.
 """
 
-import shutil
 import sysconfig
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -59,26 +56,10 @@ CORPUS = [
 ]
 
 
-def ensure_demo_checkpoint(folder: Path) -> Path:
-    """`folder`, with the demo checkpoint in it: written whole in under three seconds, or found there.
-
-    Several processes may call it at once: each writes beside `folder` and the first to rename wins.
-    """
-    if (folder / "config.json").exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(beside)
-        # mkdtemp's 0700 and safetensors' 0600 would shut out another service's user.
-        beside.chmod(0o755)
-        (beside / "model.safetensors").chmod(0o644)
-        beside.rename(folder)
-    except OSError:
-        if not (folder / "config.json").exists():
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def write_random_checkpoint(folder: Path) -> Path:
+    """`folder`, new, with a checkpoint in it."""
+    folder.mkdir()
+    _write(folder)
     return folder
 
 
