@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from policies.document.explain import rule_in_words, stage_in_words
-from policies.document.schema import Policy, Section
+from policies.document.schema import Policy
+from policies.document.section import Section
 
 
 def changes(old: Policy, new: Policy) -> list[str]:

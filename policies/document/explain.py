@@ -3,6 +3,7 @@
 Speaks only of what the document says; predicts nothing.
 """
 
+from policies.document.memory import VictimKind
 from policies.document.rules import always_holds, sources_of
 from policies.document.schema import (
     ClassifyRule,
@@ -12,7 +13,6 @@ from policies.document.schema import (
     PrefillStage,
     Stage,
     StageCondition,
-    VictimKind,
 )
 
 ORDERS = {

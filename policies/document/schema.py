@@ -1,34 +1,20 @@
 """Every knob an operator can turn: its type, unit, bound, default and one sentence.
 
-Owns the shape of a policy document and nothing else: no defaults live anywhere but here, no file is read here, and
-no other module declares a knob. `schema.json` is generated from these types. A Meta's `extra` holds what error messages
-need: the `unit` of a number, or the `words` for a pattern.
+Owns the shape of a policy document and nothing else: no defaults live anywhere but here and in `memory.py` (the
+sections about KV memory), no file is read here, and no other module declares a knob. `schema.json` is generated from
+these types.
 """
 
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
-Name = Annotated[
-    str,
-    Meta(
-        pattern=r"^[a-z][a-z0-9_]*$",
-        max_length=64,
-        extra={"words": "a name of at most 64 lowercase letters, digits and _, starting with a letter"},
-    ),
-]
-Seconds = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
-Count = Annotated[int, Meta(ge=1)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
+from policies.document.memory import Kv, Preemption
+from policies.document.section import Count, Fraction, Name, Seconds, Section
 
 OrderKey = Literal["arrival", "admission", "prompt_tokens", "class_priority", "last_schedulable_time"]
-VictimKind = Literal["newest_started_prefill", "newest", "newest_decode", "self"]
 PrefillSource = Literal["waiting", "started"]
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A part of the document. Unknown keys are errors, values never change after loading."""
 
 
 class SloClass(Section, frozen=True):
@@ -194,33 +180,6 @@ class Deadlines(Section, frozen=True):
         Literal["mean"] | Ewma, Meta(description="Estimate of a step's time: mean of all since start, or an EWMA.")
     ] = "mean"
     offset_steps: OffsetSteps = OffsetSteps()
-
-
-class Kv(Section, frozen=True):
-    """What a sequence reserves of the KV pool when it starts, and whose computed prefixes it may use."""
-
-    admit: Annotated[
-        Literal["prompt", "max_length"],
-        Meta(description="prompt: blocks of the whole prompt; max_length: of the longest it may become."),
-    ] = "prompt"
-    watermark: Annotated[float, Meta(ge=0, lt=1, description="Share of blocks kept free when a sequence starts.")] = (
-        0.01
-    )
-    share: Annotated[
-        Literal["tenant", "all", "none"],
-        Meta(
-            description="Requests that begin alike share the KV of that prefix. tenant: those of one tenant; all: "
-            "everybody's (a tenant can then time what others have asked); none: every prompt is computed."
-        ),
-    ] = "tenant"
-
-
-class Preemption(Section, frozen=True):
-    """Who gives blocks back when a decode finds none free."""
-
-    victim: Annotated[
-        tuple[VictimKind, ...], Meta(min_length=1, description="Tried in this order; the last resort is self.")
-    ] = ("newest", "self")
 
 
 class Policy(Section, frozen=True):
