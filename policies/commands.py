@@ -7,7 +7,7 @@ exactly when two runs decided the same.
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -170,3 +170,24 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
 def encode(commands: Iterable[Command]) -> bytes:
     """Bytes of a command list; equal bytes mean equal decisions."""
     return _encoder.encode(list(commands))
+
+
+AnyCommand = WakeAt | Release | Refuse | Withdraw | CancelReleased | Settle | StartStep | Deliver | Forget | Finish
+
+
+def _decode_array(kind: Any, value: bytes) -> NDArray[Any]:
+    """`kind` is one of the array types above: `NDArray[dtype]`."""
+    _, dtype = get_args(kind)
+    return np.frombuffer(value, get_args(dtype)[0])
+
+
+_decoder = msgspec.msgpack.Decoder(list[AnyCommand], dec_hook=_decode_array)
+
+
+def decode(commands: bytes) -> list[AnyCommand]:
+    """The commands that `encode` wrote; their arrays are read-only.
+
+    Raises:
+        msgspec.MsgspecError: it did not write these bytes.
+    """
+    return _decoder.decode(commands)

@@ -10,9 +10,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from policies.admission.core import AdmissionCore
 from policies.admission.cost import Prices
@@ -26,7 +24,6 @@ from policies.commands import (
     Release,
     Settle,
     StartStep,
-    StepPlan,
     WakeAt,
     Withdraw,
 )
@@ -44,7 +41,8 @@ from policies.events import (
     Woke,
 )
 from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
-from policies.simulation.executor_model import Device, StepShape
+from policies.simulation.executor_model import Device
+from policies.simulation.step_shape import shape_of
 from policies.simulation.tokens import Requests, TokenTimes
 from policies.simulation.workload import TraceRequest
 
@@ -290,7 +288,7 @@ class Simulation:
 
     def _start_step(self, command: StartStep) -> None:
         plan, executor = command.plan, command.executor
-        duration = self._device.step_time.step_s(_shape(plan))
+        duration = self._device.step_time.step_s(shape_of(plan))
         ended_at = max(self._now, self._busy_until[executor]) + duration
         self._busy_until[executor] = ended_at
         sampled, filled = plan.sequences, []
@@ -335,15 +333,3 @@ class Simulation:
             max_gap_ratio=self._max_gap_ratio,
             jain=self._jain,
         )
-
-
-def _shape(plan: StepPlan) -> StepShape:
-    # A last chunk of a single token counts as a decode here: both read their context and sample.
-    num_tokens = int(plan.num_tokens.sum())
-    num_decodes = len(plan.sequences)
-    if num_tokens == num_decodes and plan.samples.all():
-        return StepShape(0, num_decodes, int(plan.positions.sum()) + num_decodes)
-    decodes: NDArray[np.bool_] = plan.samples & (plan.num_tokens == 1)
-    num_decodes = int(np.count_nonzero(decodes))
-    context_tokens = int(plan.positions[decodes].sum()) + num_decodes
-    return StepShape(num_tokens - num_decodes, num_decodes, context_tokens)

@@ -9,19 +9,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple, Protocol
 
-
-class StepShape(NamedTuple):
-    """What a step holds, as far as its duration goes."""
-
-    prefill_tokens: int
-    decodes: int
-    context_tokens: int
-    """Tokens in KV that the decodes read, summed."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens through the linear layers."""
-        return self.prefill_tokens + self.decodes
+from policies.simulation.step_shape import StepShape
 
 
 class StepTime(Protocol):

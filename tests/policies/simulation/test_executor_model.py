@@ -2,7 +2,8 @@
 
 import pytest
 
-from policies.simulation.executor_model import DEVICES, StepShape, Table
+from policies.simulation.executor_model import DEVICES, Table
+from policies.simulation.step_shape import StepShape
 
 
 def step_ms(device: str, prefill: int, decodes: int = 0, context: int = 0, efficiency: float = 1.0) -> float:
