@@ -18,7 +18,8 @@ from policies.events import Started
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
-from policies.simulation.report import report, table
+from policies.simulation.report import report
+from policies.simulation.report_table import table
 from policies.simulation.workload import SYNTHETIC, TraceError, TraceRequest, read_trace, synthetic
 
 SYNTHETIC_PREFIX = "synthetic:"

@@ -42,50 +42,19 @@ from policies.events import (
 )
 from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
 from policies.simulation.executor_model import Device
+from policies.simulation.outcome import Outcome, Served
 from policies.simulation.step_shape import shape_of
 from policies.simulation.tokens import Requests, TokenTimes
 from policies.simulation.workload import TraceRequest
 
 ADMISSION, SCHEDULER = "admission", "scheduler"
+TILE_TOKENS = 128
+"""Columns of a tile of the matrix products, as measured on the devices of the scheduling specification, 2.4."""
+ARRIVALS_PER_LOOK = 64
+"""How many requests arrive between two looks at whether the run is still wanted."""
 
 Observer = Callable[[str, float, Any, list[Command]], None]
 """Told (core, now, event, commands) after each event."""
-
-
-class Served(Struct, gc=False):
-    """What happened to one request; times in seconds of virtual time, None: not (yet)."""
-
-    asked: TraceRequest
-    slo_class: str = ""
-    """Empty until it is released."""
-    prefill_done_at_s: float | None = None
-    """End of the step that processed its last prompt token, the first time."""
-    first_token_at_s: float | None = None
-    last_token_at_s: float | None = None
-    finished_at_s: float | None = None
-    output_tokens: int = 0
-    refusal: str = ""
-    """Code of the refusal, if it was refused."""
-
-
-class Outcome(Struct):
-    """A run: every request that arrived, and what the cores did."""
-
-    policy: str
-    classes: list[tuple[str, float, float]]
-    """Name, TTFT and TBT limit in seconds, by priority."""
-    served: list[Served]
-    gaps_s: dict[str, list[float]]
-    """Time between successive output tokens of a request, by class, in the order they ended."""
-    simulated_s: float
-    preemptions: int
-    num_steps: int
-    max_gap: float
-    """Largest difference between the counters of backlogged tenants at any event."""
-    max_gap_ratio: float
-    """Largest `max_gap` over VTC's bound as it was then."""
-    jain: float
-    """Jain's index of charged service over weight, all tenants, when the last request arrived."""
 
 
 class _Running(Struct):
@@ -103,7 +72,13 @@ class _Running(Struct):
 class Simulation:
     """One run of a policy over a workload.
 
-    `duration_s` cuts the run: later arrivals do not happen, and what is unfinished then stays so.
+    `duration_s` cuts the run: later arrivals do not happen, and what is unfinished then stays so. `give_up` is asked
+    every 64 arrivals whether the rest of the run is of no interest.
+
+    Attributes:
+        now: virtual time, seconds.
+        served: what happened so far, by request, in order of arrival.
+        tokens: output tokens so far.
     """
 
     def __init__(
@@ -119,6 +94,7 @@ class Simulation:
         check: bool = False,
         observer: Observer | None = None,
         progress: Callable[[float, int], None] | None = None,
+        give_up: "Callable[[Simulation], bool] | None" = None,
     ) -> None:
         self.admission = AdmissionCore()
         self.scheduler = SchedulerCore(first_token=first_token)
@@ -132,18 +108,21 @@ class Simulation:
         self._check = check
         self._observer = observer
         self._progress = progress
-        self._now = 0.0
+        self._give_up = give_up
+        self.now = 0.0
         self._heap: list[tuple[float, int, str, Any]] = []
         self._order = count()
         self._inbox: deque[tuple[str, Any]] = deque()
         self._wakes_at: dict[str, float] = {}
         self._busy_until = [0.0] * num_executors
         self._steps: dict[tuple[int, int], _Running] = {}
-        self._served: dict[int, Served] = {}
+        self.served: dict[int, Served] = {}
         self._open = 0
-        self._tokens = TokenTimes(len(requests), len({request.tenant for request in requests}))
+        self.tokens = TokenTimes(len(requests))
         self._prompts_charged: dict[str, float] = {}
-        self._num_steps = 0
+        self._num_steps = self._num_step_tokens = 0
+        self._tile_fill = 0.0
+        self._given_up = False
         self._max_gap = self._max_gap_ratio = 0.0
         self._jain = 1.0
 
@@ -153,22 +132,28 @@ class Simulation:
         arrivals = iter(enumerate(self._requests, start=1))
         pending = next(arrivals, None)
         ends_at = float("inf") if self._duration_s is None else self._duration_s
+        num_arriving = sum(request.arrived_at_s <= ends_at for request in self._requests)
         while pending is not None or self._open:
             arrives_at = float("inf") if pending is None else pending[1].arrived_at_s
             happens_at = self._heap[0][0] if self._heap else float("inf")
             if min(arrives_at, happens_at) > ends_at:
-                self._now = ends_at
+                self.now = ends_at
                 break
             if pending is not None and arrives_at <= happens_at:
-                self._now = max(self._now, arrives_at)
+                self.now = max(self.now, arrives_at)
                 self._arrive(*pending)
+                if pending[0] == num_arriving:
+                    self._jain = self._fairness()
+                elif self._give_up and pending[0] % ARRIVALS_PER_LOOK == 0 and self._give_up(self):
+                    self._given_up = True
+                    break
                 pending = next(arrivals, None)
             elif self._heap:
                 at, _, kind, payload = heappop(self._heap)
-                self._now = max(self._now, at)
+                self.now = max(self.now, at)
                 self._happen(kind, payload)
             else:
-                raise RuntimeError(f"{self._open} requests wait at {self._now:.3f} s and no core asked for anything")
+                raise RuntimeError(f"{self._open} requests wait at {self.now:.3f} s and no core asked for anything")
         return self._outcome()
 
     def _begin(self) -> None:
@@ -193,27 +178,28 @@ class Simulation:
         self._tell(ADMISSION, capacity)
 
     def _arrive(self, request: int, asked: TraceRequest) -> None:
-        self._served[request] = Served(asked)
+        self.served[request] = Served(asked)
         self._open += 1
         event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.output_tokens)
         self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)
-        self._jain = jain(
-            [
-                prompts + self._prices.output * self._tokens.of_tenant(tenant)
-                for tenant, prompts in self._prompts_charged.items()
-            ]
-        )
         if self._progress is not None:
-            self._progress(self._now, request)
+            self._progress(self.now, request)
+
+    def _fairness(self) -> float:
+        """Jain's index of the service charged so far."""
+        charged = dict(self._prompts_charged)
+        for request, served in self.served.items():
+            charged[served.asked.tenant] += self._prices.output * int(self.tokens.num_tokens[request])
+        return jain(list(charged.values()))
 
     def _happen(self, kind: str, payload: Any) -> None:
         if kind == "step":
             running = self._steps[payload]
             for sequence, kv_tokens in running.filled:
-                served = self._served[sequence]
+                served = self.served[sequence]
                 if served.prefill_done_at_s is None and kv_tokens >= served.asked.prompt_tokens:
-                    served.prefill_done_at_s = self._now
+                    served.prefill_done_at_s = self.now
             self._tell(SCHEDULER, StepEnded(running.executor, running.step, running.step_time_s))
             del self._steps[payload]
         elif self._wakes_at.get(kind) == payload:
@@ -226,11 +212,11 @@ class Simulation:
         while self._inbox:
             name, current = self._inbox.popleft()
             target = self._cores[name]
-            commands = target.handle(current, self._now)
+            commands = target.handle(current, self.now)
             if self._check:
                 target.check()
             if self._observer is not None:
-                self._observer(name, self._now, current, commands)
+                self._observer(name, self.now, current, commands)
             for command in commands:
                 self._perform(name, command)
             if name == ADMISSION and self.admission.queue.num_backlogged > 1:
@@ -252,27 +238,28 @@ class Simulation:
                 self._inbox.append(
                     (ADMISSION, RequestFinished(command.request, command.output_tokens, command.outcome))
                 )
-                served = self._served[command.request]
+                served = self.served[command.request]
                 if command.outcome == "finished":
-                    served.finished_at_s = self._now
+                    served.finished_at_s = self.now
+                elif command.outcome == "cancelled":
+                    served.cancellation = command.code
                 else:
                     served.refusal = command.code or command.outcome
             case Settle():
                 self._open -= 1
             case Refuse():
-                self._served[command.request].refusal = command.code
+                self.served[command.request].refusal = command.code
                 self._open -= 1
             case Withdraw():
-                self._served[command.request].refusal = command.reason
+                self.served[command.request].cancellation = command.reason
                 self._open -= 1
             case CancelReleased():
                 self._inbox.append((SCHEDULER, CancelRequested(command.request, command.reason)))
 
     def _release(self, command: Release) -> None:
-        served = self._served[command.request]
+        served = self.served[command.request]
         served.slo_class = command.slo_class
         asked = served.asked
-        self._tokens.begin(command.request, tenant=asked.tenant, slo_class=command.slo_class)
         self._prompts_charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
         event = Released(
             command.request,
@@ -288,8 +275,9 @@ class Simulation:
 
     def _start_step(self, command: StartStep) -> None:
         plan, executor = command.plan, command.executor
-        duration = self._device.step_time.step_s(shape_of(plan))
-        ended_at = max(self._now, self._busy_until[executor]) + duration
+        shape = shape_of(plan)
+        duration = self._device.step_time.step_s(shape)
+        ended_at = max(self.now, self._busy_until[executor]) + duration
         self._busy_until[executor] = ended_at
         sampled, filled = plan.sequences, []
         if not plan.samples.all():
@@ -301,14 +289,22 @@ class Simulation:
         self._steps[key] = _Running(executor, command.step, duration, sampled, filled)
         heappush(self._heap, (ended_at, next(self._order), "step", key))
         self._num_steps += 1
+        self._num_step_tokens += shape.num_tokens
+        self._tile_fill += shape.num_tokens / (TILE_TOKENS * -(-shape.num_tokens // TILE_TOKENS))
+        for sequence, cached in zip(plan.starts, plan.cached, strict=True):
+            served = self.served[sequence]
+            served.num_starts += 1
+            if served.first_scheduled_at_s is None:
+                served.first_scheduled_at_s = self.now
+                served.prefix_hit_tokens = cached
 
     def _deliver(self, command: Deliver) -> None:
         sequences = self._steps[command.executor, command.step].sampled[command.rows]
-        for sequence in self._tokens.add(sequences, self._now).tolist():
-            served = self._served[sequence]
-            served.first_token_at_s = self._now
+        for sequence in self.tokens.add(sequences, self.now).tolist():
+            served = self.served[sequence]
+            served.first_token_at_s = self.now
             if served.prefill_done_at_s is None:
-                served.prefill_done_at_s = self._now
+                served.prefill_done_at_s = self.now
         self._inbox.append((ADMISSION, TokensProduced(sequences.tolist())))
 
     @property
@@ -317,19 +313,22 @@ class Simulation:
 
     def _outcome(self) -> Outcome:
         rules = self.admission.rules
-        for request, served in self._served.items():
-            served.output_tokens = int(self._tokens.num_tokens[request])
+        for request, served in self.served.items():
+            served.output_tokens = int(self.tokens.num_tokens[request])
             if served.output_tokens:
-                served.last_token_at_s = float(self._tokens.last_at_s[request])
+                served.last_token_at_s = float(self.tokens.last_at_s[request])
         return Outcome(
             policy=rules.name,
             classes=[(slo.name, slo.ttft_s, slo.tbt_s) for slo in rules.classes],
-            served=list(self._served.values()),
-            gaps_s=self._tokens.gaps_s(),
-            simulated_s=self._now,
+            served=list(self.served.values()),
+            gaps=self.tokens.gaps(),
+            simulated_s=self.now,
             preemptions=self.scheduler.snapshot().num_preemptions,
             num_steps=self._num_steps,
+            num_step_tokens=self._num_step_tokens,
+            tile_fill=self._tile_fill / self._num_steps if self._num_steps else 0.0,
             max_gap=self._max_gap,
             max_gap_ratio=self._max_gap_ratio,
             jain=self._jain,
+            given_up=self._given_up,
         )

@@ -1,138 +1,151 @@
-"""What a simulated run amounts to: percentiles, attainment, fairness; for machines and for people.
+"""What a simulated run amounts to: percentiles, attainment, fairness, as JSON-ready values.
 
 Owns the report's keys. Percentiles are nearest rank over every request that got that far, finished or not: a cut run
-does not forget its slow requests.
+does not forget its slow requests. Beside them `of_finished` says what a report of finished requests alone would.
 """
 
-from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
-from policies.simulation.driver import Outcome, Served
+import numpy as np
+
+from policies.simulation.outcome import Outcome
+from policies.simulation.samples import GAP_METRIC, REQUEST_METRICS, Floats, Mask, Samples, percentile
 
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
+MOST_BUCKETS = 16
+SMALLEST_BUCKET = 32
+
+Figures = dict[str, Any]
 
 
-def percentile(ascending: Sequence[float], quantile: float) -> float:
-    """The smallest sample whose cumulative share is at least `quantile` (nearest rank).
-
-    Raises:
-        ValueError: there is no sample.
-    """
-    if not ascending:
-        raise ValueError("a percentile of no samples")
-    return ascending[max(0, ceil(quantile * len(ascending)) - 1)]
-
-
-def report(outcome: Outcome, wall_s: float) -> dict[str, Any]:
+def report(outcome: Outcome, wall_s: float, *, bucket_tokens: int | None = None) -> Figures:
     """The report as JSON-ready values; a figure without samples is None.
 
     `ttft_s` is to the first token, `ttft_prefill_s` to the end of the step that processed the last prompt token;
     `tokens_per_s` counts output tokens over the simulated time. `slo` gives, for each class, the share of requests
     whose first token came in time (those still without one are misses once they are late, and left out before) and
     the share of gaps between tokens within the limit. `fairness.jain` is of charged service at the last arrival.
+    `goodput_rps` counts finished requests that kept both limits of their class. `prompt_lengths` are buckets of
+    `bucket_tokens` tokens; without it the power of two that makes at most 16 buckets (512 for prompts up to 8,192).
     """
-    served = outcome.served
-    finished = sum(request.finished_at_s is not None for request in served)
-    refused = sum(bool(request.refusal) for request in served)
-    gaps = {name: sorted(outcome.gaps_s.get(name, [])) for name, _, _ in outcome.classes}
-    everything = sorted(gap for samples in gaps.values() for gap in samples)
-    num_tokens = sum(request.output_tokens for request in served)
+    samples = Samples(outcome)
+    everyone = samples.everyone
+    gaps = {"all": everyone, **{name: samples.slo_class == n for n, name in enumerate(samples.classes)}}
+    num_tokens = int(samples.output_tokens.sum())
+    group = _group(samples, everyone)
     return {
         "policy": outcome.policy,
-        "requests": {
-            "arrived": len(served),
-            "finished": finished,
-            "unfinished": len(served) - finished - refused,
-            "refused": refused,
-        },
-        "ttft_s": _waits([_since_arrival(request, request.first_token_at_s) for request in served]),
-        "ttft_prefill_s": _waits([_since_arrival(request, request.prefill_done_at_s) for request in served]),
-        "tbt_s": {"all": _gaps(everything), **{name: _gaps(samples) for name, samples in gaps.items()}},
+        "requests": group["requests"],
+        "ttft_s": group["ttft_s"],
+        "ttft_prefill_s": group["ttft_prefill_s"],
+        "tbt_s": {name: summary(samples.of(GAP_METRIC, requests)) for name, requests in gaps.items()},
         "tokens_per_s": num_tokens / outcome.simulated_s if outcome.simulated_s else None,
         "preemptions": outcome.preemptions,
         "slo": {
-            name: {
-                "ttft": _ttft_attainment(outcome, name, ttft_s),
-                "tbt": _share([gap <= tbt_s for gap in gaps[name]]),
-            }
-            for name, ttft_s, tbt_s in outcome.classes
+            name: {"ttft": _ttft_attainment(samples, number), "tbt": _tbt_attainment(samples, number)}
+            for number, name in enumerate(samples.classes)
         },
         "fairness": {"max_gap": outcome.max_gap, "gap_ratio": outcome.max_gap_ratio, "jain": outcome.jain},
         "simulated_s": outcome.simulated_s,
         "wall_s": wall_s,
+        "arrival_rate_rps": _arrival_rate(samples),
+        "goodput_rps": group["goodput_rps"],
+        **{metric: group[metric] for metric in REQUEST_METRICS if not metric.startswith("ttft")},
+        "of_finished": {
+            metric: summary(samples.of(metric, samples.finished)) for metric in ("ttft_s", "ttft_prefill_s")
+        },
+        "prefix": _prefix(samples),
+        "steps": {
+            "num": outcome.num_steps,
+            "mean_tokens": outcome.num_step_tokens / outcome.num_steps if outcome.num_steps else None,
+            "tile_fill": outcome.tile_fill if outcome.num_steps else None,
+        },
+        "classes": {name: _group(samples, samples.slo_class == n) for n, name in enumerate(samples.classes)},
+        "tenants": {name: _group(samples, samples.tenant == n) for n, name in enumerate(samples.tenants)},
+        "prompt_lengths": _buckets(samples, bucket_tokens),
     }
 
 
-def table(figures: dict[str, Any]) -> str:
-    """The report for people: a dozen lines."""
-    requests = figures["requests"]
-    lines = [
-        f"policy {figures['policy']}: {_counts(requests)}",
-        f"{'seconds':24}{'p50':>10}{'p90':>10}{'p99':>10}{'mean':>10}",
-    ]
-    for key, label in (("ttft_s", "to first token"), ("ttft_prefill_s", "to end of prefill")):
-        figure = figures[key]
-        lines.append(f"{label:24}" + "".join(_cell(figure[name]) for name in ("p50", "p90", "p99", "mean")))
-    for name, figure in figures["tbt_s"].items():
-        label = f"between tokens, {name}"
-        lines.append(f"{label:24}{_cell(figure['p50'])}{'':10}{_cell(figure['p99'])}")
-    lines.append(f"{'within limits':24}{'ttft':>10}{'tbt':>10}")
-    for name, figure in figures["slo"].items():
-        lines.append(f"  {name:22}{_percent(figure['ttft'])}{_percent(figure['tbt'])}")
-    rate = figures["tokens_per_s"]
-    lines += [
-        f"output tokens per second {0.0 if rate is None else rate:.1f}, preemptions {figures['preemptions']}",
-        "fairness: gap {max_gap:.0f} = {gap_ratio:.2f} of the bound, Jain {jain:.3f}".format_map(figures["fairness"]),
-        f"simulated {figures['simulated_s']:.1f} s in {figures['wall_s']:.1f} s",
-    ]
-    return "\n".join(lines)
-
-
-def _counts(requests: dict[str, int]) -> str:
-    return "requests " + ", ".join(f"{number} {name}" for name, number in requests.items())
-
-
-def _since_arrival(request: Served, at_s: float | None) -> float | None:
-    return None if at_s is None else at_s - request.asked.arrived_at_s
-
-
-def _waits(samples: list[float | None]) -> dict[str, float | None]:
-    ascending = sorted(sample for sample in samples if sample is not None)
-    if not ascending:
-        return {**{name: None for name, _ in QUANTILES}, "mean": None}
+def summary(ascending: Floats) -> dict[str, float | None]:
+    """Percentiles, mean and number of samples in ascending order."""
+    if not len(ascending):
+        return {**{name: None for name, _ in QUANTILES}, "mean": None, "num": 0}
     return {
         **{name: percentile(ascending, quantile) for name, quantile in QUANTILES},
-        "mean": sum(ascending) / len(ascending),
+        "mean": float(ascending.mean()),
+        "num": len(ascending),
     }
 
 
-def _gaps(ascending: list[float]) -> dict[str, float | None]:
-    if not ascending:
-        return {"p50": None, "p99": None}
-    return {"p50": percentile(ascending, 0.50), "p99": percentile(ascending, 0.99)}
+def _group(samples: Samples, requests: Mask) -> Figures:
+    """The figures of some of the requests."""
+    simulated_s = samples.outcome.simulated_s
+    arrived, finished = int(requests.sum()), int((requests & samples.finished).sum())
+    refused, cancelled = int((requests & samples.refused).sum()), int((requests & samples.cancelled).sum())
+    return {
+        "requests": {
+            "arrived": arrived,
+            "finished": finished,
+            "unfinished": arrived - finished - refused - cancelled,
+            "refused": refused,
+            "cancelled": cancelled,
+            "preempted": int((requests & samples.preempted).sum()),
+        },
+        **{metric: summary(samples.of(metric, requests)) for metric in (*REQUEST_METRICS, GAP_METRIC)},
+        "goodput_rps": float((requests & samples.good).sum() / simulated_s) if simulated_s else None,
+        "prompt_tokens": int(samples.prompt_tokens[requests].sum()),
+        "output_tokens": int(samples.output_tokens[requests].sum()),
+    }
 
 
-def _ttft_attainment(outcome: Outcome, slo_class: str, ttft_s: float) -> float | None:
-    verdicts = []
-    for request in outcome.served:
-        if request.slo_class != slo_class:
-            continue
-        waited = _since_arrival(request, request.first_token_at_s)
-        if waited is not None:
-            verdicts.append(waited <= ttft_s)
-        elif outcome.simulated_s - request.asked.arrived_at_s > ttft_s:
-            verdicts.append(False)
-    return _share(verdicts)
+def _arrival_rate(samples: Samples) -> float | None:
+    """Requests per second up to the last arrival, as they came: clipped gaps make it more than the nominal rate."""
+    if not len(samples.arrived_at_s) or not samples.arrived_at_s[-1]:
+        return None
+    return float(len(samples.arrived_at_s) / samples.arrived_at_s[-1])
 
 
-def _share(verdicts: list[bool]) -> float | None:
-    return sum(verdicts) / len(verdicts) if verdicts else None
+def _prefix(samples: Samples) -> Figures:
+    """What the prefix cache saved, of the prompts that were started."""
+    started = ~np.isnan(samples.by_request["scheduling_delay_s"])
+    prompt_tokens, hit_tokens = int(samples.prompt_tokens[started].sum()), int(samples.prefix_hit_tokens.sum())
+    return {
+        "prompt_tokens": prompt_tokens,
+        "hit_tokens": hit_tokens,
+        "hit_share": hit_tokens / prompt_tokens if prompt_tokens else None,
+    }
 
 
-def _cell(value: float | None) -> str:
-    return f"{'-':>10}" if value is None else f"{value:>10.4f}"
+def _buckets(samples: Samples, bucket_tokens: int | None) -> list[Figures]:
+    """Figures by prompt length, without gaps: they depend on what else runs, hardly on the prompt."""
+    if not len(samples.prompt_tokens):
+        return []
+    longest = int(samples.prompt_tokens.max())
+    size = bucket_tokens or SMALLEST_BUCKET
+    while bucket_tokens is None and size * MOST_BUCKETS < longest:
+        size *= 2
+    numbers = (samples.prompt_tokens - 1) // size
+    buckets = []
+    for number in range(int(numbers.max()) + 1):
+        requests = numbers == number
+        if requests.any():
+            figures = _group(samples, requests)
+            wanted = ("requests", "ttft_s", "ttft_prefill_s", "scheduling_delay_s", "e2e_s")
+            span = {"from_tokens": number * size + 1, "to_tokens": (number + 1) * size}
+            buckets.append({**span, **{key: figures[key] for key in wanted}})
+    return buckets
 
 
-def _percent(share: float | None) -> str:
-    return f"{'-':>10}" if share is None else f"{share:>10.1%}"
+def _ttft_attainment(samples: Samples, number: int) -> float | None:
+    outcome = samples.outcome
+    _, ttft_s, _ = outcome.classes[number]
+    ttft = samples.by_request["ttft_s"][samples.slo_class == number]
+    waited = (outcome.simulated_s - samples.arrived_at_s)[samples.slo_class == number]
+    judged = ~np.isnan(ttft) | (waited > ttft_s)
+    return float((ttft[judged] <= ttft_s).mean()) if judged.any() else None
+
+
+def _tbt_attainment(samples: Samples, number: int) -> float | None:
+    requests = samples.slo_class == number
+    num_gaps = int(samples.num_gaps[requests].sum())
+    return 1.0 - int(samples.late_gaps[requests].sum()) / num_gaps if num_gaps else None

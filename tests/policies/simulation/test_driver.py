@@ -9,9 +9,11 @@ from policies.admission.core import AdmissionCore
 from policies.commands import Command
 from policies.event_log import encode_record, read_records, verify
 from policies.scheduling.core import SchedulerCore
-from policies.simulation.driver import Outcome, Simulation
+from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import Device, FloorLinear
-from policies.simulation.report import report, table
+from policies.simulation.outcome import Outcome
+from policies.simulation.report import report
+from policies.simulation.report_table import table
 from policies.simulation.workload import TraceRequest, synthetic
 
 POLICIES = Path(__file__).resolve().parents[3] / "policies"
@@ -40,10 +42,11 @@ def logs(name: str, **options: Any) -> tuple[dict[str, bytes], Outcome]:
 def test_one_request_takes_one_step_for_its_prompt_and_one_for_every_further_token() -> None:
     outcome = Simulation(policy("fcfs"), [TraceRequest(1.0, "a", "free", 100, 5)], DEVICE, steps_in_flight=1).run()
     (served,) = outcome.served
+    assert (served.first_scheduled_at_s, served.num_starts) == (1.0, 1)
     assert served.first_token_at_s == pytest.approx(1.01)
     assert served.prefill_done_at_s == served.first_token_at_s
     assert served.finished_at_s == pytest.approx(1.05)
-    assert outcome.gaps_s == {"free": pytest.approx([0.01] * 4)}
+    assert outcome.gaps_s["free"].tolist() == pytest.approx([0.01] * 4)
     assert outcome.num_steps == 5
     assert outcome.simulated_s == served.finished_at_s
 
@@ -67,6 +70,7 @@ def test_prompts_of_a_tenant_that_begin_alike_are_computed_once_if_the_policy_sa
         outcome = simulation.run()
         assert all(served.output_tokens == served.asked.output_tokens for served in outcome.served)
         found[share] = simulation.scheduler.snapshot().num_prefix_hit_tokens
+        assert sum(served.prefix_hit_tokens for served in outcome.served) == found[share]
     # All but the first request of each of the two tenants find its beginning; the keys of the two differ.
     shared = {"acme": 384, "globex": 300}
     expected = sum(shared[request.tenant] // 16 * 16 for request in requests)
@@ -121,7 +125,8 @@ def test_what_no_pool_can_hold_is_refused_and_the_rest_is_served() -> None:
     requests = [TraceRequest(0.0, "a", "free", 5000, 5), TraceRequest(0.0, "b", "free", 50, 5)]
     outcome = Simulation(policy("slai"), requests, DEVICE).run()
     assert [served.refusal for served in outcome.served] == ["context_length_exceeded", ""]
-    assert report(outcome, 0.0)["requests"] == {"arrived": 2, "finished": 1, "unfinished": 0, "refused": 1}
+    counts = report(outcome, 0.0)["requests"]
+    assert [counts[name] for name in ("arrived", "finished", "unfinished", "refused")] == [2, 1, 0, 1]
 
 
 def test_a_backlog_that_outlives_its_ttl_is_refused_in_virtual_time_too() -> None:
@@ -138,17 +143,24 @@ def test_progress_is_told_at_every_arrival() -> None:
 
 
 GOLDEN = """\
-policy slai: requests 81 arrived, 81 finished, 0 unfinished, 0 refused
+policy slai: requests 81 arrived, 81 finished, 0 unfinished, 0 refused, 40.683/s arriving
 seconds                        p50       p90       p99      mean
 to first token              3.9360    7.4548    8.3596    3.7770
 to end of prefill           3.9360    7.4548    8.3596    3.7770
-between tokens, all         0.0100              0.0100
-between tokens, paid             -                   -
-between tokens, free        0.0100              0.0100
-within limits                 ttft       tbt
-  paid                           -         -
-  free                       64.2%    100.0%
-output tokens per second 716.2, preemptions 0
+to first step               3.9160    7.4348    8.3396    3.7572
+per output token            0.0101    0.0102    0.0102    0.0101
+to last token               4.9260    8.4448    9.3496    4.7772
+between tokens, all         0.0100    0.0100    0.0100    0.0101
+between tokens, paid             -         -         -         -
+between tokens, free        0.0100    0.0100    0.0100    0.0101
+within limits                 ttft       tbt goodput/s
+  paid                           -         -     0.000
+  free                       64.2%    100.0%     4.598
+tenant                    requests  ttft p50  ttft p99    output
+  heavy                         50    5.1613    8.3596      5000
+  light                         31    2.2666    5.3960      3100
+output tokens per second 716.2, preemptions 0, goodput/s 4.598
+1130 steps of 25.4 tokens, tiles of 128 tokens filled to 9.7%
 fairness: gap 258 = 0.05 of the bound, Jain 1.000
 simulated 11.3 s in 0.0 s
 """
