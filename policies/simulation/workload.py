@@ -38,9 +38,17 @@ class TraceRequest(NamedTuple):
     tier: str
     prompt_tokens: int
     output_tokens: int
+    """Until it ends by itself."""
     key_tokens: int = 0
     prompt_keys: bytes = b""
     """What its prompt has in common with others; both as in `policies.events.Released`."""
+    max_output_tokens: int | None = None
+    """What it asks for at most; None: just what it will get, as in the published experiments."""
+
+    @property
+    def declared_tokens(self) -> int:
+        """Output tokens that a policy must reckon with."""
+        return self.output_tokens if self.max_output_tokens is None else self.max_output_tokens
 
 
 class Load(NamedTuple):
