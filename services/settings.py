@@ -55,6 +55,15 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Allow tcp:// beyond this machine: streams are authenticated, but not encrypted yet."""
 
 
+class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of the traffic, for `fairlead policy plan`: arrivals, lengths and times, never text."""
+
+    keep_s: Annotated[float, Meta(ge=0)] = 7 * 86400.0
+    """How long. 0: nothing is recorded."""
+    max_bytes: Annotated[int, Meta(ge=2**20)] = 64 * 2**20
+    """Of each gateway's file and each scheduler's; the oldest goes first."""
+
+
 class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     """One deployment: one model, one of each service by default."""
 
@@ -64,7 +73,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     policy: str = "policies/slai.yaml"
     tenants: str = "{data}/tenants.yaml"
     data: str = ".fairlead"
-    """What outlives a run: keys and secrets."""
+    """What outlives a run: keys, secrets, the recorded traffic and the history of the policy."""
     run: str = "{data}/run"
     """What does not: sockets and state of the running processes."""
     record: str = ""
@@ -73,6 +82,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     """Assert every core invariant after every event."""
     http: HttpSettings = HttpSettings()
     streams: StreamSettings = StreamSettings()
+    traffic: TrafficSettings = TrafficSettings()
     engine: EngineSettings = EngineSettings()
 
     @property

@@ -1,0 +1,127 @@
+"""What the rows of the recorded traffic say: requests that came, steps that were run, executors that ran them.
+
+Owns the columns. A row holds counts, times and salted hashes; never text, token ids or keys.
+"""
+
+from typing import NamedTuple
+
+from services.traffic.store import Table
+
+GATEWAY, SCHEDULER = "gateway", "scheduler"
+"""Who writes a store: its file's name."""
+
+
+class RequestRow(NamedTuple):
+    """One request, from its arrival at admission to its end."""
+
+    unix_s: float
+    """Wall time of its arrival."""
+    tenant: str
+    tier: str
+    weight: float
+    service_tier: str | None
+    slo_class: str
+    """Empty: it was never released."""
+    prompt_tokens: int
+    max_output_tokens: int
+    """Declared, or what was left of the longest sequence; of each choice."""
+    num_choices: int
+    output_tokens: int
+    """Of all choices."""
+    outcome: str
+    """`finished`, `cancelled`, `refused`, `error`, or `lost` with a service that had it."""
+    code: str
+    """Why, where it did not finish."""
+    ttft_s: float | None
+    """Arrival to the end of the step that made its first token, as the scheduler stamps it; None: it got none."""
+    gaps: bytes
+    """Between its tokens (`services.traffic.gaps`)."""
+    key_tokens: int
+    prompt_keys: bytes
+    """Both as in `policies.events.Released`."""
+    revision: int
+    """The policy revision in force at its arrival."""
+
+
+class StepRow(NamedTuple):
+    """One step of an executor: what it held, and its time."""
+
+    unix_s: float
+    executor: int
+    prefill_tokens: int
+    decodes: int
+    context_tokens: int
+    num_prefills: int
+    prefill_pairs: float
+    """These five as in `policies.simulation.step_shape.StepShape`."""
+    step_time_s: float
+    """As in `policies.events.StepEnded`."""
+    launch_s: float
+    """Planned to launched."""
+    return_s: float
+    """Computed to known to the scheduler."""
+
+
+class FleetRow(NamedTuple):
+    """The executors there are from now on; alike, as those of a deployment are, or described by the first."""
+
+    unix_s: float
+    num_executors: int
+    description: str
+    """Model, device and what else makes a step's time another one."""
+    num_blocks: int
+    block_tokens: int
+    max_sequence_tokens: int
+    max_steps_in_flight: int
+    copies_blocks: bool
+
+
+REQUESTS = Table(
+    "requests",
+    (
+        "tenant TEXT",
+        "tier TEXT",
+        "weight REAL",
+        "service_tier TEXT",
+        "slo_class TEXT",
+        "prompt_tokens INTEGER",
+        "max_output_tokens INTEGER",
+        "num_choices INTEGER",
+        "output_tokens INTEGER",
+        "outcome TEXT",
+        "code TEXT",
+        "ttft_s REAL",
+        "gaps BLOB",
+        "key_tokens INTEGER",
+        "prompt_keys BLOB",
+        "revision INTEGER",
+    ),
+)
+STEPS = Table(
+    "steps",
+    (
+        "executor INTEGER",
+        "prefill_tokens INTEGER",
+        "decodes INTEGER",
+        "context_tokens INTEGER",
+        "num_prefills INTEGER",
+        "prefill_pairs REAL",
+        "step_time_s REAL",
+        "launch_s REAL",
+        "return_s REAL",
+    ),
+    most_per_flush=20,
+)
+FLEETS = Table(
+    "fleets",
+    (
+        "num_executors INTEGER",
+        "description TEXT",
+        "num_blocks INTEGER",
+        "block_tokens INTEGER",
+        "max_sequence_tokens INTEGER",
+        "max_steps_in_flight INTEGER",
+        "copies_blocks INTEGER",
+    ),
+    keeps_newest=True,
+)
