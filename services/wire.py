@@ -193,6 +193,19 @@ class TokenFrame(Message, tag="tokens"):
     """Embeddings of these sequences, float32 little-endian."""
 
 
+class Measured(msgspec.Struct, omit_defaults=True):
+    """How a request went, as the scheduler saw it; part of its `RequestEnded` to the gateway, which records it."""
+
+    slo_class: str
+    ttft_s: float | None = None
+    """Since it arrived at admission; None: it got no token."""
+    gaps: bytes = b""
+    """Times between its tokens (`services.traffic.gaps`)."""
+    key_tokens: int = 0
+    prompt_keys: bytes = b""
+    """Both as in `policies.events.Released`."""
+
+
 class RequestEnded(Message, tag="ended"):
     """Scheduler -> gateway and admission: terminal for a released request."""
 
@@ -201,6 +214,8 @@ class RequestEnded(Message, tag="ended"):
     output_tokens: int
     code: str = ""
     message: str = ""
+    measured: Measured | None = None
+    """None: not said, as by an earlier version and to admission."""
 
 
 class Usage(Message, tag="usage"):

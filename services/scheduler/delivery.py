@@ -32,13 +32,14 @@ class Delivery:
         """As in `services.wire.TokenFrame`."""
         self._vectors = step.result.vectors
         ready_ns = []
-        computed_ns = step.result.computed_ns
+        computed_ns, ended_ns = step.result.computed_ns, step.ended_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
             held = sequences.by_id[sequence]
             # The first choice of a request has its id; the others found what it computed.
             if not held.output and held.num_cached and sequence in sequences:
                 self.prefix_hits.append((sequence, held.num_cached))
             held.output.append(token)
+            held.made_ns.append(ended_ns)
             ready_ns.append(held.ready_ns)
             held.ready_ns = computed_ns
         self._ready_ns = np.array(ready_ns, np.int64)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine.interface import EngineInfo, Logprobs, SequenceStart
 from policies.commands import Int32Array, Int64Array, StartStep
 from policies.events import StepEnded
+from policies.simulation.step_shape import StepShape, shape_of
 from services.transport import Stream
 from services.wire import StepMessage, StepResult
 
@@ -39,6 +40,7 @@ class InFlight(msgspec.Struct):
     planned_ns: int
     num_prefill_tokens: int
     num_decode_tokens: int
+    shape: StepShape
 
 
 class StepTokens(msgspec.Struct):
@@ -49,6 +51,9 @@ class StepTokens(msgspec.Struct):
     result: StepResult
     tokens: NDArray[np.int32]
     """Parallel to `plan.sampling`."""
+    step_time_s: float
+    ended_ns: int
+    """On the clock of this process."""
     logprobs: Logprobs | None = None
     """Of the same rows; None: none asked for any."""
 
@@ -91,6 +96,7 @@ class Executor:
                 planned_ns=time.monotonic_ns(),
                 num_prefill_tokens=int(plan.num_tokens.sum()) - num_decodes,
                 num_decode_tokens=num_decodes,
+                shape=shape_of(plan),
             )
         )
         self.stream.send(
@@ -133,13 +139,15 @@ class Executor:
         ended = np.frombuffer(result.ended, np.bool_)
         step_time_ns = result.computed_ns - max(result.launched_ns, self._ended_ns)
         self._ended_ns = result.computed_ns
-        ago_s = (time.monotonic_ns() - result.computed_ns) / 1e9
+        now_ns = time.monotonic_ns()
+        ended_ago_s = min(max(0.0, (now_ns - result.computed_ns) / 1e9), LONGEST_RETURN_S)
         event = StepEnded(
             executor=self.number,
             step=result.step,
             step_time_s=max(0, step_time_ns) / 1e9,
             ended=plan.sampling[ended].tolist(),
-            ended_ago_s=min(max(0.0, ago_s), LONGEST_RETURN_S),
+            ended_ago_s=ended_ago_s,
             failed=result.failed,
         )
-        return StepTokens(self.number, plan, result, tokens, logprobs), event
+        ended_ns = now_ns - int(ended_ago_s * 1e9)
+        return StepTokens(self.number, plan, result, tokens, event.step_time_s, ended_ns, logprobs), event

@@ -4,14 +4,16 @@ Owns prompts and outputs as bytes and integers, and what they hash to; knows no 
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.interface import Sampling, SequenceStart
 from services.scheduler.prefix_keys import PrefixKeys, Salt
-from services.wire import Dispatch
+from services.traffic import gaps
+from services.wire import Dispatch, Measured
 
 INT32_BYTES = 4
 
@@ -35,6 +37,8 @@ class Sequence:
     """What its prompt becomes; empty: it is for its output's sake."""
     num_cached: int | None = None
     """Tokens that its first start found in the prefix cache; None before that."""
+    made_ns: "array[int]" = field(default_factory=lambda: array("q"))
+    """When each of its tokens was made."""
 
     @property
     def num_tokens(self) -> int:
@@ -48,17 +52,23 @@ class Sequences:
     def __init__(self) -> None:
         self.by_id: dict[int, Sequence] = {}
         self.salt = Salt()
-        self._num_choices: dict[int, int] = {}
+        self._requests: dict[int, _Request] = {}
 
     def __contains__(self, request: int) -> bool:
         """The request is here and not finished."""
-        return request in self._num_choices
+        return request in self._requests
 
     def add(self, dispatch: Dispatch, now_ns: int) -> bytes:
         """A request was released. Returns the keys of its prompt; empty: it shares nothing."""
         submit = dispatch.submit
         keys, prompt_keys = self.salt.begin(submit.prompt) if submit.shares_prefix else (None, b"")
-        self._num_choices[submit.request] = len(submit.sampling)
+        self._requests[submit.request] = _Request(
+            len(submit.sampling),
+            dispatch.slo_class,
+            now_ns - int(dispatch.waited_s * 1e9),
+            prompt_keys,
+            self.salt.key_tokens,
+        )
         for choice, sampling in enumerate(submit.sampling):
             own_keys = None if keys is None else keys.copy()
             self.by_id[submit.request + choice] = Sequence(
@@ -93,7 +103,31 @@ class Sequences:
                     reached.append((sequence, keys))
         return reached
 
+    def measured(self, request: int) -> Measured:
+        """How a request went that is about to be removed."""
+        held = self._requests[request]
+        series = [np.frombuffer(self.by_id[request + choice].made_ns, np.int64) for choice in range(held.num_choices)]
+        first_ns = min((int(stamps[0]) for stamps in series if len(stamps)), default=None)
+        return Measured(
+            slo_class=held.slo_class,
+            ttft_s=None if first_ns is None else max(0, first_ns - held.arrived_ns) / 1e9,
+            gaps=gaps.pack(series),
+            key_tokens=held.key_tokens if held.prompt_keys else 0,
+            prompt_keys=held.prompt_keys,
+        )
+
     def remove(self, request: int) -> None:
         """A request is finished."""
-        for choice in range(self._num_choices.pop(request)):
+        for choice in range(self._requests.pop(request).num_choices):
             del self.by_id[request + choice]
+
+
+class _Request(NamedTuple):
+    """What all choices have in common."""
+
+    num_choices: int
+    slo_class: str
+    arrived_ns: int
+    """At admission, on the clock of this process."""
+    prompt_keys: bytes
+    key_tokens: int

@@ -27,8 +27,11 @@ from services.pump import Pump, open_event_log
 from services.runtime import describe, gateway_number, open_listener
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError, StepTokens
+from services.scheduler.samples import Samples
 from services.scheduler.sequences import INT32_BYTES, Sequences
 from services.settings import Deployment
+from services.traffic.rows import FLEETS, SCHEDULER, STEPS
+from services.traffic.store import open_store
 from services.transport import Listener, Stream
 from services.wire import (
     AnyMessage,
@@ -76,9 +79,11 @@ class SchedulerService:
         self._num_executors = 0
         """Executors seen so far: the next one's number."""
         self._listener: Listener | None = None
+        self._samples = Samples(None)
 
     async def start(self) -> None:
         """Listen; raises `StartError` or `AddressError`."""
+        self._samples = Samples(open_store(self._deployment.data, SCHEDULER, (STEPS, FLEETS), self._deployment.traffic))
         self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
 
     def not_ready(self) -> str:
@@ -95,6 +100,7 @@ class SchedulerService:
         if self._listener is not None:
             await self._listener.close()
         self._pump.close()
+        self._samples.close()
 
     # --- streams --------------------------------------------------------------------------------------------------
 
@@ -228,6 +234,7 @@ class SchedulerService:
             log.error("closing %s: %s", describe(stream), error)  # noqa: TRY400  the sentence says it all
             stream.close()
             return
+        self._samples.step_ended(self._returned)
         plan = self._returned.plan
         if keys := self._sequences.keys_reached(plan.filling, plan.filled_to):
             event = msgspec.structs.replace(event, keys=keys)
@@ -244,6 +251,7 @@ class SchedulerService:
         )
 
     def _tell_capacity(self) -> None:
+        self._samples.fleet_changed([executor.info for executor in self._executors.values()])
         capacity = self._capacity()
         for gateway in self._gateways.values():
             gateway.send(capacity)
@@ -285,12 +293,13 @@ class SchedulerService:
 
     def _finish(self, command: Finish) -> None:
         output_tokens = 0 if self._sequences.by_id[command.request].pooling else command.output_tokens
-        self._sequences.remove(command.request)
         ended = RequestEnded(command.request, command.outcome, output_tokens, command.code, command.message)
+        if self._admission is not None:
+            self._admission.send(ended)
         gateway = self._gateways.get(command.request >> 32)
-        for stream in (gateway, self._admission):
-            if stream is not None:
-                stream.send(ended)
+        if gateway is not None:
+            gateway.send(msgspec.structs.replace(ended, measured=self._sequences.measured(command.request)))
+        self._sequences.remove(command.request)
 
 
 def build(deployment: Deployment) -> SchedulerService:

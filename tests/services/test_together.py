@@ -18,12 +18,15 @@ from policies.commands import FinishReason
 from policies.event_log import read_records, verify
 from policies.events import TokensProduced
 from policies.scheduling.core import SchedulerCore
+from policies.scheduling.prefixes import KEY_BYTES
 from services.admission import policy_files
 from services.admission.service import AdmissionService
 from services.executor.service import Executor
 from services.runtime import ReadyFile
 from services.scheduler.service import SchedulerService
 from services.settings import Deployment
+from services.traffic import gaps
+from services.traffic.reading import read_fleet
 from services.transport import Identity, Link
 from services.wire import (
     Admitted,
@@ -353,6 +356,24 @@ async def test_recorded_logs_replay_to_the_identical_commands(house) -> None:
         records = list(read_records((record / f"{name}.log").read_bytes()))
         assert len(records) > 10
         assert verify(core, records) is None
+
+
+async def test_the_traffic_is_measured_for_whoever_plans_with_it(house) -> None:
+    request = house.submit(40, 30, num_choices=2)
+    measured = (await house.ended(request)).measured
+    assert measured.slo_class == "free"
+    assert measured.ttft_s > 0.001
+    assert gaps.unpack(measured.gaps).total() == 2 * 29
+    assert gaps.percentile_s(gaps.unpack(measured.gaps), 0.1) > 0.0005
+    assert (measured.key_tokens, len(measured.prompt_keys)) == (BLOCK_TOKENS, 3 * KEY_BYTES)
+    await house.stop()
+    house.stop = no_stop
+    recorded = read_fleet(house.deployment.data)
+    assert recorded.fleet[3:] == (NUM_BLOCKS, BLOCK_TOKENS, 4096, 2, True)
+    assert sum(step.prefill_tokens for step in recorded.steps) == 40
+    decodes = [step for step in recorded.steps if step.decodes == 2]
+    assert len(decodes) > 10
+    assert all(0.001 <= step.step_time_s < 1 and step.launch_s >= 0 and step.return_s >= 0 for step in decodes)
 
 
 async def no_stop() -> None:
