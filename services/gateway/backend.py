@@ -14,7 +14,9 @@ from services.errors import RequestError
 from services.gateway.frames import Pump
 from services.gateway.policy import Revisions
 from services.gateway.streams import Answer, Choice, Running
+from services.gateway.traffic import Traffic
 from services.streams import Stream
+from services.traffic.rows import RequestRow
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -48,7 +50,7 @@ class Texts(Protocol):
 class Backend:
     """Receiver of both streams."""
 
-    def __init__(self, texts: Texts) -> None:
+    def __init__(self, texts: Texts, record: Callable[[RequestRow], None]) -> None:
         self.gateway = secrets.randbits(GATEWAY_BITS)
         """Upper half of every request id: tells this gateway from others and from an earlier start of itself."""
         self.texts = texts
@@ -57,6 +59,7 @@ class Backend:
         self.running: dict[int, Running] = {}
         self.on_idle: Callable[[], None] = _ignore
         """Called when the last running request has ended."""
+        self._traffic = Traffic(record)
         self._next = 0
         self._pump = Pump(self._choice_ended)
         self._streams: dict[str, Stream] = {}
@@ -97,13 +100,17 @@ class Backend:
             self.running[request] = answer.running[request] = running
             for sequence in running.sequences:
                 self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
+        now = self.revisions.now
         for submit in submits:
+            self._traffic.arrived(submit, 0 if now is None else now.revision)
             self._send(ADMISSION, submit)
 
     def cancel(self, answer: Answer, failure: RequestError) -> None:
         """End what is left of an answer, here and in the services behind."""
         for running in list(answer.running.values()):
             self._forget(running)
+            if not running.admitted:
+                self._traffic.gone(running.request, "cancelled", failure.code)
             cancel = Cancel(running.request, failure.code)
             self._send(ADMISSION, cancel)
             self._send(SCHEDULER, cancel)
@@ -141,6 +148,7 @@ class Backend:
             self._fail_all("admission_lost", "admission was lost while the request waited; try again", admitted=False)
         else:
             self._fail_all("scheduler_lost", "the scheduler was lost while the request ran; try again", admitted=True)
+            self._traffic.lost_but(self.running)
 
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """A message of either service."""
@@ -150,6 +158,7 @@ class Backend:
             case Admitted():
                 self._admitted(message)
             case Refused():
+                self._traffic.gone(message.request, "refused", message.code)
                 self._fail(message.request, message.code, message.message, message.retry_after_s)
             case RequestEnded():
                 self._request_ended(message)
@@ -172,6 +181,7 @@ class Backend:
         scheduler = self._streams.get(SCHEDULER)
         if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
             # Released to a scheduler that was lost before this message came: nobody else will end it.
+            self._traffic.gone(message.request, "lost", "scheduler_lost")
             self._fail(message.request, "scheduler_lost", "the scheduler was lost; try again")
 
     def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
@@ -185,6 +195,7 @@ class Backend:
 
     def _request_ended(self, message: RequestEnded) -> None:
         """The scheduler is done with a request. After a whole answer nothing is left here to end."""
+        self._traffic.ended(message)
         if message.request not in self.running:
             return
         code = message.code or ("cancelled" if message.outcome == "cancelled" else "internal_error")

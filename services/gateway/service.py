@@ -16,6 +16,8 @@ from services.gateway.connection import Connection
 from services.gateway.grammars import Grammars
 from services.runtime import StartError, open_link
 from services.settings import Deployment
+from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
+from services.traffic.store import Store, open_store
 from services.transport import Identity, Link
 
 BACKLOG = 1024
@@ -35,7 +37,8 @@ class GatewayService:
         except EngineError as error:
             raise StartError(str(error)) from error
         self._keys = Keys(Path(deployment.tenants))
-        self._backend = Backend(tokenizer)
+        self._store: Store | None = None
+        self._backend = Backend(tokenizer, self._record)
         self._grammars = Grammars(deployment.model_folder, tokenizer.vocabulary_size)
         self.api = Api(
             deployment.http,
@@ -60,6 +63,7 @@ class GatewayService:
             StartError: the keys cannot be read, or the port is in use.
         """
         self._keys.load()
+        self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
         self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
         streams = self._deployment.streams
         identity = Identity(self.name, str(self._backend.gateway))
@@ -111,6 +115,12 @@ class GatewayService:
             await self._runner.cleanup()
         await self._grammars.close()
         await asyncio.gather(*(link.close() for link in self._links))
+        if self._store is not None:
+            self._store.close()
+
+    def _record(self, row: RequestRow) -> None:
+        if self._store is not None:
+            self._store.add(REQUESTS, row)
 
     def _listen(self) -> socket.socket:
         http = self._deployment.http
