@@ -128,6 +128,8 @@ class Released(Event, frozen=True):
     """16 bytes for each `key_tokens` tokens of the prompt, and 16 for the whole prompt where that is no multiple: a
     salted hash of all tokens up to there. Empty: every token is to be computed, and nobody may use what was."""
     key_tokens: int = 0
+    output_tokens: int | None = None
+    """How many it will produce; None: nobody knows, which is so wherever it is not a replay."""
 
 
 class StepEnded(Event, frozen=True):

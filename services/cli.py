@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": ("services.doctor", "say what is installed, what the engine would run on, and what is in the way"),
     "health": ("services.health", "exit 0 when a service is ready"),
     "replay": ("services.replay", "run the cores in virtual time over a trace, or verify a recorded log"),
+    "experiment": ("services.experiment", "reproduce a paper: published figures beside obtained ones"),
     "keys": ("services.keys", "add, list or revoke API keys"),
     "bench": ("ops.bench.harness", "measure against a reference in the same run"),
 }

@@ -42,6 +42,7 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         token_budget=batching.token_budget if isinstance(batching.token_budget, int) else UNLIMITED,
         max_sequences=batching.max_sequences,
         max_decodes=batching.max_decodes,
+        aging_s=batching.aging_s,
         offsets=OffsetRule(
             below=deadlines.offset_steps.below,
             above=deadlines.offset_steps.above,

@@ -4,7 +4,7 @@ Speaks only of what the document says; predicts nothing.
 """
 
 from policies.document.memory import VictimKind
-from policies.document.rules import always_holds, sources_of
+from policies.document.rules import always_holds, orders_of, sources_of
 from policies.document.schema import (
     ClassifyRule,
     DecodeStage,
@@ -19,8 +19,10 @@ ORDERS = {
     "arrival": "the earliest arrival",
     "admission": "the earliest start",
     "prompt_tokens": "the shortest prompt",
+    "remaining_prompt_tokens": "the least left of a prompt",
     "class_priority": "the most important class",
     "last_schedulable_time": "the nearest deadline",
+    "aged": "the oldest of those that are no longer young",
 }
 VICTIMS: dict[VictimKind, str] = {
     "newest_started_prefill": "the newest unfinished prompt",
@@ -118,6 +120,8 @@ def _batching(policy: Policy) -> list[str]:
         f"{budget}; at most {batching.max_decodes} decodes a step and {batching.max_sequences} sequences holding KV.",
         *(f"{number}. {stage_in_words(stage)}" for number, stage in enumerate(batching.stages, 1)),
     ]
+    if any("aged" in order for order in orders_of(batching.stages)):
+        lines.append(f"A sequence is young until {batching.aging_s:g} s after its arrival.")
     prefills = [stage.prefill for stage in batching.stages if stage.prefill is not None]
     always = [stage for stage in prefills if always_holds(stage.if_)]
     if limit is not None and not any(stage.chunked for stage in always if "waiting" in sources_of(stage)):

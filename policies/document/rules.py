@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from policies.document.problems import nearest
 from policies.document.reading import Path, Reading
-from policies.document.schema import ClassifyRule, DecodeStage, Match, PrefillStage, StageCondition
+from policies.document.schema import ClassifyRule, DecodeStage, Match, PrefillStage, Stage, StageCondition
 from policies.document.words import listed
 
 STAGES: Path = ("batching", "stages")
@@ -23,6 +23,7 @@ def check_policy(reading: Reading) -> None:
         _stage_is_one_kind(reading, (*STAGES, index))
         _decode_stage(reading, (*STAGES, index, "decode"))
         _prefill_stage(reading, (*STAGES, index, "prefill"))
+    _aging_has_an_effect(reading)
     _every_request_can_finish(reading)
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
@@ -96,6 +97,10 @@ def _decode_stage(reading: Reading, path: Path) -> None:
     if isinstance(stage, DecodeStage):
         _order_is_distinct(reading, path, stage.order)
         _condition_says_something(reading, path, stage.if_)
+        if "remaining_prompt_tokens" in stage.order:
+            wrong = "remaining_prompt_tokens orders prompts; a decode has none of its prompt left"
+            allowed = "allowed here: arrival, admission, prompt_tokens, class_priority, last_schedulable_time, aged"
+            reading.add((*path, "order", stage.order.index("remaining_prompt_tokens")), wrong, allowed)
 
 
 def _prefill_stage(reading: Reading, path: Path) -> None:
@@ -106,7 +111,7 @@ def _prefill_stage(reading: Reading, path: Path) -> None:
     _condition_says_something(reading, path, stage.if_)
     if "last_schedulable_time" in stage.order:
         wrong = "last_schedulable_time orders decodes; a prompt has no such time"
-        allowed = "allowed here: arrival, admission, prompt_tokens, class_priority"
+        allowed = "allowed here: arrival, admission, prompt_tokens, remaining_prompt_tokens, class_priority, aged"
         reading.add((*path, "order", stage.order.index("last_schedulable_time")), wrong, allowed)
     sources = sources_of(stage)
     if not sources or len(set(sources)) < len(sources):
@@ -145,6 +150,15 @@ def _condition_says_something(reading: Reading, path: Path, condition: StageCond
     if condition is not None and condition.decoding is None:
         allowed = "remove it, or write if: {decoding: {at_least: COUNT}}"
         reading.add((*path, "if"), "the condition is empty", allowed)
+
+
+def _aging_has_an_effect(reading: Reading) -> None:
+    path: Path = ("batching", "aging_s")
+    stages = reading.get(STAGES)
+    if stages is UNSET or not reading.names(path) or any("aged" in order for order in orders_of(stages)):
+        return
+    wrong = "no stage orders by `aged`, so aging_s changes nothing"
+    reading.add(path, wrong, "remove it, or put aged first in a stage's order")
 
 
 def _every_request_can_finish(reading: Reading) -> None:
@@ -202,6 +216,12 @@ def _victims_are_reachable(reading: Reading) -> None:
         elif "self" in victims[:index]:
             wrong = f"{victim} is never tried, self before it always gives way"
             reading.add((*path, index), wrong, "self must come last")
+
+
+def orders_of(stages: tuple[Stage, ...]) -> list[tuple[str, ...]]:
+    """The orders of all stages."""
+    parts = [part for stage in stages for part in (stage.decode, stage.prefill) if part is not None]
+    return [part.order for part in parts]
 
 
 def sources_of(stage: PrefillStage) -> tuple[str, ...]:

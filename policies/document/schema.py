@@ -13,7 +13,15 @@ from msgspec import Meta, field
 from policies.document.memory import Kv, Preemption
 from policies.document.section import Count, Fraction, Name, Seconds, Section
 
-OrderKey = Literal["arrival", "admission", "prompt_tokens", "class_priority", "last_schedulable_time"]
+OrderKey = Literal[
+    "arrival",
+    "admission",
+    "prompt_tokens",
+    "remaining_prompt_tokens",
+    "class_priority",
+    "last_schedulable_time",
+    "aged",
+]
 PrefillSource = Literal["waiting", "started"]
 
 
@@ -157,6 +165,10 @@ class Batching(Section, frozen=True):
     ] = 512
     max_sequences: Annotated[Count, Meta(description="Sequences holding KV blocks, planned or not.")] = 128
     max_decodes: Annotated[Count, Meta(description="Decodes in one step.")] = 128
+    aging_s: Annotated[
+        Seconds,
+        Meta(description="Age from which the order key `aged` puts a sequence first, among such by arrival; seconds."),
+    ] = 30.0
 
 
 class OffsetSteps(Section, frozen=True):

@@ -2,14 +2,16 @@
 
 Owns the keys' meaning, once for objects (waiting and started sequences) and once for columns (decodes), and the heaps
 of the waiting. Keys are ascending, a list is lexicographic, and the release number ends every order, so no tie is left.
+`aged` alone changes with time: `aged_since_s` is the latest arrival that is aged now.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.scheduling.columns import Columns
 from policies.scheduling.state import Sequence, SlotArray
@@ -19,40 +21,47 @@ Key = tuple[Any, ...]
 RESUMED, FRESH = 0, 1
 """Whoever was started before precedes everyone who was not, whatever the keys."""
 
-OBJECT_KEYS: dict[str, Callable[[Sequence], float]] = {
-    "arrival": lambda s: s.arrived_s,
-    "admission": lambda s: s.admitted or inf,
-    "prompt_tokens": lambda s: s.tokens_to_prefill,
-    "class_priority": lambda s: s.priority,
-    "last_schedulable_time": lambda _: inf,
+AGED = "aged"
+NEVER_S = -inf
+"""As `aged_since_s`: nobody is aged."""
+
+OBJECT_KEYS: dict[str, Callable[[Sequence, float], float]] = {
+    "arrival": lambda s, _: s.arrived_s,
+    "admission": lambda s, _: s.admitted or inf,
+    "prompt_tokens": lambda s, _: s.tokens_to_prefill,
+    "remaining_prompt_tokens": lambda s, _: s.prompt_left,
+    "class_priority": lambda s, _: s.priority,
+    "last_schedulable_time": lambda _s, _: inf,
+    AGED: lambda s, aged_since_s: s.arrived_s if s.arrived_s <= aged_since_s else inf,
 }
 """A prompt has no token deadline: it ties under `last_schedulable_time`."""
 
-COLUMN_KEYS: dict[str, Callable[[Columns], Any]] = {
-    "arrival": lambda c: c.arrived_s,
-    "admission": lambda c: c.admitted,
-    "prompt_tokens": lambda c: c.prompt_tokens,
-    "class_priority": lambda c: c.priority,
-    "last_schedulable_time": lambda c: c.deadline_s,
+COLUMN_KEYS: dict[str, Callable[[Columns, float], NDArray[Any]]] = {
+    "arrival": lambda c, _: c.arrived_s,
+    "admission": lambda c, _: c.admitted,
+    "prompt_tokens": lambda c, _: c.prompt_tokens,
+    "class_priority": lambda c, _: c.priority,
+    "last_schedulable_time": lambda c, _: c.deadline_s,
+    AGED: lambda c, aged_since_s: np.where(c.arrived_s <= aged_since_s, c.arrived_s, inf),
 }
 
 
-def waiting_key(sequence: Sequence, order: tuple[str, ...]) -> Key:
+def waiting_key(sequence: Sequence, order: tuple[str, ...], aged_since_s: float) -> Key:
     """Sort key of a sequence without blocks."""
     if sequence.resumed:
         return (RESUMED, sequence.arrived_s, sequence.number)
-    return (FRESH, *[OBJECT_KEYS[name](sequence) for name in order], sequence.number)
+    return started_key(sequence, order, aged_since_s)
 
 
-def started_key(sequence: Sequence, order: tuple[str, ...]) -> Key:
+def started_key(sequence: Sequence, order: tuple[str, ...], aged_since_s: float) -> Key:
     """Sort key of a started prefill; comparable with `waiting_key`."""
-    return (FRESH, *[OBJECT_KEYS[name](sequence) for name in order], sequence.number)
+    return (FRESH, *[OBJECT_KEYS[name](sequence, aged_since_s) for name in order], sequence.number)
 
 
-def sort_slots(columns: Columns, slots: SlotArray, order: tuple[str, ...]) -> SlotArray:
+def sort_slots(columns: Columns, slots: SlotArray, order: tuple[str, ...], aged_since_s: float) -> SlotArray:
     """The slots of decodes, first come first."""
     keys = [columns.number.take(slots)]
-    keys += [COLUMN_KEYS[name](columns).take(slots) for name in reversed(order)]
+    keys += [COLUMN_KEYS[name](columns, aged_since_s).take(slots) for name in reversed(order)]
     return slots[np.lexsort(keys)]
 
 
@@ -60,11 +69,17 @@ class Waiting:
     """The waiting sequences of one executor: a heap for each distinct order, with lazy deletion.
 
     A sequence is in all heaps or in none (`ticket` 0); `carried` ones, which no stage could finish, have their own.
+    Whoever ages gets a second entry in the heaps that order by `aged`. It comes before the first one, so that the first
+    one need not be found; both are dropped alike.
     """
 
     def __init__(self) -> None:
         self._heaps: dict[tuple[str, ...], list[Key]] = {}
+        self._aging: list[tuple[tuple[str, ...], list[Key]]] = []
+        """Those of the heaps that order by `aged`."""
         self._carried: list[Key] = []
+        self._young: list[Key] = []
+        """Who is yet to age, the earliest arrival first; empty where no heap orders by `aged`."""
         self._live: dict[int, Sequence] = {}
         self._tickets = 0
 
@@ -75,15 +90,12 @@ class Waiting:
         """Order everyone anew, under a new policy; O(waiting)."""
         sequences = list(self._live.values())
         self._heaps = {order: [] for order in orders}
-        self._carried = []
+        self._aging = [(order, heap) for order, heap in self._heaps.items() if AGED in order]
+        self._carried, self._young = [], []
         for sequence in sequences:
-            if is_carried(sequence):
-                self._carried.append((*waiting_key(sequence, ("arrival",)), sequence.ticket, sequence))
-            else:
-                for order, heap in self._heaps.items():
-                    heap.append((*waiting_key(sequence, order), sequence.ticket, sequence))
-        heapify(self._carried)
-        for heap in self._heaps.values():
+            for heap, entry in self._entries(sequence, carried=is_carried(sequence)):
+                heap.append(entry)
+        for heap in (*self._heaps.values(), self._carried, self._young):
             heapify(heap)
 
     def add(self, sequence: Sequence, *, carried: bool) -> None:
@@ -91,28 +103,41 @@ class Waiting:
         self._tickets += 1
         sequence.ticket = self._tickets
         self._live[sequence.id] = sequence
-        if carried:
-            heappush(self._carried, (*waiting_key(sequence, ("arrival",)), sequence.ticket, sequence))
-        else:
-            for order, heap in self._heaps.items():
-                heappush(heap, (*waiting_key(sequence, order), sequence.ticket, sequence))
+        for heap, entry in self._entries(sequence, carried=carried):
+            heappush(heap, entry)
 
     def remove(self, sequence: Sequence) -> None:
         """A sequence waits no more; its entries are dropped when they come up."""
         del self._live[sequence.id]
         sequence.ticket = 0
-        for heap in (*self._heaps.values(), self._carried):
-            if len(heap) > 2 * len(self._live) + 64:
+        for heap in (*self._heaps.values(), self._carried, self._young):
+            if len(heap) > 4 * len(self._live) + 64:  # the aged have two entries each
                 heap[:] = [entry for entry in heap if entry[-1].ticket == entry[-2]]
                 heapify(heap)
 
-    def first(self, order: tuple[str, ...]) -> Sequence | None:
-        """Who comes first under this order."""
+    def first(self, order: tuple[str, ...], aged_since_s: float) -> Sequence | None:
+        """Who comes first under this order. `aged_since_s` never goes back under one policy."""
+        while self._young and self._young[0][0] <= aged_since_s:
+            ticket, sequence = heappop(self._young)[-2:]
+            if sequence.ticket == ticket:
+                for keys, heap in self._aging:
+                    heappush(heap, (*waiting_key(sequence, keys, aged_since_s), ticket, sequence))
         return self._top(self._heaps[order])
 
     def first_carried(self) -> Sequence | None:
         """Who comes first of those that no stage could finish."""
         return self._top(self._carried)
+
+    def _entries(self, sequence: Sequence, *, carried: bool) -> Iterator[tuple[list[Key], Key]]:
+        """Where a sequence that begins to wait is entered, and as what: as one who is young."""
+        ticket = sequence.ticket
+        if carried:
+            yield self._carried, (*waiting_key(sequence, ("arrival",), NEVER_S), ticket, sequence)
+            return
+        for order, heap in self._heaps.items():
+            yield heap, (*waiting_key(sequence, order, NEVER_S), ticket, sequence)
+        if self._aging and not sequence.resumed:
+            yield self._young, (sequence.arrived_s, sequence.number, ticket, sequence)
 
     @staticmethod
     def _top(heap: list[Key]) -> Sequence | None:

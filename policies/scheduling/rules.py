@@ -64,6 +64,7 @@ class SchedulingRules(Struct, frozen=True):
     token_budget: int
     max_sequences: int
     max_decodes: int
+    aging_s: float
     offsets: OffsetRule
     step_time_weight: float | None
     admit_max_length: bool

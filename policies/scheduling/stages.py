@@ -48,6 +48,7 @@ class Draft:
     """
 
     __slots__ = (
+        "_aged_since_s",
         "_barred",
         "_closed",
         "_executor",
@@ -74,6 +75,7 @@ class Draft:
         self._executor = executor
         self._rules = executor.rules
         self._now = now
+        self._aged_since_s = now - self._rules.aging_s
         self._open: BoolArray | None = None
         self._closed = 0
         self._barred: list[Sequence] = []
@@ -161,12 +163,12 @@ class Draft:
             return
         chosen = slots
         if len(slots) > room:
-            slots = sort_slots(columns, slots, stage.order)
+            slots = sort_slots(columns, slots, stage.order, self._aged_since_s)
             chosen = slots[:room]
         positions = columns.position.take(chosen)
         at_border = (positions == columns.capacity.take(chosen)).nonzero()[0]
         if len(at_border) > self._executor.blocks.num_free:
-            self._take_decodes_one_by_one(stage, sort_slots(columns, slots, stage.order))
+            self._take_decodes_one_by_one(stage, sort_slots(columns, slots, stage.order, self._aged_since_s))
             return
         if len(at_border):
             self._extend(chosen.take(at_border))
@@ -319,10 +321,11 @@ class Draft:
         """Started and waiting ones in one order; once a waiting one cannot be planned, no other waiting one."""
         index = 0
         barred = False
+        order, since_s = stage.order, self._aged_since_s
         while True:
             first = None if barred else self._first_waiting(stage, carried=False)
             if index < len(started) and (
-                first is None or started_key(started[index], stage.order) < waiting_key(first, stage.order)
+                first is None or started_key(started[index], order, since_s) < waiting_key(first, order, since_s)
             ):
                 yield started[index]
                 index += 1
@@ -334,7 +337,7 @@ class Draft:
 
     def _first_waiting(self, stage: PrefillRule, *, carried: bool) -> Sequence | None:
         waiting = self._executor.waiting
-        return waiting.first_carried() if carried else waiting.first(stage.order)
+        return waiting.first_carried() if carried else waiting.first(stage.order, self._aged_since_s)
 
     def _started(self, stage: PrefillRule, *, carried: bool) -> list[Sequence]:
         planned = self._planned_prefills
@@ -344,7 +347,9 @@ class Draft:
             for s in executor.started.values()
             if s.id not in planned and not s.stalled and (not carried or executor.is_carried(s))
         ]
-        return sorted(sequences, key=lambda s: started_key(s, stage.order)) if len(sequences) > 1 else sequences
+        if len(sequences) < 2:
+            return sequences
+        return sorted(sequences, key=lambda s: started_key(s, stage.order, self._aged_since_s))
 
 
 def advance_prefill(executor: Executor, prefill: Prefill, now: float) -> bool:

@@ -10,7 +10,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from policies.admission.core import AdmissionCore
 from policies.admission.cost import Prices
@@ -67,6 +69,8 @@ class _Running(Struct):
     """Sequence of each sampling row, in plan order."""
     filled: list[tuple[int, int]]
     """(sequence, tokens in KV) after each row that samples nothing."""
+    ended: list[int]
+    """Sequences that end by themselves with this step."""
 
 
 class Simulation:
@@ -118,6 +122,7 @@ class Simulation:
         self._steps: dict[tuple[int, int], _Running] = {}
         self.served: dict[int, Served] = {}
         self._open = 0
+        self._ends = _own_ends(requests, samples_first=first_token == FIRST_TOKEN)
         self.tokens = TokenTimes(len(requests))
         self._prompts_charged: dict[str, float] = {}
         self._num_steps = self._num_step_tokens = 0
@@ -180,7 +185,7 @@ class Simulation:
     def _arrive(self, request: int, asked: TraceRequest) -> None:
         self.served[request] = Served(asked)
         self._open += 1
-        event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.output_tokens)
+        event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.declared_tokens)
         self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)
         if self._progress is not None:
@@ -200,7 +205,7 @@ class Simulation:
                 served = self.served[sequence]
                 if served.prefill_done_at_s is None and kv_tokens >= served.asked.prompt_tokens:
                     served.prefill_done_at_s = self.now
-            self._tell(SCHEDULER, StepEnded(running.executor, running.step, running.step_time_s))
+            self._tell(SCHEDULER, StepEnded(running.executor, running.step, running.step_time_s, running.ended))
             del self._steps[payload]
         elif self._wakes_at.get(kind) == payload:
             del self._wakes_at[kind]
@@ -265,11 +270,12 @@ class Simulation:
             command.request,
             command.slo_class,
             asked.prompt_tokens,
-            asked.output_tokens,
+            asked.declared_tokens,
             waited_s=command.waited_s,
             owner=asked.tenant,
             prompt_keys=asked.prompt_keys,
             key_tokens=asked.key_tokens,
+            output_tokens=asked.output_tokens,
         )
         self._inbox.append((SCHEDULER, event))
 
@@ -279,14 +285,17 @@ class Simulation:
         duration = self._device.step_time.step_s(shape)
         ended_at = max(self.now, self._busy_until[executor]) + duration
         self._busy_until[executor] = ended_at
-        sampled, filled = plan.sequences, []
+        sampled, filled, ended = plan.sequences, [], []
         if not plan.samples.all():
             silent = ~plan.samples
             sampled = plan.sequences[plan.samples]
             ends = (plan.positions[silent] + plan.num_tokens[silent]).tolist()
             filled = list(zip(plan.sequences[silent].tolist(), ends, strict=True))
+        if self._ends is not None:
+            at_end = plan.positions + plan.num_tokens == self._ends[plan.sequences]
+            ended = plan.sequences[at_end & plan.samples].tolist()
         key = (executor, command.step)
-        self._steps[key] = _Running(executor, command.step, duration, sampled, filled)
+        self._steps[key] = _Running(executor, command.step, duration, sampled, filled, ended)
         heappush(self._heap, (ended_at, next(self._order), "step", key))
         self._num_steps += 1
         self._num_step_tokens += shape.num_tokens
@@ -332,3 +341,14 @@ class Simulation:
             jain=self._jain,
             given_up=self._given_up,
         )
+
+
+def _own_ends(requests: list[TraceRequest], *, samples_first: bool) -> NDArray[np.int64] | None:
+    """By request: its tokens in KV when the token comes with which it ends by itself, 0 where it goes on to what it
+    asked for at most. None: all of them do.
+    """
+    ends = np.zeros(len(requests) + 1, np.int64)
+    for number, request in enumerate(requests, start=1):
+        if request.output_tokens < request.declared_tokens:
+            ends[number] = request.prompt_tokens + request.output_tokens - samples_first
+    return ends if ends.any() else None

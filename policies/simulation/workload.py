@@ -38,9 +38,17 @@ class TraceRequest(NamedTuple):
     tier: str
     prompt_tokens: int
     output_tokens: int
+    """Until it ends by itself."""
     key_tokens: int = 0
     prompt_keys: bytes = b""
     """What its prompt has in common with others; both as in `policies.events.Released`."""
+    max_output_tokens: int | None = None
+    """What it asks for at most; None: just what it will get, as in the published experiments."""
+
+    @property
+    def declared_tokens(self) -> int:
+        """Output tokens that a policy must reckon with."""
+        return self.output_tokens if self.max_output_tokens is None else self.max_output_tokens
 
 
 class Load(NamedTuple):
@@ -99,15 +107,29 @@ def read_trace(text: str, file: str, *, qps: float | None, seed: int) -> list[Tr
     if _has(header, LENGTHS_HEADER):
         if qps is None:
             raise TraceError(f"{file}: this trace has lengths only: say how many requests arrive a second with --qps")
-        lengths = [(row.tokens(0), row.tokens(1)) for row in _table(rows, header, LENGTHS_HEADER, file)]
-        return with_arrivals(lengths, qps=qps, seed=seed)
+        return with_arrivals(_lengths_of(rows, header, file), qps=qps, seed=seed)
     raise TraceError(
         f"{file}:1: the header is `{','.join(header)}`; accepted are `{','.join(TIMED_HEADER)}` (arrivals included)"
         f" and `{','.join(LENGTHS_HEADER)}` (lengths only, with --qps); more columns may follow"
     )
 
 
-def with_arrivals(lengths: list[tuple[int, int]], *, qps: float, seed: int) -> list[TraceRequest]:
+def read_lengths(text: str, file: str) -> list[tuple[int, int]]:
+    """(prompt, output) tokens of each row of a CSV trace of lengths.
+
+    Raises:
+        TraceError: the header or a value is wrong.
+    """
+    rows = csv.reader(text.splitlines())
+    header = [name.strip() for name in next(rows, [])]
+    if not _has(header, LENGTHS_HEADER):
+        raise TraceError(f"{file}:1: the header is `{','.join(header)}`; accepted is `{','.join(LENGTHS_HEADER)}`")
+    return _lengths_of(rows, header, file)
+
+
+def with_arrivals(
+    lengths: list[tuple[int, int]], *, qps: float, seed: int, paid_share: float = PAID_SHARE
+) -> list[TraceRequest]:
     """The published recipe: rows shuffled once, clipped exponential gaps, one in twenty requests of a paid tenant.
 
     The legacy generators are the recipe's: seed 42 reproduces its order, its gaps (the same at every rate, scaled) and
@@ -116,7 +138,7 @@ def with_arrivals(lengths: list[tuple[int, int]], *, qps: float, seed: int) -> l
     shuffle = np.random.RandomState(seed)
     order = shuffle.choice(len(lengths), len(lengths), replace=False)[:PREPARED_REQUESTS]
     uniform = np.random.RandomState([seed]).random_sample(len(order))
-    paid = np.random.default_rng(seed).random(len(order)) < PAID_SHARE
+    paid = np.random.default_rng(seed).random(len(order)) < paid_share
     requests: list[TraceRequest] = []
     now = 0.0
     for row, draw, is_paid in zip(order.tolist(), uniform.tolist(), paid.tolist(), strict=True):
@@ -225,6 +247,10 @@ class _Row(NamedTuple):
     def error(self, column: int, wanted: str) -> TraceError:
         """What is wrong with a field."""
         return TraceError(f"{self.place}: {self.names[column]} is `{self.fields[column]}`; it must be {wanted}")
+
+
+def _lengths_of(rows: Iterator[list[str]], header: list[str], file: str) -> list[tuple[int, int]]:
+    return [(row.tokens(0), row.tokens(1)) for row in _table(rows, header, LENGTHS_HEADER, file)]
 
 
 def _timed(row: _Row) -> TraceRequest:

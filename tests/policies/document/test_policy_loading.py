@@ -129,6 +129,18 @@ DAMAGED = [
         "13:49: batching.stages[1].prefill.order[1]",
         "orders decodes; a prompt has no such time; allowed here: arrival",
     ),
+    (
+        "{when: due}",
+        "{order: [remaining_prompt_tokens]}",
+        "12:24: batching.stages[0].decode.order[0]",
+        "orders prompts; a decode has none of its prompt left; allowed here: arrival",
+    ),
+    (
+        "  token_budget: 512",
+        "  token_budget: 512\n  aging_s: 3",
+        "11:12: batching.aging_s",
+        "no stage orders by `aged`, so aging_s changes nothing; remove it, or put aged first in a stage's order",
+    ),
     ("version: 1", "preemption: {victim: [self, newest]}\nversion: 1", "1:29: preemption.victim[1]", "is never tried"),
     ("version: 1", "preemption: {victim: [self, self]}\nversion: 1", "1:29: preemption.victim[1]", "is listed twice"),
     (

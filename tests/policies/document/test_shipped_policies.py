@@ -104,9 +104,11 @@ deadlines: {step_time: {ewma: 0.1}}
 kv: {admit: max_length, share: all}
 batching:
   token_budget: 128
+  aging_s: 2.5
   stages:
     - decode: {if: {decoding: {at_least: 128}}, when: due, exclusive: true}
     - prefill: {from: [started, waiting], merge: true, chunk: 64, max_sequences: 1}
+    - prefill: {from: started, order: [aged, remaining_prompt_tokens]}
     - decode: {order: []}
 """)
     )
@@ -120,7 +122,9 @@ batching:
         "share the KV of what they have in common, whoever sent them",
         "1. When at least 128 sequences are decoding: Decodes that are due",
         "2. Started and waiting prompts together, in chunks of multiples of 64 tokens, at most 1 a step; the earliest",
-        "3. All decodes not yet in the step, one token each; the earliest arrival first.",
+        "3. Started prompts, cut to what is left of the budget; the oldest of those that are no longer young, then",
+        "  A sequence is young until 2.5 s after its arrival.\n",
+        "4. All decodes not yet in the step, one token each; the earliest arrival first.",
     ):
         assert sentence in text
     unlimited = text_of_unlimited()

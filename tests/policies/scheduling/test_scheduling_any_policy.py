@@ -15,7 +15,8 @@ from policies.events import (
     StopFound,
 )
 
-PROMPT_KEYS = ["arrival", "admission", "prompt_tokens", "class_priority"]
+SHARED_KEYS = ["arrival", "admission", "prompt_tokens", "class_priority", "aged"]
+PROMPT_KEYS = [*SHARED_KEYS, "remaining_prompt_tokens"]
 CLASSES = ["paid", "free", "gold"]
 VICTIMS = [
     ["self"],
@@ -34,7 +35,7 @@ def stage_extras(draw):
 
 
 def decode_stage(draw, when):
-    keys = [*PROMPT_KEYS, "last_schedulable_time"]
+    keys = [*SHARED_KEYS, "last_schedulable_time"]
     return {"decode": {"when": when, "order": draw.sample(keys, draw.randint(0, 2))}}
 
 
@@ -61,6 +62,7 @@ def any_document(draw):
         stages.append(stage)
     draw.shuffle(stages)
     classes = draw.sample(CLASSES, draw.randint(1, 3))
+    aging = {"aging_s": draw.choice([0, 0.05, 1])} if '"aged"' in msgspec.json.encode(stages).decode() else {}
     return {
         "version": 1,
         "name": "any",
@@ -70,6 +72,7 @@ def any_document(draw):
             "max_sequences": draw.choice([1, 2, 4, 8, 128]),
             "max_decodes": draw.choice([1, 2, 4, 8, 128]),
             "stages": stages,
+            **aging,
         },
         "deadlines": {
             "step_time": draw.choice(["mean", {"ewma": 0.3}]),

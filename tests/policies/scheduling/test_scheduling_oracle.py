@@ -59,7 +59,21 @@ batching:
     - decode:  {when: any, order: [admission]}
 preemption: {victim: [newest]}
 """
-POLICIES = {"two_due": TWO_DUE, "rad": RAD, "merged": MERGED, "small_slai": SMALL_SLAI}
+AGING = """
+batching:
+  token_budget: 24
+  max_sequences: 6
+  max_decodes: 3
+  aging_s: 0.15
+  stages:
+    - decode:  {when: due, order: [aged, last_schedulable_time]}
+    - prefill: {from: [started, waiting], merge: true, order: [class_priority, aged, remaining_prompt_tokens]}
+    - prefill: {from: waiting, order: [aged, prompt_tokens], chunked: false}
+    - decode:  {when: any, order: [class_priority, aged, prompt_tokens]}
+deadlines: {step_time: {ewma: 0.3}, offset_steps: {below: 3, above: 20, kv_threshold: 0.5}}
+preemption: {victim: [newest_started_prefill, newest, self]}
+"""
+POLICIES = {"aging": AGING, "two_due": TWO_DUE, "rad": RAD, "merged": MERGED, "small_slai": SMALL_SLAI}
 
 
 class Seq:
@@ -73,6 +87,7 @@ class Seq:
         self.resumed, self.priority = real.resumed, real.priority
         self.state = real.life.state
         self.total = real.tokens_to_prefill
+        self.aged = inf
         self.prompt_left = real.prompt_left
         self.admission = real.admitted or inf
         self.blocks = len(columns.table(slot)) if holds else 0
@@ -86,6 +101,8 @@ class Seq:
             "prompt_tokens": self.total,
             "class_priority": self.priority,
             "last_schedulable_time": self.deadline,
+            "remaining_prompt_tokens": self.prompt_left,
+            "aged": self.aged,
         }
         return (*[fields[name] for name in order], self.number)
 
@@ -106,6 +123,8 @@ class Oracle:
     def build(self, now):
         left, decodes, self.plan, self.barred = self.batching.token_budget, 0, [], []
         decoding = sum(s.state is State.DECODE for s in self.sequences)
+        for s in self.sequences:
+            s.aged = s.arrival if s.arrival <= now - self.batching.aging_s else inf
         for index, stage in enumerate(self.batching.stages):
             part = stage.decode or stage.prefill
             if left == 0:

@@ -1,8 +1,8 @@
 """Properties that policies promise (scheduling specification, section 7), through the core and fake executors."""
 
 import random
-from itertools import pairwise
-from math import ceil
+from itertools import combinations, pairwise
+from math import ceil, inf
 
 import pytest
 
@@ -180,7 +180,7 @@ def test_a_step_that_is_not_full_leaves_out_only_what_is_barred(world, batching,
         planned = executor.steps[0].slots.tolist()
         left_out = [s for s in executor.holders() if s.slot not in planned and s.life.state is not State.ENDING]
         assert not left_out
-        if head := executor.waiting.first(("arrival",)):
+        if head := executor.waiting.first(("arrival",), -inf):
             need = ceil(head.tokens_to_prefill / 4)
             full = executor.num_holders == executor.rules.max_sequences
             barred = head.life.story[-1][0] == w.now  # preempted by this very plan
@@ -281,6 +281,57 @@ def test_class_priority_starts_the_important_before_the_earlier(world):
     w.drain()
     starts = [sequence for command in w.plans for sequence in command.plan.starts]
     assert starts == [0, 2, 4, 1, 3]
+
+
+@pytest.mark.parametrize("sources", ["waiting", "[started, waiting], merge: true"])
+def test_nobody_starts_before_one_who_came_aging_s_earlier(world, sources):
+    batching = f"""
+batching:
+  token_budget: 24
+  max_sequences: 6
+  aging_s: 0.5
+  stages:
+    - prefill: {{from: started, order: [aged, remaining_prompt_tokens], max_sequences: 1}}
+    - prefill: {{from: {sources}, order: [aged, remaining_prompt_tokens]}}
+    - decode:  {{when: any, order: [aged, arrival]}}
+"""
+    w = world(document(batching))
+    w.join(num_blocks=1000, block_tokens=4)
+    arrived, started, overtaken = {}, {}, 0
+    draw = random.Random(29)  # noqa: S311  repeatable
+    for number, (prompt, output, slo_class, ends) in enumerate(requests(29, count=80)):
+        arrived[number] = w.now
+        w.release(number, prompt=prompt, output=output, slo_class=slo_class)
+        for _ in range(ends // 2):
+            w.end_step(step_s=draw.choice([0.005, 0.03]))
+    w.drain()
+    for place, command in enumerate(w.plans):
+        started |= {sequence: (place, row) for row, sequence in enumerate(command.plan.starts)}
+    for one, other in combinations(range(80), 2):
+        if arrived[other] >= arrived[one] + 0.5 + 1e-9:
+            assert started[one] < started[other]
+        overtaken += started[other] < started[one]
+    assert w.core.snapshot().num_preemptions == 0
+    assert overtaken > 20, "the shortest hardly ever went first"
+
+
+def test_the_least_left_of_a_prompt_goes_first_though_it_began_as_the_longest(world):
+    batching = """
+batching:
+  token_budget: 40
+  stages:
+    - prefill: {from: [started, waiting], merge: true, order: [remaining_prompt_tokens]}
+    - decode:  {when: any, order: [arrival]}
+"""
+    w = world(document(batching))
+    w.join(max_steps_in_flight=1)
+    w.release(0, prompt=100, output=1)
+    w.release(1, prompt=60, output=1)
+    w.release(2, prompt=5, output=1)
+    w.drain()
+    # 0 has run 40 of its 100 tokens when the others come; 2 is the least; 0 then ties with 1 and is older.
+    prompts = [rows(command) for command in w.plans]
+    assert prompts == [[(0, 40)], [(0, 35), (2, 5)], [(0, 25), (1, 15)], [(1, 40)], [(1, 5)]]
 
 
 def test_with_next_decode_a_finished_prompt_waits_for_its_deadline_before_its_first_token(world):

@@ -1,5 +1,6 @@
 """Both cores joined in virtual time."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def test_every_request_ends_with_exactly_its_tokens(name: str, steps_in_flight: 
     assert [served.output_tokens for served in outcome.served] == [asked.output_tokens for asked in small()]
     assert all(served.finished_at_s is not None for served in outcome.served)
     assert outcome.max_gap_ratio <= 1.0
+
+
+@pytest.mark.parametrize("first_token", ["last_chunk", "next_decode"])
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_a_request_ends_by_itself_before_what_it_asked_for_at_most(first_token: Any, steps_in_flight: int) -> None:
+    requests = [request._replace(max_output_tokens=100) for request in small()]
+    crowded = re.sub(rb"(?m)^fairness:.*$", b"fairness: {window_tokens: 5000}", policy("vllm"))
+    tight = DEVICE._replace(num_blocks=40)
+    simulation = Simulation(
+        crowded, requests, tight, first_token=first_token, steps_in_flight=steps_in_flight, check=True
+    )
+    outcome = simulation.run()
+    assert outcome.preemptions > 0
+    assert [served.output_tokens for served in outcome.served] == [asked.output_tokens for asked in small()]
+    assert all(served.finished_at_s is not None for served in outcome.served)
+
+
+def test_a_request_gets_no_more_than_it_asked_for() -> None:
+    requests = [TraceRequest(0.0, "a", "free", 100, 50, max_output_tokens=20)]
+    outcome = Simulation(policy("vllm"), requests, DEVICE).run()
+    assert outcome.served[0].output_tokens == 20
 
 
 @pytest.mark.parametrize("steps_in_flight", [1, 2])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from policies.simulation.workload import TraceError, TraceRequest, read_trace, synthetic, with_arrivals
+from policies.simulation.workload import TraceError, TraceRequest, read_lengths, read_trace, synthetic, with_arrivals
 
 DATA = Path(os.environ.get("FAIRLEAD_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
@@ -46,6 +46,18 @@ def test_one_request_in_twenty_is_of_the_paid_tenant() -> None:
     requests = with_arrivals([(1, 1)] * 4000, qps=1.0, seed=42)
     assert 0.04 < sum(request.tier == "paid" for request in requests) / 4000 < 0.06
     assert {request.tenant for request in requests} == {"paid", "free"}
+
+
+def test_the_share_of_the_paid_tenant_can_be_another() -> None:
+    for share in (0.0, 0.5, 1.0):
+        requests = with_arrivals([(1, 1)] * 4000, qps=1.0, seed=42, paid_share=share)
+        assert sum(request.tier == "paid" for request in requests) / 4000 == pytest.approx(share, abs=0.02)
+
+
+def test_lengths_are_read_alone_and_nothing_else_is_taken_for_them() -> None:
+    assert read_lengths(f"{LENGTHS}1,2,0.5\n3,4,0.75\n", "t.csv") == [(1, 2), (3, 4)]
+    with pytest.raises(TraceError, match=r"t\.csv:1: the header is `arrived_at_s,.*`; accepted is `num_prefill"):
+        read_lengths(f"{TIMED}1,alice,30,40\n", "t.csv")
 
 
 def test_another_seed_is_another_workload_and_the_same_seed_the_same() -> None:
