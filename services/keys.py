@@ -9,7 +9,6 @@ import fcntl
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from policies.document.problems import PolicyError
 from policies.document.schema import HashedKey, Tenant, Tenants
 from policies.document.tenants import digest, load_tenants
 from policies.document.tree import plain_value
+from services.files import replace
 from services.settings import Deployment, SettingsError, load_deployment
 
 HEADER = "# Tenants and hashed API keys. Written by `fairlead keys`: comments do not survive its next change.\n"
@@ -86,7 +86,7 @@ def ensure_demo_key(deployment: Deployment) -> str:
         if not tenants_file.exists():
             secret, key = _new_key("default")
             # The secret first: a crash between the two starts over, it never leaves a key that nobody has.
-            _replace(secret_file, f"{secret}\n")
+            replace(secret_file, f"{secret}\n".encode())
             _write(tenants_file, Tenants(tenants=(msgspec.structs.replace(DEMO_TENANT, keys=(key,)),)))
             return secret
     if not secret_file.exists():
@@ -175,22 +175,7 @@ def _write(path: Path, tenants: Tenants) -> None:
         # What was in the file was right, so what is wrong came with the command; no place in a file to point at.
         sentences = [f"{problem.section}: {problem.wrong}; {problem.allowed}" for problem in error.problems]
         raise KeysError("\n".join(sentences)) from error
-    _replace(path, text)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a private file so that a reader sees the old or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace(path, text.encode())
 
 
 @contextmanager
