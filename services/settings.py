@@ -17,6 +17,8 @@ from engine.interface import EngineSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOYMENT_VARIABLE = "FAIRLEAD_DEPLOYMENT"
+STARTED = "deployment.json"
+"""In the data folder: what `fairlead up` was last started with."""
 
 Bytes = Annotated[int, Meta(ge=1)]
 
@@ -135,6 +137,21 @@ def load_deployment(path: Path | None = None) -> Deployment:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def deployment_of(data_dir: str | None) -> Deployment:
+    """The resolved deployment whose data is in a folder, as the services were last started on it by `fairlead up`; else
+    the configured one with that folder. None: the configured folder.
+
+    Raises:
+        SettingsError: as `load_deployment`.
+    """
+    deployment = load_deployment()
+    if data_dir is not None:
+        deployment = msgspec.structs.replace(deployment, data=str(Path(data_dir).expanduser().absolute()))
+    deployment = deployment.resolved()
+    started = Path(deployment.data) / STARTED
+    return load_deployment(started) if started.exists() else deployment
 
 
 def child_environment(deployment_file: Path) -> dict[str, str]:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import msgspec
 
+from services.files import replace
 from services.health import SERVICES, ready_file
-from services.settings import REPOSITORY, Deployment, SettingsError, child_environment, load_deployment
+from services.settings import REPOSITORY, STARTED, Deployment, SettingsError, child_environment, load_deployment
 from services.setup import Prepared, SetupError, prepare
 
 LONGEST_SOCKET_PATH = 100
@@ -258,5 +259,7 @@ def _deployment_file(deployment: Deployment) -> Path:
 
 
 def _write_deployment(deployment: Deployment) -> None:
-    """JSON is YAML: the children read it with the same loader."""
-    _deployment_file(deployment).write_bytes(msgspec.json.encode(deployment))
+    """JSON is YAML: the children read it with the same loader, and so do the commands given the data folder."""
+    content = msgspec.json.encode(deployment)
+    _deployment_file(deployment).write_bytes(content)
+    replace(Path(deployment.data) / STARTED, content)

@@ -58,6 +58,10 @@ class PolicyFile:
         self._content = self.path.read_bytes()
         return self._content
 
+    def forget(self) -> None:
+        """What was read could not be used: the same content saved again is a save."""
+        self._content = None
+
     def start(self) -> None:
         """Begin to watch."""
         self._task = asyncio.get_running_loop().create_task(self._watch())
@@ -102,13 +106,21 @@ class PolicyRevisions:
     """Agrees with the other services on each revision, one at a time, in the order of the saves.
 
     Revisions count from 1 and a number is never used twice, whatever became of it.
+
+    Args:
+        file: what messages call the policy file.
+        apply: told of every revision that comes into force.
+        rejected: told of every save that did not, with the revision that stays and the reason.
     """
 
-    def __init__(self, file: str, apply: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self, file: str, apply: Callable[[int, bytes], None], rejected: Callable[[int, bytes, str], None]
+    ) -> None:
         self.revision = 0
         self.document = b""
         self._file = file
         self._apply = apply
+        self._rejected = rejected
         self._streams: list[Stream] = []
         self._newest = 0
         self._proposed: bytes | None = None
@@ -117,16 +129,16 @@ class PolicyRevisions:
         self._timer: asyncio.TimerHandle | None = None
         self._status: PolicyStatus | None = None
 
-    def first(self, document: bytes) -> None:
+    def first(self, document: bytes, revision: int = 1) -> None:
         """The revision of the start, valid already."""
-        self._newest = 1
-        self._put_in_force(1, document)
+        self._newest = revision
+        self._put_in_force(revision, document)
 
     def saved(self, document: bytes) -> None:
         """The file was saved with new content."""
         problems = validate(document, self._file)
         if problems:
-            self._reject(problems)
+            self._reject(document, problems)
             return
         self._saved.append(document)
         self._propose_next()
@@ -189,9 +201,9 @@ class PolicyRevisions:
         self._abort(f"no answer within {ANSWER_S:g} s from {late}")
 
     def _abort(self, why: str) -> None:
-        self._close()
+        document = self._close()
         self._send(PolicyAbort(self._newest))
-        self._reject(why)
+        self._reject(document, why)
         self._propose_next()
 
     def _close(self) -> bytes:
@@ -208,8 +220,9 @@ class PolicyRevisions:
                 log.info("policy revision %d: %s", revision, change)
         self._apply(revision, document)
 
-    def _reject(self, why: str) -> None:
+    def _reject(self, document: bytes, why: str) -> None:
         log.error("the policy file was saved but not applied, revision %d stays in force:\n%s", self.revision, why)
+        self._rejected(self.revision, document, why)
         self._announce(PolicyStatus(self.revision, "rejected", why))
 
     def _announce(self, status: PolicyStatus) -> None:

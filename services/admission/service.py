@@ -20,6 +20,7 @@ from policies.events import (
     SchedulerLost,
     TokensProduced,
 )
+from services.admission.history import History
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
 from services.pump import Pump, open_event_log
 from services.runtime import StartError, describe, gateway_number, open_link, open_listener
@@ -63,7 +64,8 @@ class AdmissionService:
             event_log=open_event_log(deployment, "admission"),
             check=deployment.check,
         )
-        self._revisions = PolicyRevisions(deployment.policy, self._pump.apply)
+        self._history = History(deployment.data)
+        self._revisions = PolicyRevisions(deployment.policy, self._apply, self._rejected)
         self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
@@ -85,7 +87,7 @@ class AdmissionService:
         problems = validate(document, str(self._file.path))
         if problems:
             raise StartError(problems)
-        self._revisions.first(document)
+        self._revisions.first(document, self._history.first(document))
         streams = self._deployment.streams
         self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
         self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
@@ -109,6 +111,7 @@ class AdmissionService:
         if self._link is not None:
             await self._link.close()
         self._pump.close()
+        self._history.close()
 
     # --- streams --------------------------------------------------------------------------------------------------
 
@@ -189,6 +192,17 @@ class AdmissionService:
         for gateway in self._gateways.values():
             gateway.send(capacity)
         self._pump.handle(CapacityChanged(capacity.num_executors, capacity.kv_tokens, capacity.max_sequence_tokens))
+
+    # --- policy ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, revision: int, document: bytes) -> None:
+        if self._pump.revision:
+            self._history.applied(revision, document)
+        self._pump.apply(revision, document)
+
+    def _rejected(self, revision: int, document: bytes, why: str) -> None:
+        self._history.rejected(revision, document, why)
+        self._file.forget()
 
     # --- commands -------------------------------------------------------------------------------------------------
 

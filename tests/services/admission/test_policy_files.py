@@ -20,7 +20,10 @@ class House:
     def __init__(self, recorder) -> None:
         self.recorder = recorder
         self.applied: list[tuple[int, bytes]] = []
-        self.revisions = PolicyRevisions("policy.yaml", lambda *revision: self.applied.append(revision))
+        self.rejected: list[tuple[int, bytes, str]] = []
+        self.revisions = PolicyRevisions(
+            "policy.yaml", lambda *revision: self.applied.append(revision), lambda *save: self.rejected.append(save)
+        )
         self.revisions.first(POLICY)
 
     def join(self, service: str):
