@@ -5,6 +5,9 @@ choices x maximum output), so that the sizes in flight never sum to more than th
 bound.
 """
 
+OPEN_TOKENS = 2**62
+"""A window that no size fills: only the count of requests bounds what is in flight."""
+
 
 class Window:
     """Tokens and requests in flight.

@@ -7,11 +7,12 @@ from policies.admission.classify import Classifier
 from policies.admission.cost import prices
 from policies.admission.fairness import SELECTIONS
 from policies.admission.rules import AdmissionRules
-from policies.document.schema import DecodeStage, Ewma, Policy, PrefillStage, Stage, StageCondition
+from policies.admission.window import OPEN_TOKENS
+from policies.document.schema import DecodeStage, Ewma, Fairness, Policy, PrefillStage, Stage, StageCondition
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.preemption import VICTIMS
 from policies.scheduling.prefixes import NAMESPACES
-from policies.scheduling.routing import ROUTES
+from policies.scheduling.routing import route
 from policies.scheduling.rules import UNLIMITED, DecodeRule, PrefillRule, SchedulingRules
 
 SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
@@ -29,7 +30,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         select_reason=SELECT_REASONS[fairness.kind],
         queue=policy.queue,
         max_requests=fairness.max_requests,
-        declared_window_tokens=None if fairness.window_tokens == "auto" else fairness.window_tokens,
+        declared_window_tokens=_window_tokens(fairness),
         watermark=policy.kv.watermark,
     )
 
@@ -53,9 +54,16 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         watermark=policy.kv.watermark,
         namespace=NAMESPACES[policy.kv.share],
         victims=tuple(VICTIMS[name] for name in policy.preemption.victim),
-        route=ROUTES[policy.routing.kind],
+        route=route(policy.routing.kind, policy.routing.seed),
         classes={slo.name: (priority, slo.tbt_s) for priority, slo in enumerate(policy.classes)},
     )
+
+
+def _window_tokens(fairness: Fairness) -> int | None:
+    if fairness.window_tokens != "auto":
+        return fairness.window_tokens
+    # By arrival there is nothing to decide at admission, and what waits there the scheduler could not order.
+    return OPEN_TOKENS if fairness.kind == "fcfs" else None
 
 
 def _stage(index: int, stage: Stage) -> DecodeRule | PrefillRule:

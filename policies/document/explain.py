@@ -35,6 +35,10 @@ SHARES = {
     "all": "Requests that begin alike share the KV of what they have in common, whoever sent them.",
     "none": "No KV is shared: every prompt is computed, also where it repeats an earlier one.",
 }
+ROUTES = {
+    "least_kv": "A released request goes to the executor with the fewest KV tokens held or promised.",
+    "random": "A released request goes to an executor drawn at random.",
+}
 SOURCES = {"waiting": "waiting prompts", "started": "started prompts"}
 
 
@@ -96,19 +100,20 @@ def _admission(policy: Policy) -> list[str]:
         )
     else:
         order = "Requests go in order of arrival, whoever sent them."
-    window = (
-        "what the KV pool holds" if fairness.window_tokens == "auto" else f"{fairness.window_tokens} tokens at a time"
-    )
+    if fairness.window_tokens != "auto":
+        window = f"{fairness.window_tokens} tokens at a time (prompt and declared output), and "
+    else:
+        window = "" if fairness.kind == "fcfs" else "what the KV pool holds (prompt and declared output), and "
     backlog = (
         f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
         f"{queue.ttl_s:g} s each; beyond that a request is refused."
     )
     return [
         order,
-        f"In flight at most: {window} (prompt and declared output), and {fairness.max_requests} requests.",
+        f"In flight at most: {window}{fairness.max_requests} requests.",
         backlog,
         "No limits on single tenants.",
-        "A released request goes to the executor with the fewest KV tokens held or promised.",
+        ROUTES[policy.routing.kind],
     ]
 
 

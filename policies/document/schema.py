@@ -67,7 +67,8 @@ class Fairness(Section, frozen=True):
     window_tokens: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
         Meta(
-            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds.",
+            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds, and with "
+            "kind: fcfs no limit but max_requests.",
             extra={"unit": "tokens"},
         ),
     ] = "auto"
@@ -88,8 +89,13 @@ class Routing(Section, frozen=True):
     """Which executor a released sequence goes to."""
 
     kind: Annotated[
-        Literal["least_kv"], Meta(description="least_kv: the executor with the fewest KV tokens held or promised.")
+        Literal["least_kv", "random"],
+        Meta(
+            description="least_kv: the executor with the fewest KV tokens held or promised; random: each with the same "
+            "chance (the router of RAD's theorem)."
+        ),
     ] = "least_kv"
+    seed: Annotated[int, Meta(ge=0, description="Of a random choice: the same seed makes the same choices.")] = 0
 
 
 class AtLeast(Section, frozen=True):

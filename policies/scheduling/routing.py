@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from numpy.random import default_rng
+
 from policies.scheduling.state import Sequence
 
 if TYPE_CHECKING:
@@ -17,4 +19,20 @@ def least_kv(executors: Iterable["Executor"], sequence: Sequence) -> "Executor |
     return min(fitting, key=lambda executor: (executor.committed_tokens, executor.id), default=None)
 
 
-ROUTES: dict[str, Route] = {"least_kv": least_kv}
+def at_random(seed: int) -> Route:
+    """Of the executors that could ever hold it, each with the same chance; a sequence draws by its number, so that the
+    choice depends on nothing that happened before.
+    """
+
+    def route(executors: Iterable["Executor"], sequence: Sequence) -> "Executor | None":
+        fitting = [executor for executor in executors if executor.obstacle(sequence) is None]
+        if not fitting:
+            return None
+        return fitting[int(default_rng((seed, sequence.number)).integers(len(fitting)))]
+
+    return route
+
+
+def route(kind: str, seed: int) -> Route:
+    """What `routing` asks for; `seed` matters only to a random choice."""
+    return at_random(seed) if kind == "random" else least_kv

@@ -16,17 +16,17 @@ def test_a_good_policy_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_problem_of_a_bad_policy_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text((POLICIES / "slai.yaml").read_text().replace("vtc", "vct").replace("0.96", "9.6"))
+    file.write_text((POLICIES / "slai.yaml").read_text().replace("fcfs", "fcsf").replace("0.96", "9.6"))
     assert main(["policy", "check", str(file)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     first, second = err.splitlines()
     assert (
         first
-        == f'{file}:14:9: fairness.kind: the text "vct" does not fit; allowed: one of fcfs, vtc; did you mean "vtc"?'
+        == f'{file}:14:18: fairness.kind: the text "fcsf" does not fit; allowed: one of fcfs, vtc; did you mean "fcfs"?'
     )
     assert second.startswith(
-        f"{file}:27:80: deadlines.offset_steps.kv_threshold: 9.6 is out of bounds; allowed: a number"
+        f"{file}:25:80: deadlines.offset_steps.kv_threshold: 9.6 is out of bounds; allowed: a number"
     )
 
 

@@ -25,7 +25,10 @@ from policies.simulation.outcome import Outcome, Served
 from policies.simulation.sharegpt import sharegpt_lengths
 from policies.simulation.workload import PAID_SHARE, TraceError, read_lengths, with_arrivals
 
-POLICIES = ("vllm", "sarathi", "slai")
+POLICIES = (
+    *("orca", "vllm", "sarathi", "sarathi_spf"),
+    *("slai_fcfs_fixed", "slai_spf_fixed", "slai", "slai_priority"),
+)
 TRACE = "openchat_sharegpt4_lengths.csv"
 SYNTHETIC = "synthetic lengths of the same statistics"
 SYNTHETIC_SEED = 42

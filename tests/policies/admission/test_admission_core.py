@@ -101,6 +101,12 @@ def test_an_automatic_window_is_the_pool_without_the_watermark() -> None:
     assert Desk(window="auto", kv_tokens=1015, kv={"watermark": 0.01}).core.window.limit_tokens == 1005
 
 
+def test_by_arrival_an_automatic_window_is_open_so_that_the_scheduler_can_order_all() -> None:
+    desk = Desk(window="auto", kv_tokens=1000, fairness={"kind": "fcfs", "max_requests": 3})
+    assert [released(desk.arrive(request, prompt=900, output=900)) for request in (1, 2, 3, 4)] == [[1], [2], [3], []]
+    assert Desk(window=1000, fairness={"kind": "fcfs"}).core.window.limit_tokens == 1000
+
+
 def test_the_head_that_does_not_fit_is_not_bypassed() -> None:
     desk = Desk(window=300)
     desk.arrive(1, prompt=100, output=100)

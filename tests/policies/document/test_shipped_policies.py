@@ -5,13 +5,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from policies.document.diff import changes
 from policies.document.explain import explain
 from policies.document.loading import load_policy
-from policies.document.schema import DecodeStage, Policy, PrefillStage, json_schema
+from policies.document.schema import DecodeStage, Fairness, Policy, PrefillStage, json_schema
 from policies.document.tenants import load_tenants
 
 POLICIES = Path(__file__).resolve().parents[3] / "policies"
-SHIPPED = ("fcfs", "sarathi", "slai", "vllm")
+REPRODUCTIONS = (
+    *("fastertransformer", "orca", "vllm", "sarathi", "sarathi_spf"),
+    *("slai", "slai_fcfs_fixed", "slai_spf_fixed", "slai_priority", "rad", "rad_packed", "rad_calibrated"),
+)
+SHIPPED = ("fcfs", *REPRODUCTIONS)
 REGENERATE = (
     'python -c "import msgspec; from policies.document.schema import json_schema; '
     'print(msgspec.json.format(msgspec.json.encode(json_schema())).decode())" > policies/schema.json'
@@ -50,16 +55,28 @@ def test_slai_is_the_papers_dynamic_variant() -> None:
     offset = policy.deadlines.offset_steps
     assert (offset.below, offset.above, offset.kv_threshold) == (5, 10, 0.96)
     assert policy.preemption.victim == ("newest_started_prefill", "self")
-    assert policy.fairness.kind == "vtc"
 
 
-def test_only_fcfs_has_no_fair_queue() -> None:
-    assert {name: shipped(name).fairness.kind for name in SHIPPED} == {
-        "fcfs": "fcfs",
-        "sarathi": "vtc",
-        "slai": "vtc",
-        "vllm": "vtc",
-    }
+@pytest.mark.parametrize("name", REPRODUCTIONS)
+def test_a_papers_policy_runs_with_fairness_off_and_all_that_arrives_is_the_schedulers(name: str) -> None:
+    assert shipped(name).fairness == Fairness(kind="fcfs", window_tokens="auto", max_requests=10_000)
+
+
+def changed(name: str, base: str) -> list[str]:
+    """Knobs in which a policy differs from another, but for its name and description."""
+    sentences = changes(shipped(base), shipped(name))
+    return [sentence.split(":")[0] for sentence in sentences if not sentence.startswith(("name:", "description:"))]
+
+
+def test_the_variants_differ_from_their_paper_in_what_they_are_named_for() -> None:
+    theta = ["deadlines.offset_steps.below", "deadlines.offset_steps.kv_threshold"]
+    assert changed("sarathi_spf", "sarathi") == ["batching.stages"]
+    assert changed("slai_spf_fixed", "slai") == theta
+    assert changed("slai_fcfs_fixed", "slai") == ["batching.stages", *theta]
+    assert changed("slai_priority", "slai") == ["batching.stages"]
+    assert changed("rad_packed", "rad") == ["batching.stages"]
+    assert changed("rad_calibrated", "rad_packed") == ["batching.token_budget"]
+    assert changed("fastertransformer", "orca") == ["batching.stages"]
 
 
 def test_slai_explains_itself_in_words() -> None:
@@ -67,8 +84,7 @@ def test_slai_explains_itself_in_words() -> None:
     for sentence in (
         "  paid: the first token within 0.5 s, then never more than 0.1 s between tokens.\n",
         '  tier is "paid": paid.\n  everything else: free.\n',
-        "The waiting tenant that was served least for its weight goes next; a prompt token costs 1, an output token 2.",
-        "  In flight at most: what the KV pool holds (prompt and declared output), and 1000 requests.\n",
+        "  Requests go in order of arrival, whoever sent them.\n  In flight at most: 10000 requests.\n",
         "  A step has 512 tokens, offered in this order; at most 128 decodes a step and 128 sequences holding KV.\n",
         "  1. Decodes that are due, one token each; the nearest deadline, then the earliest arrival first.\n",
         "  3. Waiting prompts, cut to what is left of the budget; the shortest prompt first.\n",
@@ -100,6 +116,7 @@ version: 1
 name: odd
 classes: [{name: one, ttft_s: 1, tbt_s: 1}]
 fairness: {kind: fcfs, window_tokens: 4096}
+routing: {kind: random, seed: 3}
 deadlines: {step_time: {ewma: 0.1}}
 kv: {admit: max_length, share: all}
 batching:
@@ -116,7 +133,8 @@ batching:
         "odd\n\n",
         "  everything: one.\n",
         "  Requests go in order of arrival, whoever sent them.\n",
-        "4096 tokens at a time",
+        "  In flight at most: 4096 tokens at a time (prompt and declared output), and 1000 requests.\n",
+        "A released request goes to an executor drawn at random.",
         "an average with weight 0.1 for the newest step",
         "the longest it may become",
         "share the KV of what they have in common, whoever sent them",
@@ -128,6 +146,8 @@ batching:
     ):
         assert sentence in text
     unlimited = text_of_unlimited()
+    assert "a prompt token costs 1, an output token 2." in unlimited
+    assert "  In flight at most: what the KV pool holds (prompt and declared output), and 1000 requests.\n" in unlimited
     assert "A step has no limit of tokens; at most" in unlimited
     assert "are refused, because" not in unlimited
 

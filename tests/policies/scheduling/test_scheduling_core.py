@@ -238,3 +238,19 @@ def test_an_illegal_happening_tells_the_whole_story():
         InvalidTransition, match=r"sequence 5: 'preempted' .* 'waiting'; so far: 1.000000 released free"
     ):
         life.pass_(Happening.PREEMPTED, 2.0)
+
+
+def test_a_random_router_gives_every_executor_its_share_and_the_same_again(world, shipped):
+    def routes(seed):
+        w = world(shipped("rad").replace(b"seed: 1", b"seed: %d" % seed))
+        for executor in range(3):
+            w.join(executor, num_blocks=20_000, max_sequence_tokens=1000 if executor else 500)
+        for request in range(300):
+            w.release(request, prompt=600 if request < 100 else 100, output=1)
+        return [w.core.sequences[request].executor for request in range(300)]
+
+    first = routes(1)
+    assert routes(1) == first
+    assert routes(2) != first
+    assert set(first[:100]) == {1, 2}, "the first one is too small for these"
+    assert all(50 < first[100:].count(executor) < 85 for executor in range(3))
