@@ -185,18 +185,28 @@ class Simulation:
     def _arrive(self, request: int, asked: TraceRequest) -> None:
         self.served[request] = Served(asked)
         self._open += 1
-        event = Arrived(request, asked.tenant, asked.tier, asked.prompt_tokens, asked.declared_tokens)
+        event = Arrived(
+            request,
+            asked.tenant,
+            asked.tier,
+            asked.prompt_tokens,
+            asked.declared_tokens,
+            weight=asked.weight,
+            service_tier=asked.service_tier,
+            allowed_classes=asked.allowed_classes,
+        )
         self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)
         if self._progress is not None:
             self._progress(self.now, request)
 
     def _fairness(self) -> float:
-        """Jain's index of the service charged so far."""
+        """Jain's index of the service charged so far, over the tenants' weights."""
         charged = dict(self._prompts_charged)
+        weights = {served.asked.tenant: served.asked.weight for served in self.served.values()}
         for request, served in self.served.items():
             charged[served.asked.tenant] += self._prices.output * int(self.tokens.num_tokens[request])
-        return jain(list(charged.values()))
+        return jain([service / weights[tenant] for tenant, service in charged.items()])
 
     def _happen(self, kind: str, payload: Any) -> None:
         if kind == "step":

@@ -44,6 +44,10 @@ class TraceRequest(NamedTuple):
     """What its prompt has in common with others; both as in `policies.events.Released`."""
     max_output_tokens: int | None = None
     """What it asks for at most; None: just what it will get, as in the published experiments."""
+    weight: float = 1.0
+    service_tier: str | None = None
+    allowed_classes: tuple[str, ...] = ()
+    """These three as in `policies.events.Arrived`."""
 
     @property
     def declared_tokens(self) -> int:

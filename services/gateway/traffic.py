@@ -27,6 +27,7 @@ class Traffic:
             tier=submit.tier,
             weight=submit.weight,
             service_tier=submit.service_tier,
+            allowed_classes=",".join(submit.allowed_classes),
             slo_class="",
             prompt_tokens=len(submit.prompt) // INT32_BYTES,
             max_output_tokens=submit.max_output_tokens,

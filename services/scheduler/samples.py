@@ -22,16 +22,17 @@ class Samples:
         """A step came back. One in which an executor gave up sequences says nothing about the others."""
         if self._store is None or step.result.failed:
             return
-        result, plan = step.result, step.plan
+        ended_at_s = step.ended_ns / 1e9
         self._store.add(
             STEPS,
             StepRow(
                 time.time(),
                 step.executor,
-                *plan.shape,
-                step_time_s=step.step_time_s,
-                launch_s=max(0, result.launched_ns - plan.planned_ns) / 1e9,
-                return_s=max(0, time.monotonic_ns() - result.computed_ns) / 1e9,
+                *step.plan.shape,
+                planned_at_s=step.plan.planned_ns / 1e9,
+                begun_at_s=ended_at_s - step.step_time_s,
+                ended_at_s=ended_at_s,
+                heard_at_s=time.monotonic(),
             ),
         )
 

@@ -20,6 +20,8 @@ class RequestRow(NamedTuple):
     tier: str
     weight: float
     service_tier: str | None
+    allowed_classes: str
+    """Separated by commas; empty: any."""
     slo_class: str
     """Empty: it was never released."""
     prompt_tokens: int
@@ -54,12 +56,13 @@ class StepRow(NamedTuple):
     num_prefills: int
     prefill_pairs: float
     """These five as in `policies.simulation.step_shape.StepShape`."""
-    step_time_s: float
-    """As in `policies.events.StepEnded`."""
-    launch_s: float
-    """Planned to launched."""
-    return_s: float
-    """Computed to known to the scheduler."""
+    planned_at_s: float
+    """This and the next three on the clock of the scheduler's process."""
+    begun_at_s: float
+    """Its end less its `step_time_s`."""
+    ended_at_s: float
+    heard_at_s: float
+    """When the scheduler heard of its end."""
 
 
 class FleetRow(NamedTuple):
@@ -83,6 +86,7 @@ REQUESTS = Table(
         "tier TEXT",
         "weight REAL",
         "service_tier TEXT",
+        "allowed_classes TEXT",
         "slo_class TEXT",
         "prompt_tokens INTEGER",
         "max_output_tokens INTEGER",
@@ -106,11 +110,12 @@ STEPS = Table(
         "context_tokens INTEGER",
         "num_prefills INTEGER",
         "prefill_pairs REAL",
-        "step_time_s REAL",
-        "launch_s REAL",
-        "return_s REAL",
+        "planned_at_s REAL",
+        "begun_at_s REAL",
+        "ended_at_s REAL",
+        "heard_at_s REAL",
     ),
-    most_per_flush=20,
+    most_per_flush=200,
 )
 FLEETS = Table(
     "fleets",

@@ -40,7 +40,7 @@ class Table(NamedTuple):
     keeps_newest: bool = False
     """The newest row stays whatever its age."""
     most_per_flush: int = MOST_ROWS_WAITING
-    """Of more rows between two flushes, only so many are kept, evenly spaced."""
+    """Of more rows between two flushes, only the first are kept: those follow one another."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,8 +137,8 @@ class Store:
         with connection:
             for table, rows in batch.items():
                 places = ", ".join("?" * len(table.names))
-                stride = -(-len(rows) // table.most_per_flush)
-                connection.executemany(f"INSERT INTO {table.name} VALUES ({places})", rows[::stride])  # noqa: S608  our own names
+                kept = rows[: table.most_per_flush]
+                connection.executemany(f"INSERT INTO {table.name} VALUES ({places})", kept)  # noqa: S608  our own names
             oldest = time.time() - self._settings.keep_s
             for table in self._tables:
                 newest = f" AND rowid < (SELECT max(rowid) FROM {table.name})" if table.keeps_newest else ""  # noqa: S608

@@ -197,3 +197,25 @@ def test_a_small_simulation_reads_as_it_always_did() -> None:
     requests = synthetic("overload", qps=40.0, duration_s=2.0, seed=7, max_sequence_tokens=400)
     outcome = Simulation(fair("slai"), requests, DEVICE).run()
     assert table(report(outcome, 0.0)) + "\n" == GOLDEN
+
+
+def test_weight_tier_and_allowed_classes_of_a_request_reach_the_policy() -> None:
+    tiers = b"""
+version: 1
+name: tiers
+classes: [{name: fast, ttft_s: 1, tbt_s: 1}, {name: slow, ttft_s: 9, tbt_s: 9}]
+classify: [{when: {service_tier: flex}, class: slow}, {class: fast}]
+fairness: {kind: vtc}
+batching: {token_budget: 64, stages: [{decode: {}}, {prefill: {from: waiting, chunked: true}}]}
+"""
+    plain = TraceRequest(0.0, "a", "free", 64, 2)
+    asked = [plain, plain._replace(service_tier="flex"), plain._replace(allowed_classes=("slow",))]
+    outcome = Simulation(tiers, asked, DEVICE).run()
+    assert [served.slo_class for served in outcome.served] == ["fast", "slow", "slow"]
+    # Twice the service at twice the weight is fair.
+    both = [plain, plain._replace(tenant="b", weight=2.0), plain._replace(tenant="b", weight=2.0)]
+    later = plain._replace(tenant="a", arrived_at_s=5.0, prompt_tokens=1, output_tokens=1)
+    even = Simulation(tiers, [*both, later], DEVICE).run().jain
+    uneven = Simulation(tiers, [*(each._replace(weight=1.0) for each in both), later], DEVICE).run().jain
+    assert uneven < 0.92
+    assert even > 0.99

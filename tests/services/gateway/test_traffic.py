@@ -46,7 +46,7 @@ async def test_a_request_is_recorded_with_its_lengths_and_times_and_without_its_
     (row,) = await rows(stage, 1)
     assert abs(row.unix_s - time.time()) < 10
     assert row[1:] == (
-        *("acme", "paid", 2.0, "flex", "free", document["usage"]["prompt_tokens"], 7, 1, 2, "finished", ""),
+        *("acme", "paid", 2.0, "flex", "", "free", document["usage"]["prompt_tokens"], 7, 1, 2, "finished", ""),
         *(0.25, b"gaps", 16, b"k" * 16, 1),
     )
     for file in (stage.folder / "traffic").iterdir():
