@@ -23,6 +23,7 @@ from policies.simulation.experiments import ExperimentError, Options, Progress
 
 EXPERIMENTS = {
     "slai": "policies.simulation.experiments.slai",
+    "rad": "policies.simulation.experiments.rad",
 }
 SHIPPED = Path(policies.__file__).parent
 BAD_INPUT = 2
