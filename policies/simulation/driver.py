@@ -1,7 +1,8 @@
 """The virtual half of "one core, two drivers": both cores in virtual time, joined as the services join them.
 
 Owns the virtual clock, the executors' device time and what happened to every request. A `StartStep` asks the executor
-model for a duration instead of a GPU; nothing else differs from live. Messages between the cores take no time.
+model for a duration instead of a GPU; nothing else differs from live. Messages between the cores take no time, those
+to and from a device what its `delays` say.
 """
 
 from collections import deque
@@ -65,6 +66,8 @@ class _Running(Struct):
     executor: int
     step: int
     step_time_s: float
+    ended_ago_s: float
+    """When the scheduler hears of its end."""
     sampled: Requests
     """Sequence of each sampling row, in plan order."""
     filled: list[tuple[int, int]]
@@ -119,6 +122,7 @@ class Simulation:
         self._inbox: deque[tuple[str, Any]] = deque()
         self._wakes_at: dict[str, float] = {}
         self._busy_until = [0.0] * num_executors
+        self._heard_until = [0.0] * num_executors
         self._steps: dict[tuple[int, int], _Running] = {}
         self.served: dict[int, Served] = {}
         self._open = 0
@@ -215,7 +219,8 @@ class Simulation:
                 served = self.served[sequence]
                 if served.prefill_done_at_s is None and kv_tokens >= served.asked.prompt_tokens:
                     served.prefill_done_at_s = self.now
-            self._tell(SCHEDULER, StepEnded(running.executor, running.step, running.step_time_s, running.ended))
+            ended = StepEnded(running.executor, running.step, running.step_time_s, running.ended, running.ended_ago_s)
+            self._tell(SCHEDULER, ended)
             del self._steps[payload]
         elif self._wakes_at.get(kind) == payload:
             del self._wakes_at[kind]
@@ -293,8 +298,12 @@ class Simulation:
         plan, executor = command.plan, command.executor
         shape = shape_of(plan)
         duration = self._device.step_time.step_s(shape)
-        ended_at = max(self.now, self._busy_until[executor]) + duration
-        self._busy_until[executor] = ended_at
+        delays = self._device.delays
+        begun_at = max(self.now + delays.launch_s(), self._busy_until[executor] + delays.relaunch_s())
+        ended_at = begun_at + duration
+        # Results come in the order of their steps, however long each is on its way.
+        heard_at = max(ended_at + delays.return_s(), self._heard_until[executor])
+        self._busy_until[executor], self._heard_until[executor] = ended_at, heard_at
         sampled, filled, ended = plan.sequences, [], []
         if not plan.samples.all():
             silent = ~plan.samples
@@ -305,8 +314,8 @@ class Simulation:
             at_end = plan.positions + plan.num_tokens == self._ends[plan.sequences]
             ended = plan.sequences[at_end & plan.samples].tolist()
         key = (executor, command.step)
-        self._steps[key] = _Running(executor, command.step, duration, sampled, filled, ended)
-        heappush(self._heap, (ended_at, next(self._order), "step", key))
+        self._steps[key] = _Running(executor, command.step, duration, heard_at - ended_at, sampled, filled, ended)
+        heappush(self._heap, (heard_at, next(self._order), "step", key))
         self._num_steps += 1
         self._num_step_tokens += shape.num_tokens
         self._tile_fill += shape.num_tokens / (TILE_TOKENS * -(-shape.num_tokens // TILE_TOKENS))

@@ -19,6 +19,38 @@ class StepTime(Protocol):
         """Seconds that the step takes; a step holds at least one token."""
 
 
+class Delays(Protocol):
+    """What lies around a step of a live device, asked once for each step."""
+
+    def launch_s(self) -> float:
+        """From a plan to its step's begin on a device with nothing else to do."""
+
+    def relaunch_s(self) -> float:
+        """From a step's end to the next one's begin, its plan being there."""
+
+    def return_s(self) -> float:
+        """From a step's end until the scheduler hears of it."""
+
+
+class NoDelays:
+    """Plans and results take no time."""
+
+    def launch_s(self) -> float:
+        """None."""
+        return 0.0
+
+    def relaunch_s(self) -> float:
+        """None."""
+        return 0.0
+
+    def return_s(self) -> float:
+        """None."""
+        return 0.0
+
+
+NO_DELAYS = NoDelays()
+
+
 class Tile(NamedTuple):
     """`ceil(n / tile)` tile columns of linear layers, and per-token operators (RAD, equation 7, without attention)."""
 
@@ -98,6 +130,7 @@ class Device(NamedTuple):
     block_tokens: int
     max_sequence_tokens: int
     step_time: StepTime
+    delays: Delays = NO_DELAYS
 
 
 ADA_KV_TOKEN_S = 1.365e-7
