@@ -4,7 +4,7 @@ Owns published and derived step-time constants (scheduling specification, sectio
 Knows token counts; does not know sequences, policies or the step-time estimate a policy makes for itself.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from math import ceil
 from typing import NamedTuple, Protocol
@@ -52,15 +52,22 @@ NO_DELAYS = NoDelays()
 
 
 class Tile(NamedTuple):
-    """`ceil(n / tile)` tile columns of linear layers, and per-token operators (RAD, equation 7, without attention)."""
+    """`ceil(n / tile)` tile columns of linear layers, per-token operators, and attention (RAD, equation 7).
+
+    The paper's attention terms are not public; ours: a chunk of q tokens behind k costs `pair_s * q * (k + q / 2)`, a
+    decode that reads k tokens `context_token_s * k`.
+    """
 
     tile_tokens: int
     column_s: float
     token_s: float
+    pair_s: float = 0.0
+    context_token_s: float = 0.0
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
-        return ceil(shape.num_tokens / self.tile_tokens) * self.column_s + shape.num_tokens * self.token_s
+        linear_s = ceil(shape.num_tokens / self.tile_tokens) * self.column_s + shape.num_tokens * self.token_s
+        return linear_s + self.pair_s * shape.prefill_pairs + self.context_token_s * shape.context_tokens
 
 
 class FloorLinear(NamedTuple):
@@ -103,6 +110,27 @@ class Table(NamedTuple):
         return self.seconds[left] + slope * beyond
 
 
+class Layers(NamedTuple):
+    """Measured times of all layers without attention, by number of tokens; one between two points costs what the next
+    larger does, one past the last in proportion. Attention as in `Tile`.
+    """
+
+    tokens: tuple[int, ...]
+    """Ascending."""
+    seconds: tuple[float, ...]
+    kv_token_s: float
+    pair_s: float
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        right = bisect_left(self.tokens, shape.num_tokens)
+        if right == len(self.tokens):
+            linear_s = self.seconds[-1] * shape.num_tokens / self.tokens[-1]
+        else:
+            linear_s = self.seconds[right]
+        return linear_s + self.pair_s * shape.prefill_pairs + self.kv_token_s * shape.context_tokens
+
+
 class BatchContext(NamedTuple):
     """A decode part of fixed, per-sequence and per-context-token time, and prefill priced per token."""
 
@@ -139,23 +167,29 @@ A10G_OVERHEAD = 1.083
 """Engine overhead: the one free parameter of the fit."""
 
 
-def _ada(step_time: StepTime) -> Device:
+def ada_device(step_time: StepTime) -> Device:
+    """Pool and context of Mistral-7B on an RTX 6000 Ada, with this step time."""
     return Device("Mistral-7B fp16 on an RTX 6000 Ada, 48 GB", 14_733, 16, 8192, step_time)
 
 
 def _ada_table(efficiency: float) -> Device:
     seconds = (0.0215, 0.0226, 0.0241, 0.0299, 0.0439, 0.0530, 0.0759, 0.1008)
-    return _ada(Table((1, 64, 128, 256, 384, 512, 768, 1024), seconds, 0.0932e-3, ADA_KV_TOKEN_S / efficiency))
+    return ada_device(Table((1, 64, 128, 256, 384, 512, 768, 1024), seconds, 0.0932e-3, ADA_KV_TOKEN_S / efficiency))
 
 
 def _ada_floor_linear(efficiency: float) -> Device:
-    return _ada(FloorLinear(0.0215, 0.0053, 0.0932e-3, ADA_KV_TOKEN_S / efficiency))
+    return ada_device(FloorLinear(0.0215, 0.0053, 0.0932e-3, ADA_KV_TOKEN_S / efficiency))
+
+
+def a10g_device(step_time: StepTime) -> Device:
+    """Pool and context of Llama-2-7B on an A10G, with this step time."""
+    return Device("Llama-2-7B on an A10G, 24 GB", 625, 16, 4096, step_time)
 
 
 def _a10g(efficiency: float) -> Device:
     scale = A10G_OVERHEAD
     step_time = BatchContext(scale * 0.01816, scale * 2.161e-4, scale * 1.891e-6 / efficiency, 0.010, scale * 2.149e-4)
-    return Device("Llama-2-7B on an A10G, 24 GB", 625, 16, 4096, step_time)
+    return a10g_device(step_time)
 
 
 def _toy(_efficiency: float) -> Device:
