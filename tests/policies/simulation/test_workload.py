@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from policies.simulation.workload import TraceError, TraceRequest, read_lengths, read_trace, synthetic, with_arrivals
+from policies.simulation.workload import (
+    TraceError,
+    TraceRequest,
+    at_rate,
+    has_arrivals,
+    read_lengths,
+    read_trace,
+    synthetic,
+    with_arrivals,
+)
 
 DATA = Path(os.environ.get("FAIRLEAD_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
@@ -18,6 +27,34 @@ LENGTHS = "num_prefill_tokens,num_decode_tokens,pd_ratio\n"
 def test_a_trace_with_arrivals_is_read_in_their_order() -> None:
     trace = read_trace(f"{TIMED}2.5,bob,10,20\n\n1,alice,30,40\n", "t.csv", qps=None, seed=1)
     assert trace == [TraceRequest(1.0, "alice", "free", 30, 40), TraceRequest(2.5, "bob", "free", 10, 20)]
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+def test_an_azure_trace_begins_with_its_first_request() -> None:
+    text = f"{AZURE}2023-11-16 18:15:50.5000000,396,109\n2023-11-16 18:15:46.2500000,374,44\n"
+    trace = read_trace(text, "t.csv", qps=None, seed=1)
+    assert trace == [TraceRequest(0.0, "azure", "free", 374, 44), TraceRequest(4.25, "azure", "free", 396, 109)]
+    zones = [f"2024-05-10 {at},10,20\n" for at in ("01:00:00.5-01:00", "02:00:01Z", "04:30:02+0230")]
+    assert [r.arrived_at_s for r in read_trace(AZURE + "".join(zones), "t.csv", qps=None, seed=1)] == [0.0, 0.5, 1.5]
+    later = read_trace(f"{AZURE}2024-05-10 00:00:00.009930+00:00,2162,0\n", "t.csv", qps=None, seed=1)
+    assert later == [TraceRequest(0.0, "azure", "free", 2162, 1)]
+
+
+def test_a_trace_s_own_arrivals_can_be_stretched_to_another_rate() -> None:
+    requests = [TraceRequest(float(second), "a", "free", 1, 1) for second in range(5)]
+    faster = at_rate(requests, 2.5)
+    assert [request.arrived_at_s for request in faster] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    with pytest.raises(TraceError, match="all requests of this trace arrive at once"):
+        at_rate(requests[:1], 1.0)
+
+
+def test_a_trace_that_has_arrivals_is_known_by_its_header() -> None:
+    assert has_arrivals(TIMED)
+    assert has_arrivals(AZURE)
+    assert not has_arrivals(LENGTHS)
+    assert not has_arrivals("")
 
 
 def test_a_trace_may_say_what_its_prompts_have_in_common() -> None:
@@ -82,6 +119,9 @@ def test_another_seed_is_another_workload_and_the_same_seed_the_same() -> None:
         (f"{TIMED}-1,a,10,1\n", None, "t.csv:2: arrived_at_s is `-1`; it must be seconds since the trace's start"),
         (f"{TIMED}nan,a,10,1\n", None, "t.csv:2: arrived_at_s is `nan`"),
         (f"{TIMED}soon,a,10,1\n", None, "t.csv:2: arrived_at_s is `soon`"),
+        (f"{AZURE}noon,10,20\n", None, "t.csv:2: TIMESTAMP is `noon`; it must be a date and time like 2023-11-16"),
+        (f"{AZURE}2023-13-16 18:15:46,10,20\n", None, "t.csv:2: TIMESTAMP is `2023-13-16 18:15:46`"),
+        (f"{AZURE}2023-11-16 18:15:46,0,20\n", None, "t.csv:2: ContextTokens is `0`"),
         (f"{TIMED}1,a,10,20\n", 2.0, "t.csv: --qps is for traces without arrival times"),
         (f"{LENGTHS}1,2,0.5\n", None, "t.csv: this trace has lengths only: say how many requests arrive a second"),
     ],
