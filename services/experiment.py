@@ -8,18 +8,14 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 import policies
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
-from policies.simulation.experiments import ExperimentError, Options, Progress
+from policies.simulation.experiments import ExperimentError, Options
+from services.numbers import count, positive, seed, share, share_or_none
+from services.progress import progress_bar
 
 EXPERIMENTS = {
     "slai": "policies.simulation.experiments.slai",
@@ -37,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", nargs="+", default=[], metavar="P", help="shipped names or files; default: those of the paper"
     )
-    parser.add_argument("--qps", nargs="+", type=_positive, default=[], metavar="Q", help="nominal requests per second")
-    parser.add_argument("--seeds", nargs="+", type=_seed, default=[], metavar="N", help="of arrivals and order")
+    parser.add_argument("--qps", nargs="+", type=positive, default=[], metavar="Q", help="nominal requests per second")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[], metavar="N", help="of arrivals and order")
     parser.add_argument(
-        "--executor-efficiency", type=_share, metavar="E", help="share of memory bandwidth that KV reads reach"
+        "--executor-efficiency", type=share, metavar="E", help="share of memory bandwidth that KV reads reach"
     )
     parser.add_argument(
-        "--strict-share", type=_share_or_none, metavar="X", help="share of requests in the strictest class"
+        "--strict-share", type=share_or_none, metavar="X", help="share of requests in the strictest class"
     )
-    parser.add_argument("--duration-s", type=_positive, metavar="S", help="virtual seconds of one run")
+    parser.add_argument("--duration-s", type=positive, metavar="S", help="virtual seconds of one run")
     parser.add_argument(
-        "--processes", type=_count, default=os.cpu_count() or 1, metavar="N", help="at once (%(default)s: one a core)"
+        "--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="at once (%(default)s: one a core)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -66,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             duration_s=args.duration_s,
             processes=args.processes,
         )
-        with _progress(f"fairlead experiment {args.experiment}") as progress:
+        with progress_bar(f"fairlead experiment {args.experiment}") as progress:
             figures = module.run(options, progress)
     except PolicyError as error:
         print(error, file=sys.stderr)
@@ -94,55 +90,3 @@ def _document(name: str) -> tuple[str, bytes]:
         ) from error
     load_policy(document, str(path))
     return path.stem, document
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Progress]:
-    """A bar on a terminal, otherwise nothing."""
-    console = Console(stderr=True)
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
-
-
-def _share_or_none(text: str) -> float:
-    value = _number(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = _number(text)
-    if value < 1 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(value)
-
-
-def _seed(text: str) -> int:
-    value = _number(text)
-    if not 0 <= value < 2**32 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 4294967295")
-    return int(value)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not a number") from error

@@ -1,49 +1,52 @@
-"""`fairlead replay`: run the cores in virtual time over a trace, or verify a recorded log.
+"""`fairlead replay`: run the cores in virtual time over a trace, search a capacity, or verify a recorded log.
 
-Knows files, options and the terminal; the simulation itself is policies/simulation.
+Knows options and the terminal; the simulation itself is policies/simulation.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from policies.admission.core import AdmissionCore
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
-from policies.event_log import Core, CutShortError, Difference, EventLogError, Record, read_records, verify
-from policies.events import Started
-from policies.scheduling.core import SchedulerCore
-from policies.simulation.driver import Simulation
-from policies.simulation.executor_model import DEVICES
-from policies.simulation.report import report
-from policies.simulation.report_table import table
-from policies.simulation.workload import SYNTHETIC, TraceError, TraceRequest, read_trace, synthetic
+from policies.simulation.criteria import MAX_UNFINISHED, CriterionError, parse_criteria
+from policies.simulation.devices import HELP as DEVICES_HELP
+from policies.simulation.experiments import ExperimentError, spread
+from policies.simulation.parameters import ParameterError
+from policies.simulation.profiles import ProfileError
+from policies.simulation.report import Figures, report
+from policies.simulation.report_table import capacity_table, seeds_table, table
+from policies.simulation.synthetic import HELP as SYNTHETIC_HELP
+from policies.simulation.workload import TraceError
+from services.numbers import count, positive, seed, share, share_or_none
+from services.progress import progress_bar
+from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, keeps_arrivals, read_bytes
+from services.replay_log import verify_logs
+from services.replay_runs import Run, Search, across, requests_of, runs_of, search, simulate, simulation
 
-SYNTHETIC_PREFIX = "synthetic:"
-SYNTHETIC_DURATION_S = 600.0
 BAD_INPUT = 2
-PROGRESS_EVERY_S = 0.2
-
-
-class ReplayError(Exception):
-    """Something that was asked for cannot be done; one sentence, naming the file or option."""
+INTERRUPTED = 130
+DEFAULT_SEED = 42
+PRECISION = 0.01
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead replay`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{SYNTHETIC_HELP}\n\n{DEVICES_HELP}"
     parser.add_argument("--policy", metavar="FILE", help="policy document")
+    parser.add_argument("--trace", metavar="TRACE", help=f"CSV file, or {SYNTHETIC_PREFIX}NAME, see below")
+    parser.add_argument("--executor", default="rtx6000ada-mistral7b", metavar="MODEL", help="see below (%(default)s)")
+    parser.add_argument("--executors", type=count, default=1, metavar="N", help="how many of them (1)")
     parser.add_argument(
-        "--trace", metavar="CSV", help=f"trace file, or {SYNTHETIC_PREFIX}NAME with NAME one of {', '.join(SYNTHETIC)}"
-    )
-    parser.add_argument(
-        "--executor", default="rtx6000ada-mistral7b", choices=list(DEVICES), help="device model (%(default)s)"
-    )
-    parser.add_argument("--executors", type=_count, default=1, metavar="N", help="how many of them (1)")
-    parser.add_argument(
-        "--efficiency", type=_share, default=1.0, metavar="X", help="share of memory bandwidth KV reads reach (1)"
+        "--executor-efficiency",
+        type=share,
+        default=1.0,
+        metavar="X",
+        help="share of memory bandwidth KV reads reach (1)",
     )
     parser.add_argument(
         "--first-token",
@@ -51,10 +54,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["last_chunk", "next_decode"],
         help="which step samples output token 1 (%(default)s)",
     )
-    parser.add_argument("--qps", type=_positive, metavar="X", help="requests per second, for traces of lengths")
-    parser.add_argument("--duration-s", type=_positive, metavar="S", help="stop after S seconds of virtual time")
-    parser.add_argument("--seed", type=_seed, default=42, metavar="N", help="of arrivals and order (%(default)s)")
+    parser.add_argument(
+        "--qps", type=positive, metavar="X", help="requests per second; with --capacity where the search begins"
+    )
+    parser.add_argument("--duration-s", type=positive, metavar="S", help="stop after S seconds of virtual time")
+    parser.add_argument(
+        "--seeds", type=seed, nargs="+", metavar="N", help=f"of arrivals and order, a run each ({DEFAULT_SEED})"
+    )
+    parser.add_argument(
+        "--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="for several seeds (%(default)s)"
+    )
     parser.add_argument("--steps-in-flight", type=int, default=2, choices=[1, 2], help="of each executor (%(default)s)")
+    parser.add_argument("--bucket-tokens", type=count, metavar="N", help="width of the buckets of prompt lengths")
+    parser.add_argument(
+        "--capacity",
+        metavar="CRITERIA",
+        help="find the largest rate that keeps them, like 'p50(ttft_prefill_s)<0.5,p99(tbt_s.paid)<0.1'",
+    )
+    parser.add_argument(
+        "--capacity-precision", type=share, default=PRECISION, metavar="X", help="of that rate (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-unfinished",
+        type=share_or_none,
+        default=MAX_UNFINISHED,
+        metavar="X",
+        help="share of requests that may be without an end at that rate (%(default)s)",
+    )
     parser.add_argument("--check", action="store_true", help="assert every invariant after every event")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--log", metavar="DIR", help="folder written by `fairlead up --record DIR`")
@@ -62,59 +88,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; 1 when a log does not verify; 2 with one line on stderr when the input is at fault."""
+    """0; 1 when a log does not verify; 2 with one line on stderr when the input is at fault; 130 when interrupted."""
     try:
         if args.log is not None or args.verify:
             return _verify(args)
-        return _simulate(args)
+        return _replay(args)
     except PolicyError as error:
         print(error, file=sys.stderr)
-    except (ReplayError, TraceError) as error:
+    except CriterionError as error:
+        print(f"fairlead replay: --capacity {error}", file=sys.stderr)
+    except (ReplayError, TraceError, ParameterError, ProfileError, ExperimentError) as error:
         print(f"fairlead replay: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("fairlead replay: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return BAD_INPUT
-
-
-def _simulate(args: argparse.Namespace) -> int:
-    if args.policy is None or args.trace is None:
-        raise ReplayError("say which --policy and which --trace, or --log DIR --verify")
-    document = _read(Path(args.policy))
-    load_policy(document, args.policy)
-    device = DEVICES[args.executor](args.efficiency)
-    requests = _requests(args, device.max_sequence_tokens)
-    progress = _Progress(len(requests)) if sys.stderr.isatty() else None
-    started = time.perf_counter()
-    outcome = Simulation(
-        document,
-        requests,
-        device,
-        first_token=args.first_token,
-        num_executors=args.executors,
-        steps_in_flight=args.steps_in_flight,
-        duration_s=args.duration_s,
-        check=args.check,
-        progress=progress.show if progress else None,
-    ).run()
-    figures = report(outcome, time.perf_counter() - started)
-    if progress:
-        progress.clear()
-    print(json.dumps(figures, indent=2) if args.json else table(figures))
-    return 0
-
-
-def _requests(args: argparse.Namespace, max_sequence_tokens: int) -> list[TraceRequest]:
-    if args.trace.startswith(SYNTHETIC_PREFIX):
-        return synthetic(
-            args.trace.removeprefix(SYNTHETIC_PREFIX),
-            qps=args.qps,
-            duration_s=args.duration_s or SYNTHETIC_DURATION_S,
-            seed=args.seed,
-            max_sequence_tokens=max_sequence_tokens,
-        )
-    try:
-        text = _read(Path(args.trace)).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ReplayError(f"{args.trace}: is not a text file: {error.reason} at byte {error.start}") from error
-    return read_trace(text, args.trace, qps=args.qps, seed=args.seed)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -122,109 +110,88 @@ def _verify(args: argparse.Namespace) -> int:
         raise ReplayError("--log DIR and --verify go together")
     if args.policy is not None or args.trace is not None:
         raise ReplayError("a log holds its policies and its events: leave --policy and --trace out")
-    cores: dict[str, Core] = {"admission": AdmissionCore(), "scheduler": SchedulerCore()}
-    status = 0
-    for name, core in cores.items():
-        path = Path(args.log) / f"{name}.log"
-        try:
-            num_records, difference, cut = _compare(core, _read(path))
-        except EventLogError as error:
-            raise ReplayError(f"{path}: {error}") from error
-        if difference is None:
-            print(f"{path}: {num_records} records, identical commands{cut}")
-        else:
-            status = 1
-            print(f"{path}: after {num_records} identical records: {difference}")
-    return status
+    return verify_logs(Path(args.log))
 
 
-def _compare(core: Core, log: bytes) -> tuple[int, Difference | None, str]:
-    """Records answered identically, the first difference, and how the log ends if it is cut short.
-
-    Raises:
-        EventLogError: there is nothing to verify, or a record in it is none of this version's.
-    """
-    num_records = 0
-
-    def counted() -> Iterator[Record]:
-        nonlocal num_records
-        for record in read_records(log):
-            if num_records == 0 and not isinstance(record.event, Started):
-                raise EventLogError(f"begins with {type(record.event).__name__}; a log to verify begins with Started")
-            yield record
-            num_records += 1
-
-    cut = ""
-    try:
-        difference = verify(core, counted())
-    except CutShortError as error:
-        difference, cut = None, f"; {error}"
-    if num_records == 0 and difference is None:
-        raise EventLogError("holds no whole record, so there is nothing to verify")
-    return num_records, difference, cut
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ReplayError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-class _Progress:
-    """One line on a terminal: how many requests have arrived and how far virtual time is."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._shown_at = 0.0
-
-    def show(self, now: float, arrived: int) -> None:
-        """Redraw, a few times a second."""
-        wall = time.perf_counter()
-        if wall - self._shown_at < PROGRESS_EVERY_S:
-            return
-        self._shown_at = wall
-        filled = 30 * arrived // self._total
-        bar = "#" * filled + "." * (30 - filled)
-        sys.stderr.write(f"\r[{bar}] {arrived}/{self._total} requests, {now:.0f} s simulated")
-        sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Leave an empty line."""
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def _replay(args: argparse.Namespace) -> int:
+    if args.policy is None or args.trace is None:
+        raise ReplayError("say which --policy and which --trace, or --log DIR --verify")
+    document = read_bytes(Path(args.policy))
+    policy = load_policy(document, args.policy)
+    seeds = list(dict.fromkeys(args.seeds or [DEFAULT_SEED]))
+    if len(seeds) > 1 and keeps_arrivals(args.trace):
+        raise ReplayError(
+            f"{args.trace}: has its own arrivals, so that every seed gives the same run: leave --seeds out"
+        )
+    wanted = Run(
+        document=document,
+        trace=args.trace,
+        executor=args.executor,
+        executor_efficiency=args.executor_efficiency,
+        num_executors=args.executors,
+        first_token=args.first_token,
+        steps_in_flight=args.steps_in_flight,
+        seed=seeds[0],
+        qps=args.qps,
+        duration_s=args.duration_s,
+        bucket_tokens=args.bucket_tokens,
+        check=args.check,
+    )
+    if args.capacity is not None:
+        figures = _capacity(args, wanted, seeds, [slo.name for slo in policy.classes])
+        text = capacity_table
+    elif len(seeds) > 1:
+        figures = _runs(wanted, seeds, args.processes)
+        text = seeds_table
+    else:
+        figures = _one(wanted)
+        text = table
+    print(json.dumps(figures, indent=2) if args.json else text(figures))
+    return 0
 
 
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _one(wanted: Run) -> Figures:
+    requests = requests_of(wanted)
+    started = time.perf_counter()
+    with progress_bar("fairlead replay") as progress:
+        simulated = simulation(wanted, requests, progress=lambda _, arrived: progress(arrived, len(requests)))
+        outcome = simulated.run()
+    return report(outcome, time.perf_counter() - started, bucket_tokens=wanted.bucket_tokens)
 
 
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
+def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:
+    done = 0
+    with progress_bar(f"fairlead replay, {len(seeds)} seeds") as progress:
+
+        def on_done() -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(seeds))
+
+        progress(0, len(seeds))
+        runs = spread(simulate, runs_of(wanted, seeds), processes=processes, on_done=on_done)
+    return {"policy": runs[0]["policy"], "runs": runs, **across(runs)}
 
 
-def _count(text: str) -> int:
-    value = _number(text)
-    if value < 1 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(value)
-
-
-def _seed(text: str) -> int:
-    value = _number(text)
-    if not 0 <= value < 2**32 or not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 4294967295")
-    return int(value)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not a number") from error
+def _capacity(args: argparse.Namespace, wanted: Run, seeds: list[int], classes: list[str]) -> Figures:
+    criteria = parse_criteria(args.capacity, classes)
+    searches = [
+        Search(
+            run=run,
+            criteria=args.capacity,
+            classes=classes,
+            precision=args.capacity_precision,
+            max_unfinished=args.max_unfinished,
+        )
+        for run in runs_of(wanted, seeds)
+    ]
+    found = spread(search, searches, processes=args.processes, on_done=lambda: None)
+    rates = [{"rps": figures["rps"]} for figures in found if figures["rps"] is not None]
+    return {
+        "policy": load_policy(wanted.document).name,
+        "criteria": [criterion.text for criterion in criteria],
+        "max_unfinished": args.max_unfinished,
+        "precision": args.capacity_precision,
+        "capacity": found,
+        **across(rates),
+    }

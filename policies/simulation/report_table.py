@@ -50,6 +50,49 @@ def table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def seeds_table(figures: Mapping[str, Any]) -> str:
+    """Several seeds: the main figures of each, then their median, least and greatest."""
+    columns = ("ttft p50", "ttft p99", "tbt p50", "tbt p99", "goodput/s", "tokens/s", "unfinished")
+    rows = [(f"  seed {run['seed']}", run) for run in figures["runs"]]
+    rows += [(f"  {name}", figures[name]) for name in ("median", "min", "max")]
+    return "\n".join([_heading(f"policy {figures['policy']}", columns), *(_seed_row(*row) for row in rows)])
+
+
+def _seed_row(label: str, run: Mapping[str, Any]) -> str:
+    cells = [_in(run, "ttft_s", "p50"), _in(run, "ttft_s", "p99"), _in(run, "tbt_s", "all", "p50")]
+    cells += [_in(run, "tbt_s", "all", "p99"), _in(run, "goodput_rps")]
+    rate, unfinished = _in(run, "tokens_per_s"), _in(run, "requests", "unfinished")
+    return f"{label:24}" + "".join(_cell(cell) for cell in cells) + _cell(rate, 1) + _cell(unfinished, 0)
+
+
+def _in(figures: Mapping[str, Any], *keys: str) -> float | None:
+    """A number, None where one of the runs had none."""
+    value: Any = figures
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def capacity_table(figures: Mapping[str, Any]) -> str:
+    """The largest rate of every seed."""
+    lines = [
+        f"policy {figures['policy']}: the largest rate that keeps {', '.join(figures['criteria'])}",
+        f"with at most {figures['max_unfinished']:.1%} unfinished, to {figures['precision']:.1%}",
+    ]
+    for found in figures["capacity"]:
+        least = min(probe["qps"] for probe in found["probes"])
+        rate = (
+            f"none: it fails at {least:.4f} requests/s too"
+            if found["rps"] is None
+            else f"{found['rps']:.4f} requests/s"
+        )
+        bound = "" if found["bounded"] else ", and no rate failed"
+        lines.append(f"  {'seed ' + str(found['seed']):12}{rate}{bound} ({len(found['probes'])} runs)")
+    if len(figures["capacity"]) > 1 and "median" in figures:
+        lines += [f"  {name:12}{figures[name]['rps']:.4f} requests/s" for name in ("median", "min", "max")]
+    return "\n".join(lines)
+
+
 def _of_groups(kind: str, groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The tenants with the most requests; one alone is the whole run."""
     if len(groups) < 2:

@@ -60,8 +60,68 @@ def test_on_a_terminal_progress_is_drawn_and_wiped(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert replay("--policy", str(POLICY), *CHAT) == 0
     drawn = capsys.readouterr().err
-    assert "requests, " in drawn
-    assert drawn.endswith("\r\x1b[K")
+    assert "fairlead replay" in drawn
+    assert drawn.endswith("\x1b[2K")
+
+
+def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay("--policy", str(POLICY), *CHAT) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_several_seeds_are_reported_each_and_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay("--policy", str(POLICY), *CHAT, "--seeds", "1", "2", "3", "--processes", "1", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [run["seed"] for run in figures["runs"]] == [1, 2, 3]
+    medians = sorted(run["ttft_s"]["p50"] for run in figures["runs"])
+    together = [figures[name]["ttft_s"]["p50"] for name in ("min", "median", "max")]
+    assert together == medians
+    assert replay("--policy", str(POLICY), *CHAT, "--seeds", "1", "2", "--processes", "1") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        *("seed", "seed", "median", "min", "max")
+    ]
+
+
+def test_a_capacity_is_searched_from_the_rate_given_and_every_probe_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--trace", "synthetic:overload", "--duration-s", "30", "--executor", "toy-tile", "--qps", "4"]
+    searched = [*options, "--capacity", "p50(ttft_s)<0.5", "--capacity-precision", "0.2", "--seeds", "3"]
+    assert replay("--policy", str(POLICY), *searched, "--json") == 0
+    printed = capsys.readouterr()
+    (found,) = json.loads(printed.out)["capacity"]
+    assert found["bounded"]
+    passed = max(probe["qps"] for probe in found["probes"] if probe["met"])
+    failed = min(probe["qps"] for probe in found["probes"] if not probe["met"])
+    assert passed == found["rps"]
+    assert passed < failed <= 1.2 * passed
+    assert found["probes"][0]["qps"] == 4
+    lines = printed.err.splitlines()
+    assert len(lines) == len(found["probes"])
+    assert lines[0].startswith("seed 3: 4.0000 requests/s: kept; p50(ttft_s) 0.")
+    assert replay("--policy", str(POLICY), *searched) == 0
+    assert f"seed 3      {found['rps']:.4f} requests/s" in capsys.readouterr().out
+
+
+def test_the_capacity_of_a_trace_with_arrivals_stretches_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "timed.csv"
+    rows = "".join(f"{second},a,100,20\n" for second in range(200))
+    trace.write_text(f"arrived_at_s,client,prompt_tokens,output_tokens\n{rows}")
+    options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<2", "--capacity-precision", "0.5", "--json"]
+    assert replay("--policy", str(POLICY), *options) == 0
+    (found,) = json.loads(capsys.readouterr().out)["capacity"]
+    assert found["rps"] > 1.0
+
+
+def test_help_names_every_workload_and_executor_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        replay("--help")
+    shown = capsys.readouterr().out
+    assert "azure_conversation" in shown
+    assert "layers:FILE?layers=32" in shown
+    assert "arrivals=gamma&cv=3" in shown
 
 
 def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +138,13 @@ def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.Captu
         (["--policy", "nowhere.yaml", *CHAT], "nowhere.yaml: cannot be read: No such file or directory"),
         (["--policy", str(POLICY), "--trace", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
         (["--policy", str(POLICY), "--trace", "synthetic:x"], "synthetic:x: there is no such workload"),
+        (
+            ["--policy", str(POLICY), "--trace", "synthetic:chat?cv=2"],
+            "synthetic:chat?cv=2: there is no parameter `cv`",
+        ),
+        (["--policy", str(POLICY), *CHAT, "--executor", "gpu"], "gpu: there is no such executor model; there are"),
+        (["--policy", str(POLICY), *CHAT, "--executor", "sweep:no.csv"], "no.csv: cannot be read"),
+        (["--policy", str(POLICY), *CHAT, "--capacity", "p50(x)<1"], "--capacity `p50(x)<1`: there is no metric `x`"),
         (["--verify"], "--log DIR and --verify go together"),
         (["--log", "here"], "--log DIR and --verify go together"),
         (["--log", "here", "--verify", "--policy", "p"], "leave --policy and --trace out"),
@@ -112,11 +179,12 @@ def test_an_invalid_policy_shows_its_problems(tmp_path: Path, capsys: pytest.Cap
     [
         ("--qps", "0"),
         ("--qps", "fast"),
-        ("--efficiency", "1.5"),
+        ("--executor-efficiency", "1.5"),
         ("--executors", "0"),
         ("--executors", "inf"),
         ("--executors", "nan"),
-        ("--seed", "-1"),
+        ("--seeds", "-1"),
+        ("--max-unfinished", "2"),
     ],
 )
 def test_a_number_out_of_range_names_its_option(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
