@@ -64,7 +64,7 @@ async def test_an_applied_policy_is_in_force_and_in_the_history(place, admission
     assert await asyncio.to_thread(place.command, "apply", FCFS, "-m", "a quiet night") == 0
     out = capsys.readouterr().out
     assert out.startswith(f"revision 2 is in force: fcfs, from {FCFS}\n")
-    assert "fairness.kind: vtc -> fcfs" in out
+    assert "  name: slai -> fcfs\n" in out
     assert admission._revisions.document == place.policy.read_bytes() == FCFS.read_bytes()
     assert place.command("history") == 0
     header, newest, oldest = capsys.readouterr().out.splitlines()
@@ -185,7 +185,7 @@ def test_differences_and_explanations_take_files_and_revisions(place, capsys) ->
     assert capsys.readouterr().out.startswith(f"from revision 1 (slai) to {VLLM} (vllm):\n")
     assert place.command("diff", "1") == 0
     assert "from revision 2 (fcfs) to revision 1 (slai):\n" in (out := capsys.readouterr().out)
-    assert "fairness.kind: fcfs -> vtc" in out
+    assert "name: fcfs -> slai\n" in out
     assert place.command("diff", FCFS) == 0
     assert capsys.readouterr().out.endswith("nothing changes\n")
     assert place.command("explain") == 0
