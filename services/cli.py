@@ -24,6 +24,7 @@ POLICY_COMMANDS = {
     "check": ("services.policy_check", "say what is wrong with a policy file, or what it will do"),
     "explain": ("services.policy_explain", "say what a policy does: the one in force, an earlier one or a file"),
     "diff": ("services.policy_diff", "say what changes from one policy to another"),
+    "plan": ("services.policy_plan", "say what a policy changes and what the recorded traffic would have seen of it"),
     "apply": ("services.policy_apply", "put a policy into force and wait until it is"),
     "rollback": ("services.policy_rollback", "put an earlier policy into force again"),
     "history": ("services.policy_history", "list the revisions there have been"),
