@@ -29,7 +29,8 @@ class History:
             last = None
         before, known = (0, "") if last is None else (last.revision, last.digest)
         number = before if known == digest(document) else before + 1
-        self._write(lambda: self._revisions.began(number, load_policy(document).name, document))
+        # At once: nobody waits yet, and whoever applies a policy next is told what it was before.
+        _attempt(lambda: self._revisions.began(number, load_policy(document).name, document))
         return number
 
     def applied(self, revision: int, document: bytes) -> None:
