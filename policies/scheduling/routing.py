@@ -1,6 +1,7 @@
 """Which executor a sequence goes to. Knows how much each holds; does not know plans or time."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from numpy.random import default_rng
@@ -23,14 +24,12 @@ def at_random(seed: int) -> Route:
     """Of the executors that could ever hold it, each with the same chance; a sequence draws by its number, so that the
     choice depends on nothing that happened before.
     """
+    return partial(_drawn, seed)
 
-    def route(executors: Iterable["Executor"], sequence: Sequence) -> "Executor | None":
-        fitting = [executor for executor in executors if executor.obstacle(sequence) is None]
-        if not fitting:
-            return None
-        return fitting[int(default_rng((seed, sequence.number)).integers(len(fitting)))]
 
-    return route
+def _drawn(seed: int, executors: Iterable["Executor"], sequence: Sequence) -> "Executor | None":
+    fitting = [executor for executor in executors if executor.obstacle(sequence) is None]
+    return fitting[int(default_rng((seed, sequence.number)).integers(len(fitting)))] if fitting else None
 
 
 def route(kind: str, seed: int) -> Route:
