@@ -98,7 +98,7 @@ class SchedulerCore:
             case ExecutorLost():
                 self._lose(event.executor, now, commands)
             case PolicyApplied():
-                self._apply(event)
+                self.follow_policy(event)
             case Started():
                 pass
         for executor in self.executors.values():
@@ -296,7 +296,8 @@ class SchedulerCore:
             if self.executors and self._unrouted.pop(sequence.id, None) is not None:
                 self._route(sequence, now, commands)
 
-    def _apply(self, event: PolicyApplied) -> None:
+    def follow_policy(self, event: PolicyApplied) -> None:
+        """Plan by this revision from the next plan on; `handle` does so and makes that plan."""
         self._rules = compile_scheduling(load_policy(event.document))
         self.revision = event.revision
         for sequence in self.sequences.values():
