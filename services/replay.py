@@ -4,6 +4,7 @@ Knows options and the terminal; the simulation itself is policies/simulation.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -20,10 +21,11 @@ from policies.simulation.profiles import ProfileError
 from policies.simulation.report import Figures, report
 from policies.simulation.report_table import capacity_table, seeds_table, table
 from policies.simulation.synthetic import HELP as SYNTHETIC_HELP
+from policies.simulation.timeline import Timeline
 from policies.simulation.workload import TraceError
 from services.numbers import count, positive, seed, share, share_or_none
 from services.progress import progress_bar
-from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, keeps_arrivals, read_bytes
+from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, keeps_arrivals, read_bytes, read_device
 from services.replay_log import verify_logs
 from services.replay_runs import Run, Search, across, requests_of, runs_of, search, simulate, simulation
 
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", action="store_true", help="assert every invariant after every event")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of plots of the run")
     parser.add_argument("--log", metavar="DIR", help="folder written by `fairlead up --record DIR`")
     parser.add_argument("--verify", action="store_true", help="compare the log's commands with this version's")
 
@@ -137,6 +140,8 @@ def _replay(args: argparse.Namespace) -> int:
         bucket_tokens=args.bucket_tokens,
         check=args.check,
     )
+    if args.html is not None and (args.capacity is not None or len(seeds) > 1):
+        raise ReplayError("--html shows one run: leave --capacity out, and give one of --seeds")
     if args.capacity is not None:
         figures = _capacity(args, wanted, seeds, [slo.name for slo in policy.classes])
         text = capacity_table
@@ -144,19 +149,42 @@ def _replay(args: argparse.Namespace) -> int:
         figures = _runs(wanted, seeds, args.processes)
         text = seeds_table
     else:
-        figures = _one(wanted)
+        figures = _one(wanted, args.html)
         text = table
     print(json.dumps(figures, indent=2) if args.json else text(figures))
     return 0
 
 
-def _one(wanted: Run) -> Figures:
+def _one(wanted: Run, html: Path | None) -> Figures:
     requests = requests_of(wanted)
-    started = time.perf_counter()
     with progress_bar("fairlead replay") as progress:
         simulated = simulation(wanted, requests, progress=lambda _, arrived: progress(arrived, len(requests)))
+        timeline = Timeline(simulated) if html is not None else None
+        started = time.perf_counter()
         outcome = simulated.run()
-    return report(outcome, time.perf_counter() - started, bucket_tokens=wanted.bucket_tokens)
+    figures = report(outcome, time.perf_counter() - started, bucket_tokens=wanted.bucket_tokens)
+    if html is not None and timeline is not None:
+        # Only a run that is to be drawn pays for the plotting library's import.
+        pages = importlib.import_module("policies.simulation.replay_page")
+        _write(html, pages.replay_page(figures, outcome, timeline, _setting(wanted)))
+    return figures
+
+
+def _setting(wanted: Run) -> str:
+    rate = "" if wanted.qps is None else f" at {wanted.qps:g} requests/s"
+    seeded = "" if keeps_arrivals(wanted.trace) else f", seed {wanted.seed}"
+    device = read_device(wanted.executor, wanted.executor_efficiency)
+    executors = "" if wanted.num_executors == 1 else f"{wanted.num_executors} times "
+    return (
+        f"{wanted.trace}{rate}{seeded}, on {executors}{device.description}, {wanted.steps_in_flight} steps in flight."
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReplayError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
 def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:

@@ -86,6 +86,8 @@ class Simulation:
         now: virtual time, seconds.
         served: what happened so far, by request, in order of arrival.
         tokens: output tokens so far.
+        requests: the workload.
+        observers: told of every event, in this order.
     """
 
     def __init__(
@@ -107,13 +109,13 @@ class Simulation:
         self.scheduler = SchedulerCore(first_token=first_token)
         self._cores: dict[str, AdmissionCore | SchedulerCore] = {ADMISSION: self.admission, SCHEDULER: self.scheduler}
         self._document = document
-        self._requests = requests
+        self.requests = requests
         self._device = device
         self._num_executors = num_executors
         self._steps_in_flight = steps_in_flight
         self._duration_s = duration_s
         self._check = check
-        self._observer = observer
+        self.observers = [] if observer is None else [observer]
         self._progress = progress
         self._give_up = give_up
         self.now = 0.0
@@ -138,10 +140,10 @@ class Simulation:
     def run(self) -> Outcome:
         """Run until every request has ended or the time is up."""
         self._begin()
-        arrivals = iter(enumerate(self._requests, start=1))
+        arrivals = iter(enumerate(self.requests, start=1))
         pending = next(arrivals, None)
         ends_at = float("inf") if self._duration_s is None else self._duration_s
-        num_arriving = sum(request.arrived_at_s <= ends_at for request in self._requests)
+        num_arriving = sum(request.arrived_at_s <= ends_at for request in self.requests)
         while pending is not None or self._open:
             arrives_at = float("inf") if pending is None else pending[1].arrived_at_s
             happens_at = self._heap[0][0] if self._heap else float("inf")
@@ -235,8 +237,8 @@ class Simulation:
             commands = target.handle(current, self.now)
             if self._check:
                 target.check()
-            if self._observer is not None:
-                self._observer(name, self.now, current, commands)
+            for observe in self.observers:
+                observe(name, self.now, current, commands)
             for command in commands:
                 self._perform(name, command)
             if name == ADMISSION and self.admission.queue.num_backlogged > 1:

@@ -83,9 +83,11 @@ def test_several_seeds_are_reported_each_and_together(capsys: pytest.CaptureFixt
 
 
 def test_a_capacity_is_searched_from_the_rate_given_and_every_probe_is_told(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--trace", "synthetic:overload", "--duration-s", "30", "--executor", "toy-tile", "--qps", "4"]
+    trace = tmp_path / "lengths.csv"
+    trace.write_text("num_prefill_tokens,num_decode_tokens\n" + "200,10\n" * 150)
+    options = ["--trace", str(trace), "--executor", "a10g-llama2-7b", "--qps", "1"]
     searched = [*options, "--capacity", "p50(ttft_s)<0.5", "--capacity-precision", "0.2", "--seeds", "3"]
     assert replay("--policy", str(POLICY), *searched, "--json") == 0
     printed = capsys.readouterr()
@@ -95,12 +97,10 @@ def test_a_capacity_is_searched_from_the_rate_given_and_every_probe_is_told(
     failed = min(probe["qps"] for probe in found["probes"] if not probe["met"])
     assert passed == found["rps"]
     assert passed < failed <= 1.2 * passed
-    assert found["probes"][0]["qps"] == 4
+    assert found["probes"][0]["qps"] == 1
     lines = printed.err.splitlines()
     assert len(lines) == len(found["probes"])
-    assert lines[0].startswith("seed 3: 4.0000 requests/s: kept; p50(ttft_s) 0.")
-    assert replay("--policy", str(POLICY), *searched) == 0
-    assert f"seed 3      {found['rps']:.4f} requests/s" in capsys.readouterr().out
+    assert lines[0].startswith("seed 3: 1.0000 requests/s: kept; p50(ttft_s) 0.")
 
 
 def test_the_capacity_of_a_trace_with_arrivals_stretches_them(
@@ -109,10 +109,20 @@ def test_the_capacity_of_a_trace_with_arrivals_stretches_them(
     trace = tmp_path / "timed.csv"
     rows = "".join(f"{second},a,100,20\n" for second in range(200))
     trace.write_text(f"arrived_at_s,client,prompt_tokens,output_tokens\n{rows}")
-    options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<2", "--capacity-precision", "0.5", "--json"]
+    options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<2", "--capacity-precision", "0.5"]
     assert replay("--policy", str(POLICY), *options) == 0
-    (found,) = json.loads(capsys.readouterr().out)["capacity"]
-    assert found["rps"] > 1.0
+    first, second, found = capsys.readouterr().out.splitlines()
+    assert first == "policy slai: the largest rate that keeps p90(e2e_s)<2"
+    assert second == "with at most 4.0% unfinished, to 50.0%"
+    assert float(found.split()[2]) > 1.0
+
+
+def test_a_page_of_plots_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "run.html"
+    assert replay("--policy", str(POLICY), *CHAT, "--html", str(page)) == 0
+    assert "synthetic:chat, seed 42, on Mistral-7B fp16 on an RTX 6000 Ada" in page.read_text()
+    assert replay("--policy", str(POLICY), *CHAT, "--html", str(tmp_path)) == 2
+    assert f"--html {tmp_path}: cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_help_names_every_workload_and_executor_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +152,7 @@ def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.Captu
             ["--policy", str(POLICY), "--trace", "synthetic:chat?cv=2"],
             "synthetic:chat?cv=2: there is no parameter `cv`",
         ),
+        (["--policy", str(POLICY), *CHAT, "--html", "x", "--seeds", "1", "2"], "--html shows one run"),
         (["--policy", str(POLICY), *CHAT, "--executor", "gpu"], "gpu: there is no such executor model; there are"),
         (["--policy", str(POLICY), *CHAT, "--executor", "sweep:no.csv"], "no.csv: cannot be read"),
         (["--policy", str(POLICY), *CHAT, "--capacity", "p50(x)<1"], "--capacity `p50(x)<1`: there is no metric `x`"),
