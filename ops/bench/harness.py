@@ -25,6 +25,7 @@ import msgspec
 BENCHMARKS = {
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
+    "replay-error": "replays of recorded live runs, against what happened in them",
     "scheduler": "time of one step plan, against a heap and a loop",
     "slow-reader": "token gaps of fast readers beside a slow one",
     "wire": "round trip and codec cost of the streams between services",
@@ -86,7 +87,7 @@ def interleave(
         pair = (ours(), reference())
         if index >= warmup:
             pairs.append(pair)
-        _progress(index + 1, warmup + rounds)
+        progress(index + 1, warmup + rounds)
     ratios = tuple(a / b for a, b in pairs)
     return Paired(
         ours=statistics.median(a for a, _ in pairs),
@@ -106,6 +107,23 @@ def at_least(metric: str, unit: str, paired: Paired, *, must: float, stretch: fl
     return _row(metric, unit, paired, must, stretch, ok=paired.ratio >= must)
 
 
+def within(metric: str, unit: str, paired: Paired, *, must: float, stretch: float) -> Row:
+    """A row that holds when the two differ by no more than `must`; its ratio is the median over rounds of how much.
+
+    Differences of rounds do not cancel out: each counts without its sign.
+    """
+    error = statistics.median(abs(ratio - 1) for ratio in paired.ratios)
+    row = _row(metric, unit, paired, must, stretch, ok=error <= must)
+    return msgspec.structs.replace(row, ratio=error)
+
+
+def progress(done: int, total: int) -> None:
+    """Show on a terminal how many rounds are done."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{'#' * done}{'.' * (total - done)} round {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead bench`."""
     parser.add_argument("name", choices=sorted(BENCHMARKS), help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
@@ -116,6 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="engine: what a CPU computes in"
     )
+    parser.add_argument("--requests", type=int, default=200, help="replay-error: requests of a round (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 
@@ -205,9 +224,3 @@ def _table(rows: list[Row]) -> str:
             f"{row.must:>6.3g} {row.stretch:>7.3g}  {verdict}  [{row.unit}]"
         )
     return "\n".join([*lines, *(f"{row.metric}: {row.note}" for row in rows if row.note)])
-
-
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{'#' * done}{'.' * (total - done)} round {done} of {total}", end=end, file=sys.stderr, flush=True)

@@ -12,8 +12,13 @@ from policies.commands import Command, Finish, StartStep
 from policies.event_log import Record, read_records
 from policies.events import CancelRequested
 from policies.scheduling.core import SchedulerCore
+from policies.simulation.driver import Simulation
+from policies.simulation.fitted_model import FittedDevice
+from policies.simulation.fitting import fit
+from policies.simulation.recording import read_recording
 
 LONG, SHORT = 1500, 40
+NUM_STAYING = 28
 
 
 async def one_leaves_and_others_stay(running: House) -> list[int]:
@@ -37,8 +42,8 @@ async def one_leaves_and_others_stay(running: House) -> list[int]:
         )
         return answer.usage.completion_tokens  # type: ignore[union-attr]
 
-    counts, _ = await asyncio.gather(asyncio.gather(*map(staying, range(4))), leaving())
-    counts.append(await staying(4))
+    counts, _ = await asyncio.gather(asyncio.gather(*map(staying, range(NUM_STAYING - 1))), leaving())
+    counts.append(await staying(NUM_STAYING))
     await client.close()
     return counts
 
@@ -57,7 +62,7 @@ async def test_a_reader_who_leaves_gives_its_blocks_back_by_the_next_plan(
 ) -> None:
     log = tmp_path / "log"
     running = house("--record", str(log))
-    assert await one_leaves_and_others_stay(running) == [SHORT] * 5
+    assert await one_leaves_and_others_stay(running) == [SHORT] * NUM_STAYING
     assert running.stop() == 0, running.text
 
     cancelled: list[int] = []
@@ -90,6 +95,24 @@ async def test_a_recorded_run_replays_to_the_identical_commands(house: Callable[
     running.stop()
     verified = fairlead("replay", "--log", str(log), "--verify")
     assert "identical" in verified.stdout
+
+    # And it is read back as a workload with what became of it, that its own fitted executor can be given again.
+    recording = read_recording((log / "admission.log").read_bytes(), (log / "scheduler.log").read_bytes())
+    (left,) = (served for served in recording.served if served.cancellation)
+    assert left.output_tokens < left.asked.declared_tokens == LONG
+    stayed = [served.output_tokens for served in recording.served if not served.cancellation]
+    assert stayed == [SHORT] * NUM_STAYING
+    assert all(step.planned_at_s < step.ended_at_s < step.heard_at_s for step in recording.steps)
+    executor, model = recording.executors[0], fit(recording.steps)
+    fitted = FittedDevice(
+        description="this machine",
+        num_blocks=executor.num_blocks,
+        block_tokens=executor.block_tokens,
+        max_sequence_tokens=executor.max_sequence_tokens,
+        model=model,
+    )
+    outcome = Simulation(recording.policies[0].document, recording.requests, fitted.device(1), check=True).run()
+    assert [served.output_tokens for served in outcome.served] == [served.output_tokens for served in recording.served]
 
     # One byte of one answer changed: the difference is found and named.
     damaged = log / "scheduler.log"
