@@ -18,9 +18,10 @@ from services.numbers import count, positive, seed, share, share_or_none
 from services.progress import progress_bar
 
 EXPERIMENTS = {
-    "slai": "policies.simulation.experiments.slai",
-    "rad": "policies.simulation.experiments.rad",
+    name: (f"policies.simulation.experiments.{name}", f"policies.simulation.experiments.{name}_page")
+    for name in ("slai", "rad")
 }
+"""Name -> the experiment, and its page of plots."""
 SHIPPED = Path(policies.__file__).parent
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -46,12 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes", type=count, default=os.cpu_count() or 1, metavar="N", help="at once (%(default)s: one a core)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", type=Path, metavar="F", help="write a page of plots, too")
 
 
 def run(args: argparse.Namespace) -> int:
     """0; 2 with one line on stderr when the input is at fault; 130 when interrupted."""
-    module = importlib.import_module(EXPERIMENTS[args.experiment])
+    module_name, page_name = EXPERIMENTS[args.experiment]
+    module = importlib.import_module(module_name)
     try:
+        if args.html is not None and not args.html.parent.is_dir():
+            raise ExperimentError(f"--html {args.html}: there is no folder {args.html.parent}")
         options = Options(
             policies=dict(_document(name) for name in args.policy or module.POLICIES),
             data=args.data,
@@ -64,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
         )
         with progress_bar(f"fairlead experiment {args.experiment}") as progress:
             figures = module.run(options, progress)
+        if args.html is not None:
+            # Only a page that is asked for pays for the plotting library's import.
+            _write(args.html, importlib.import_module(page_name).html(figures))
     except PolicyError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -75,6 +83,13 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     print(json.dumps(figures, indent=2) if args.json else module.table(figures))
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ExperimentError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
 def _document(name: str) -> tuple[str, bytes]:

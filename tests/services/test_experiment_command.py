@@ -1,6 +1,7 @@
 """`fairlead experiment`, from its arguments to what it prints."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,29 @@ def test_options_reach_the_experiment_and_a_file_is_named_by_its_stem(
     assert list(found.policies) == ["sarathi", "mine"]
     assert (found.qps, found.seeds, found.executor_efficiency) == ((1.0, 2.0), (), 0.6)
     assert (found.strict_share, found.data) == (0.0, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["slai", "rad"])
+def test_a_page_has_the_figures_and_needs_no_network(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "page.html"
+    options = ("--qps", "0.5", "1", "--duration-s", "20", "--processes", "1", "--html", str(file))
+    assert experiment(name, "--policy", "sarathi", "slai", *options) == 0
+    assert capsys.readouterr().out
+    page = file.read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    for word in ("sarathi", "slai", {"slai": "Median TTFT", "rad": "Tile fill"}[name]):
+        assert word in page
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert experiment("slai", "--html", str(tmp_path / "none" / "page.html")) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert experiment("slai", "--policy", "slai", *SHORT, "--html", str(tmp_path)) == 2
+    assert f"--html {tmp_path}: cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_without_policies_those_of_the_paper_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

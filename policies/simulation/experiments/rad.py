@@ -15,7 +15,7 @@ from msgspec import Struct
 from policies.document.loading import load_policy
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
-from policies.simulation.experiments import Options, Progress, spread
+from policies.simulation.experiments import ExperimentError, Options, Progress, spread
 from policies.simulation.outcome import Outcome, Served
 from policies.simulation.workload import TraceRequest
 
@@ -52,7 +52,15 @@ class Point(Struct, frozen=True):
 
 
 def run(options: Options, progress: Progress) -> Figures:
-    """Every policy at every rate and seed."""
+    """Every policy at every rate and seed.
+
+    Raises:
+        ExperimentError: something was asked for that the theory leaves no room for.
+    """
+    if (options.data, options.executor_efficiency, options.strict_share) != (None, None, None):
+        raise ExperimentError(
+            "rad takes no --data, --executor-efficiency or --strict-share: the workload and the device are the theory's"
+        )
     qps = options.qps or tuple(round(load * CAPACITY_RPS, 2) for load in LOADS)
     duration_s = options.duration_s or DURATION_S
     points = [

@@ -4,7 +4,7 @@ Knows the figures of slai.py; runs nothing.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
 
@@ -55,43 +55,56 @@ def _capacities(capacity: list[Figures]) -> Iterator[str]:
         gain = _ratio(one["rps"], base.get(one["seed"]))
         yield (
             f"{one['policy']:18}{one['seed']:>6}{_seconds(one['rps'], 10)}{_seconds(one['rps_first_token'], 16)}"
-            f"{_percent(gain, 14)}"
+            f"{_percent(gain):>14}"
         )
 
 
-def _published(figures: Figures) -> Iterator[str]:
+class Comparison(NamedTuple):
+    """A claim of the paper, as it was published and as it came out."""
+
+    what: str
+    published: str
+    obtained: str
+    parts: str = ""
+    """What of it is due to the order of prompts, and what to deferral."""
+
+
+def comparisons(figures: Figures) -> Iterator[Comparison]:
+    """The paper's claims, wherever both policies they speak of were run."""
     runs = {(one["policy"], one["seed"], one["qps"]): one for one in figures["runs"]}
     capacity = {(one["policy"], one["seed"]): one["rps"] for one in figures["capacity"]}
-    seeds = sorted(
-        {seed for name, seed in capacity if name == BASE} & {seed for name, seed in capacity if name == OURS}
-    )
-    if not seeds:
-        return
-    yield f"{'SLAI against Sarathi-Serve':40}{'published':>11}{'obtained':>11}"
+    seeds = [seed for name, seed in capacity if name == OURS and (BASE, seed) in capacity]
+    gains = []
     for seed in seeds:
         gain = _ratio(capacity[OURS, seed], capacity[BASE, seed])
-        yield f"{f'capacity, seed {seed}':40}{PUBLISHED_CAPACITY:>+11.0%}{_percent(gain, 11)}"
-    gains = [gain for seed in seeds if (gain := _ratio(capacity[OURS, seed], capacity[BASE, seed])) is not None]
+        gains += [] if gain is None else [gain]
+        yield Comparison(f"capacity, seed {seed}", f"{PUBLISHED_CAPACITY:+.0%}", _percent(gain))
     if len(gains) > 1:
-        yield f"{'capacity, mean of the seeds':40}{PUBLISHED_CAPACITY:>+11.0%}{sum(gains) / len(gains):>+11.0%}"
+        mean = sum(gains) / len(gains)
+        yield Comparison("capacity, mean of the seeds", f"{PUBLISHED_CAPACITY:+.0%}", _percent(mean))
     for (name, seed, qps), one in runs.items():
         other = runs.get((BASE, seed, qps))
-        if name != OURS or other is None:
-            continue
-        fall = _ratio(one["ttft_prefill_s"]["p50"], other["ttft_prefill_s"]["p50"])
-        label = f"median TTFT at {qps:g}/s, seed {seed}"
-        ordering, deferral = _parts(runs, seed, qps)
-        yield f"{label:40}{PUBLISHED_MEDIAN:>+11.0%}{_percent(fall, 11)}{ordering}{deferral}"
+        if name == OURS and other is not None:
+            fall = _ratio(one["ttft_prefill_s"]["p50"], other["ttft_prefill_s"]["p50"])
+            label = f"median TTFT at {qps:g}/s, seed {seed}"
+            yield Comparison(label, f"{PUBLISHED_MEDIAN:+.0%}", _percent(fall), _parts(runs, seed, qps))
 
 
-def _parts(runs: dict[tuple[str, int, float], Figures], seed: int, qps: float) -> tuple[str, str]:
-    """How much of a fall is due to ordering by length alone, and how much to deferral after it."""
+def _published(figures: Figures) -> Iterator[str]:
+    rows = list(comparisons(figures))
+    if rows:
+        yield f"{'SLAI against Sarathi-Serve':40}{'published':>11}{'obtained':>11}"
+    for row in rows:
+        yield f"{row.what:40}{row.published:>11}{row.obtained:>11}   {row.parts}".rstrip()
+
+
+def _parts(runs: dict[tuple[str, int, float], Figures], seed: int, qps: float) -> str:
     found = [runs.get((name, seed, qps)) for name in (BASE, BASE_SPF, OURS)]
     base, spf, ours = (None if one is None else one["ttft_prefill_s"]["p50"] for one in found)
     ordering, deferral = _ratio(spf, base), _ratio(ours, spf)
     if ordering is None or deferral is None:
-        return "", ""
-    return f"   shortest first alone {ordering:+.0%}", f", deferral on top {deferral:+.0%}"
+        return ""
+    return f"shortest first alone {ordering:+.0%}, deferral on top {deferral:+.0%}"
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -102,5 +115,5 @@ def _seconds(value: float | None, width: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
 
 
-def _percent(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>+{width}.1%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"

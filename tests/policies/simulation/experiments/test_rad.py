@@ -1,13 +1,14 @@
 """The theorems' machine: what is stable there, what is not, and that nobody beats the bound."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from policies.document.loading import load_policy
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
-from policies.simulation.experiments import Options, rad
+from policies.simulation.experiments import ExperimentError, Options, rad
 
 SHIPPED = Path(__file__).resolve().parents[4] / "policies"
 
@@ -54,6 +55,12 @@ def test_with_a_random_router_two_executors_hold_twice_the_load(share: float, st
         rad.on_tiles(document("rad"), "rad"), requests, DEVICES["toy-tile"](1.0), num_executors=2, duration_s=duration_s
     ).run()
     assert (rad.backlog_tokens(outcome.served) < 200_000) == stable
+
+
+@pytest.mark.parametrize("option", [{"data": SHIPPED}, {"executor_efficiency": 1.0}, {"strict_share": 0.0}])
+def test_what_the_theory_has_no_room_for_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match="rad takes no --data, --executor-efficiency or --strict-share"):
+        rad.run(Options(policies={"rad": document("rad")}, **option), lambda done, total: None)
 
 
 def test_policies_are_sized_for_tiles_and_whole_prompts_stay_whole() -> None:
