@@ -16,6 +16,7 @@ from policies.document.problems import PolicyError
 from policies.simulation.criteria import MAX_UNFINISHED, CriterionError, parse_criteria
 from policies.simulation.devices import HELP as DEVICES_HELP
 from policies.simulation.experiments import ExperimentError, spread
+from policies.simulation.fitted_model import encode_device
 from policies.simulation.parameters import ParameterError
 from policies.simulation.profiles import ProfileError
 from policies.simulation.report import Figures, report
@@ -25,7 +26,7 @@ from policies.simulation.timeline import Timeline
 from policies.simulation.workload import TraceError
 from services.numbers import count, positive, seed, share, share_or_none
 from services.progress import progress_bar
-from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, keeps_arrivals, read_bytes, read_device
+from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, fit_device, keeps_arrivals, read_bytes, read_device
 from services.replay_log import verify_logs
 from services.replay_runs import Run, Search, across, requests_of, runs_of, search, simulate, simulation
 
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"{SYNTHETIC_HELP}\n\n{DEVICES_HELP}"
     parser.add_argument("--policy", metavar="FILE", help="policy document")
-    parser.add_argument("--trace", metavar="TRACE", help=f"CSV file, or {SYNTHETIC_PREFIX}NAME, see below")
+    parser.add_argument(
+        "--trace", metavar="TRACE", help=f"CSV file, folder of `fairlead up --record`, or {SYNTHETIC_PREFIX}NAME"
+    )
     parser.add_argument("--executor", default="rtx6000ada-mistral7b", metavar="MODEL", help="see below (%(default)s)")
     parser.add_argument("--executors", type=count, default=1, metavar="N", help="how many of them (1)")
     parser.add_argument(
@@ -88,13 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of plots of the run")
     parser.add_argument("--log", metavar="DIR", help="folder written by `fairlead up --record DIR`")
     parser.add_argument("--verify", action="store_true", help="compare the log's commands with this version's")
+    parser.add_argument("--fit", type=Path, metavar="FILE", help="write the log's executor, for --executor fitted:FILE")
 
 
 def run(args: argparse.Namespace) -> int:
     """0; 1 when a log does not verify; 2 with one line on stderr when the input is at fault; 130 when interrupted."""
     try:
-        if args.log is not None or args.verify:
-            return _verify(args)
+        if args.log is not None or args.verify or args.fit is not None:
+            return _read_log(args)
         return _replay(args)
     except PolicyError as error:
         print(error, file=sys.stderr)
@@ -108,12 +112,18 @@ def run(args: argparse.Namespace) -> int:
     return BAD_INPUT
 
 
-def _verify(args: argparse.Namespace) -> int:
-    if args.log is None or not args.verify:
-        raise ReplayError("--log DIR and --verify go together")
+def _read_log(args: argparse.Namespace) -> int:
+    if args.log is None or not (args.verify or args.fit is not None):
+        raise ReplayError("--log DIR and --verify go together, or --log DIR and --fit FILE")
     if args.policy is not None or args.trace is not None:
         raise ReplayError("a log holds its policies and its events: leave --policy and --trace out")
-    return verify_logs(Path(args.log))
+    folder = Path(args.log)
+    status = verify_logs(folder) if args.verify else 0
+    if args.fit is not None:
+        fitted = fit_device(folder)
+        _write(args.fit, encode_device(fitted).decode(), "--fit")
+        print(f"{args.fit}: fitted to {fitted.model.num_steps} steps, which it meets to {fitted.model.error:.1%}")
+    return status
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -166,25 +176,25 @@ def _one(wanted: Run, html: Path | None) -> Figures:
     if html is not None and timeline is not None:
         # Only a run that is to be drawn pays for the plotting library's import.
         pages = importlib.import_module("policies.simulation.replay_page")
-        _write(html, pages.replay_page(figures, outcome, timeline, _setting(wanted)))
+        _write(html, pages.replay_page(figures, outcome, timeline, _setting(wanted)), "--html")
     return figures
 
 
 def _setting(wanted: Run) -> str:
     rate = "" if wanted.qps is None else f" at {wanted.qps:g} requests/s"
     seeded = "" if keeps_arrivals(wanted.trace) else f", seed {wanted.seed}"
-    device = read_device(wanted.executor, wanted.executor_efficiency)
+    device = read_device(wanted.executor, efficiency=wanted.executor_efficiency, seed=wanted.seed)
     executors = "" if wanted.num_executors == 1 else f"{wanted.num_executors} times "
     return (
         f"{wanted.trace}{rate}{seeded}, on {executors}{device.description}, {wanted.steps_in_flight} steps in flight."
     )
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, option: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ReplayError(f"--html {path}: cannot be written: {error.strerror}") from error
+        raise ReplayError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
 def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:

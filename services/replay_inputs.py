@@ -6,8 +6,12 @@ Knows files; what is in them is read by policies/simulation.
 from collections.abc import Callable
 from pathlib import Path
 
-from policies.simulation.devices import named_device
+from policies.simulation.devices import FITTED, named_device
 from policies.simulation.executor_model import Device
+from policies.simulation.fitted_model import FittedDevice, FittedModelError, decode_device
+from policies.simulation.fitting import FitError, fit
+from policies.simulation.parameters import ParameterError, Parameters
+from policies.simulation.recording import Recording, RecordingError, read_recording
 from policies.simulation.workload import TraceRequest, at_rate, has_arrivals, read_trace, synthetic
 
 SYNTHETIC_PREFIX = "synthetic:"
@@ -44,13 +48,63 @@ def read_text(path: Path) -> str:
         raise ReplayError(f"{path}: is not a text file: {error.reason} at byte {error.start}") from error
 
 
-def read_device(name: str, efficiency: float) -> Device:
-    """The executor model asked for.
+def read_recorded(folder: Path) -> Recording:
+    """The run in a folder written by `fairlead up --record DIR`.
+
+    Raises:
+        ReplayError: there is none.
+    """
+    try:
+        return read_recording(*(read_bytes(folder / f"{core}.log") for core in ("admission", "scheduler")))
+    except RecordingError as error:
+        raise ReplayError(f"{folder}: {error}") from error
+
+
+def fit_device(folder: Path) -> FittedDevice:
+    """The executor of a recorded run, as far as its steps tell.
+
+    Raises:
+        ReplayError: there is no such run, it has no executor, or too few steps.
+    """
+    recording = read_recorded(folder)
+    if not recording.executors:
+        raise ReplayError(f"{folder}: no executor joined in this run")
+    executor = recording.executors[0]
+    try:
+        model = fit(recording.steps)
+    except FitError as error:
+        raise ReplayError(f"{folder}: {error}") from error
+    return FittedDevice(
+        description=f"an executor as recorded in {folder}",
+        num_blocks=executor.num_blocks,
+        block_tokens=executor.block_tokens,
+        max_sequence_tokens=executor.max_sequence_tokens,
+        max_steps_in_flight=executor.max_steps_in_flight,
+        model=model,
+    )
+
+
+def read_device(name: str, *, efficiency: float, seed: int) -> Device:
+    """The executor model asked for; `seed` is of a fitted one's noise.
 
     Raises:
         ReplayError, ParameterError, ProfileError: there is none, or its file cannot be used.
     """
-    return named_device(name, efficiency=efficiency, read=lambda file: read_text(Path(file)))
+    parameters = Parameters(name)
+    kind, _, file = parameters.name.partition(":")
+    if kind != FITTED or not file:
+        return named_device(name, efficiency=efficiency, read=lambda file: read_text(Path(file)))
+    if efficiency != 1.0:
+        raise ParameterError(f"{name}: its KV reads are in what was measured: leave --executor-efficiency out")
+    noise = parameters.choice("noise", ("drawn", "mean"))
+    parameters.finish()
+    path = Path(file)
+    try:
+        fitted = fit_device(path) if path.is_dir() else decode_device(read_bytes(path), file)
+    except FittedModelError as error:
+        raise ReplayError(str(error)) from error
+    device = fitted.device(seed)
+    return device if noise == "drawn" else Device(*device[:4], fitted.model)
 
 
 def read_workload(
@@ -67,6 +121,9 @@ def read_workload(
         return lambda qps: synthetic(
             name, qps=qps, duration_s=wanted_s, seed=seed, max_sequence_tokens=max_sequence_tokens
         )
+    if Path(trace).is_dir():
+        recorded = read_recorded(Path(trace)).requests
+        return lambda qps: _as_recorded(recorded, trace, qps)
     text = read_text(Path(trace))
     return lambda qps: read_trace(text, trace, qps=qps, seed=seed)
 
@@ -92,4 +149,14 @@ def keeps_arrivals(trace: str) -> bool:
     Raises:
         ReplayError: it cannot be read.
     """
-    return not trace.startswith(SYNTHETIC_PREFIX) and has_arrivals(read_text(Path(trace)))
+    if trace.startswith(SYNTHETIC_PREFIX):
+        return False
+    return Path(trace).is_dir() or has_arrivals(read_text(Path(trace)))
+
+
+def _as_recorded(requests: Requests, trace: str, qps: float | None) -> Requests:
+    if qps is not None:
+        raise ReplayError(f"{trace}: --qps is for traces without arrival times; a recorded run has its own")
+    if not requests:
+        raise ReplayError(f"{trace}: there is no request in this recorded run")
+    return requests

@@ -57,7 +57,7 @@ def simulation(run: Run, requests: Requests, **options: Any) -> Simulation:
     return Simulation(
         run.document,
         requests,
-        read_device(run.executor, run.executor_efficiency),
+        read_device(run.executor, efficiency=run.executor_efficiency, seed=run.seed),
         first_token=run.first_token,
         num_executors=run.num_executors,
         steps_in_flight=run.steps_in_flight,
@@ -69,7 +69,7 @@ def simulation(run: Run, requests: Requests, **options: Any) -> Simulation:
 
 def requests_of(run: Run) -> Requests:
     """The workload of a run."""
-    device = read_device(run.executor, run.executor_efficiency)
+    device = read_device(run.executor, efficiency=run.executor_efficiency, seed=run.seed)
     workload = read_workload(
         run.trace, seed=run.seed, duration_s=run.duration_s, max_sequence_tokens=device.max_sequence_tokens
     )
@@ -86,7 +86,7 @@ def simulate(run: Run) -> Figures:
 def search(wanted: Search) -> Figures:
     """The capacity for one seed; every probe is printed to stderr when it has ended."""
     run = wanted.run
-    device = read_device(run.executor, run.executor_efficiency)
+    device = read_device(run.executor, efficiency=run.executor_efficiency, seed=run.seed)
     workload = read_scaled_workload(
         run.trace, seed=run.seed, duration_s=run.duration_s, max_sequence_tokens=device.max_sequence_tokens
     )

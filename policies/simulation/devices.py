@@ -10,8 +10,10 @@ from policies.simulation.parameters import ParameterError, Parameters
 from policies.simulation.profiles import READERS, Asked, tile_device
 
 TILE = "tile"
+FITTED = "fitted"
+"""Its file is read where it is asked for: it has a history of noise, which takes a seed."""
 NAMES = (*DEVICES, TILE)
-FILES = tuple(f"{kind}:FILE" for kind in READERS)
+FILES = (*(f"{kind}:FILE" for kind in READERS), f"{FITTED}:FILE")
 HELP = f"""\
 executor models:
   {", ".join(DEVICES)}
@@ -24,6 +26,8 @@ executor models:
       time to first token of one prompt under several token budgets, as CSV
   costs:FILE?overhead=1.083
       times of whole batches by prompt and output length, as JSON
+  {FITTED}:FILE?noise=drawn, or noise=mean
+      an executor as measured: a file of --fit, or a folder of `fairlead up --record`
   every parameter may be left out; its default is shown"""
 
 

@@ -107,7 +107,7 @@ def test_the_capacity_of_a_trace_with_arrivals_stretches_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace = tmp_path / "timed.csv"
-    rows = "".join(f"{second},a,100,20\n" for second in range(200))
+    rows = "".join(f"{second},a,100,20\n" for second in range(60))
     trace.write_text(f"arrived_at_s,client,prompt_tokens,output_tokens\n{rows}")
     options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<2", "--capacity-precision", "0.5"]
     assert replay("--policy", str(POLICY), *options) == 0
@@ -210,6 +210,52 @@ def test_a_recorded_log_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert replay("--log", str(tmp_path), "--verify") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[1].split(",")[1] for line in lines] == [" identical commands"] * 2
+
+
+def test_a_recorded_run_is_replayed_on_the_executor_fitted_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path)
+    model = tmp_path / "model.json"
+    assert replay("--log", str(tmp_path), "--fit", str(model), "--verify") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{model}: fitted to ")
+    reports = []
+    for executor in ("toy-tile", f"fitted:{model}", f"fitted:{tmp_path}?noise=mean"):
+        assert replay("--policy", str(POLICY), "--trace", str(tmp_path), "--executor", executor, "--json") == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    recorded, *fitted = reports
+    assert recorded["requests"]["finished"] == recorded["requests"]["arrived"] > 5
+    for figures in fitted:
+        assert figures["e2e_s"]["p50"] == pytest.approx(recorded["e2e_s"]["p50"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--trace", "RUN", "--qps", "2"], "RUN: --qps is for traces without arrival times"),
+        (["--trace", "RUN", "--seeds", "1", "2"], "RUN: has its own arrivals, so that every seed gives the same run"),
+        (["--trace", "EMPTY"], "EMPTY/admission.log: cannot be read"),
+        ([*CHAT, "--executor", "fitted:RUN", "--executor-efficiency", "0.5"], "leave --executor-efficiency out"),
+        ([*CHAT, "--executor", "fitted:RUN?noise=loud"], "noise is `loud`; it must be one of drawn, mean"),
+        ([*CHAT, "--executor", "fitted:RUN/admission.log"], "RUN/admission.log: is no fitted executor of this version"),
+        ([*CHAT, "--executor", "fitted:RUN/none"], "RUN/none: cannot be read"),
+    ],
+)
+def test_what_a_recorded_run_cannot_be_used_for_is_one_line(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    run.mkdir()
+    empty.mkdir()
+    record(run)
+    places = {"RUN": str(run), "EMPTY": str(empty)}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+        sentence = sentence.replace(name, place)
+    assert replay("--policy", str(POLICY), *arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert sentence in lines[0]
 
 
 def test_a_log_that_was_cut_short_verifies_up_to_there_and_says_so(
