@@ -4,7 +4,7 @@ lengths, two classes, a grid of rates, and the largest rate that meets the paper
 Owns the set-up, the criterion and the published headline. The step times are a model of that device, not the device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from math import ceil, inf, log
 from typing import Any
@@ -20,7 +20,7 @@ from policies.simulation.capacity import find_capacity
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES
 from policies.simulation.experiments import ExperimentError, Options, Progress, read_text, spread
-from policies.simulation.experiments.slai_table import table
+from policies.simulation.experiments.slai_table import BASE, OURS, table
 from policies.simulation.outcome import Outcome, Served
 from policies.simulation.sharegpt import sharegpt_lengths
 from policies.simulation.workload import PAID_SHARE, TraceError, read_lengths, with_arrivals
@@ -77,7 +77,8 @@ class Search(Struct, frozen=True):
 
 
 def run(options: Options, progress: Progress) -> Figures:
-    """Every policy at every rate and seed, then the capacity of every policy and seed.
+    """Every policy at every rate and seed, then the capacity of every policy and seed, then the two of the paper's
+    headline at each other's capacity.
 
     Raises:
         ExperimentError: the data cannot be used, or a policy lacks the paper's classes.
@@ -86,7 +87,8 @@ def run(options: Options, progress: Progress) -> Figures:
     for name, document in options.policies.items():
         _check_classes(name, document)
     grid, num_rates = points(options, lengths), len(options.qps or QPS)
-    total, done = len(grid) + len(grid) // num_rates, 0
+    pairs = 2 * len(options.seeds or SEEDS) if {BASE, OURS} <= set(options.policies) else 0
+    total, done = len(grid) + len(grid) // num_rates + pairs, 0
 
     def on_done() -> None:
         nonlocal done
@@ -103,10 +105,14 @@ def run(options: Options, progress: Progress) -> Figures:
         for point in grid[::num_rates]
     ]
     capacity = spread(search, searches, processes=options.processes, on_done=on_done)
+    guests = list(_guests(grid, capacity)) if pairs else []
+    visits = spread(simulate, guests, processes=options.processes, on_done=on_done)
+    progress(total, total)
     first = grid[0]
     return {
         "runs": runs,
         "capacity": capacity,
+        "at_capacity": [_visit(one, capacity) for one in visits],
         "setup": {
             "trace": trace,
             "executor": DEVICE,
@@ -118,6 +124,24 @@ def run(options: Options, progress: Progress) -> Figures:
             "criterion": CRITERION,
         },
     }
+
+
+def _guests(grid: list[Point], capacity: list[Figures]) -> Iterator[Point]:
+    """Each of the headline's two policies at the capacity of the other."""
+    for one in capacity:
+        other = {BASE: OURS, OURS: BASE}.get(one["policy"])
+        if other is not None and one["rps"] is not None:
+            own = next(point for point in grid if (point.policy, point.seed) == (other, one["seed"]))
+            yield replace(own, qps=one["rps"])
+
+
+def _visit(figures: Figures, capacity: list[Figures]) -> Figures:
+    """The medians of both at one's capacity."""
+    name, seed, qps = figures["policy"], figures["seed"], figures["qps"]
+    host = next(one for one in capacity if (one["policy"] != name, one["seed"], one["rps"]) == (True, seed, qps))
+    probe = next(probe for probe in host["probes"] if probe["qps"] == qps)
+    medians = {host["policy"]: probe["ttft_prefill_s"], name: figures["ttft_prefill_s"]["p50"]}
+    return {"capacity_of": host["policy"], "seed": seed, "qps": qps, "median_ttft_prefill_s": medians}
 
 
 def points(options: Options, lengths: list[tuple[int, int]]) -> list[Point]:

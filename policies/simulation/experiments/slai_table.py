@@ -82,6 +82,10 @@ def comparisons(figures: Figures) -> Iterator[Comparison]:
     if len(gains) > 1:
         mean = sum(gains) / len(gains)
         yield Comparison("capacity, mean of the seeds", f"{PUBLISHED_CAPACITY:+.0%}", _percent(mean))
+    for one in figures["at_capacity"]:
+        medians = one["median_ttft_prefill_s"]
+        label = f"median TTFT at {one['capacity_of']}'s capacity, {one['qps']:.2f}/s, seed {one['seed']}"
+        yield Comparison(label, "-", _percent(_ratio(medians[OURS], medians[BASE])))
     for (name, seed, qps), one in runs.items():
         other = runs.get((BASE, seed, qps))
         if name == OURS and other is not None:
@@ -93,9 +97,9 @@ def comparisons(figures: Figures) -> Iterator[Comparison]:
 def _published(figures: Figures) -> Iterator[str]:
     rows = list(comparisons(figures))
     if rows:
-        yield f"{'SLAI against Sarathi-Serve':40}{'published':>11}{'obtained':>11}"
+        yield f"{'SLAI against Sarathi-Serve':56}{'published':>11}{'obtained':>11}"
     for row in rows:
-        yield f"{row.what:40}{row.published:>11}{row.obtained:>11}   {row.parts}".rstrip()
+        yield f"{row.what:56}{row.published:>11}{row.obtained:>11}   {row.parts}".rstrip()
 
 
 def _parts(runs: dict[tuple[str, int, float], Figures], seed: int, qps: float) -> str:

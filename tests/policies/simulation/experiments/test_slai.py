@@ -56,7 +56,12 @@ def test_the_search_ends_within_one_percent_below_the_limit(
         assert limit - 0.05 < one["rps_first_token"] < one["rps"]
     assert len(ran) == len(set(ran)), "a run was repeated"
     assert len(ran) < 2 * (len(grid) + 12)
-    total = 2 * len(grid) + 2
+    for one, host in zip(found["at_capacity"], found["capacity"], strict=True):
+        assert (one["capacity_of"], one["qps"]) == (host["policy"], host["rps"])
+        medians = one["median_ttft_prefill_s"]
+        assert medians[one["capacity_of"]] == pytest.approx(0.5, rel=0.1)
+        assert medians["sarathi"] > 3 * medians["slai"]
+    total = 2 * len(grid) + 4
     assert (told[0], told[-1]) == ((0, total), (total, total))
     text = slai.table(found)
     assert "capacity, seed 42" in text
