@@ -62,10 +62,18 @@ def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
         raise StartError(f"{path}: the event log cannot be written: {error.strerror}") from error
 
 
+Observer = Callable[[float, Event, list[Command]], None]
+"""Told (core time, event, what the core answered)."""
+
+
 class Pump:
     """Hands events to a core, one at a time, and has its commands performed in order.
 
     The core hears nothing before its first policy: events that come earlier wait.
+
+    Attributes:
+        observer: told of every event after the core has answered; None: nobody.
+        revision: the policy revision in force; 0 before the first.
     """
 
     def __init__(
@@ -86,8 +94,8 @@ class Pump:
         self._idle_check: asyncio.TimerHandle | None = None
         self._num_events = 0
         self._num_events_checked = 0
+        self.observer: Observer | None = None
         self.revision = 0
-        """The policy revision in force; 0 before the first."""
 
     def apply(self, revision: int, document: bytes) -> None:
         """A policy revision takes effect now; the first one starts the core."""
@@ -133,6 +141,8 @@ class Pump:
         commands = self._core.handle(event, now)
         if self._event_log is not None:
             self._event_log.write(now, event, commands)
+        if self.observer is not None:
+            self.observer(now, event, commands)
         for command in commands:
             if isinstance(command, WakeAt):
                 self._wake_at(command.at_s)

@@ -336,6 +336,35 @@ class PolicyStatus(Message, tag="policy_status"):
     error: str = ""
 
 
+# --- a mirror of the scheduler: scheduler <-> operator -----------------------------------------------------------
+
+
+class MirrorAsked(Message, tag="mirror_asked"):
+    """Operator -> scheduler: send a copy of your core, then everything it is told, for so long."""
+
+    duration_s: float
+
+
+class MirrorState(Message, tag="mirror_state"):
+    """The core as it is now."""
+
+    core: bytes
+    """As `policies.scheduling.shadow.copy_of` writes it: of use to the same version alone."""
+
+
+class MirrorRecords(Message, tag="mirror_records"):
+    """What the core was told since, and what it answered."""
+
+    records: bytes
+    """As `policies.event_log` writes them."""
+
+
+class MirrorEnded(Message, tag="mirror_ended"):
+    """No more records; `error` is why before the time, empty when it was the time."""
+
+    error: str = ""
+
+
 AnyMessage = (
     Challenge
     | Hello
@@ -361,6 +390,10 @@ AnyMessage = (
     | PolicyAbort
     | PolicyNow
     | PolicyStatus
+    | MirrorAsked
+    | MirrorState
+    | MirrorRecords
+    | MirrorEnded
 )
 
 encoder = msgspec.msgpack.Encoder()

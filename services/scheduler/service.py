@@ -27,6 +27,7 @@ from services.pump import Pump, open_event_log
 from services.runtime import describe, gateway_number, open_listener
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError, StepTokens
+from services.scheduler.mirrors import OPERATOR, Mirrors
 from services.scheduler.samples import Samples
 from services.scheduler.sequences import INT32_BYTES, Sequences
 from services.settings import Deployment
@@ -40,6 +41,7 @@ from services.wire import (
     Dispatch,
     ExecutorReady,
     ForgetMessage,
+    MirrorAsked,
     PolicyAbort,
     PolicyCommit,
     PolicyNow,
@@ -62,12 +64,14 @@ class SchedulerService:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
+        core = SchedulerCore()
         self._pump = Pump(
-            SchedulerCore(),
+            core,
             self._perform,
             event_log=open_event_log(deployment, "scheduler"),
             check=deployment.check,
         )
+        self._mirrors = Mirrors(core, self._pump, deployment.streams.max_frame_bytes)
         self._sequences = Sequences()
         self._gateways: dict[int, Stream] = {}
         self._executors: dict[int, Executor] = {}
@@ -99,6 +103,7 @@ class SchedulerService:
         """Close everything."""
         if self._listener is not None:
             await self._listener.close()
+        self._mirrors.close()
         self._pump.close()
         self._samples.close()
 
@@ -113,7 +118,7 @@ class SchedulerService:
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
             stream.send(self._capacity())
-        elif stream.peer.service != "executor":
+        elif stream.peer.service not in ("executor", OPERATOR):
             log.warning("%s has nothing to do here", describe(stream))
             stream.close()
 
@@ -122,6 +127,8 @@ class SchedulerService:
         log.info("%s disconnected: %s", describe(stream), reason)
         if stream.peer.service == "admission":
             self._admission = None
+        elif stream.peer.service == OPERATOR:
+            self._mirrors.leave(stream)
         elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._pump.handle(GatewayLost(gateway))
@@ -131,8 +138,9 @@ class SchedulerService:
             self._tell_capacity()
 
     def stalled(self, stream: Stream) -> None:
-        """A gateway that does not read is left out of plans."""
+        """A gateway that does not read is left out of plans; an operator who does not is shown no more."""
         log.warning("%s does not read", describe(stream))
+        self._mirrors.end(stream, "what the scheduler does comes faster than it is read")
         if (gateway := gateway_number(stream)) is not None:
             self._pump.handle(GatewayStalled(gateway))
 
@@ -170,6 +178,8 @@ class SchedulerService:
                 self._prepared = None
             case PolicyAbort():
                 self._prepared = None
+            case MirrorAsked():
+                self._mirrors.begin(stream, message.duration_s)
             case _:
                 log.warning("%s sent a %s, which means nothing here", describe(stream), type(message).__name__)
 

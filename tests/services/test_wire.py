@@ -52,6 +52,10 @@ SAMPLES: list[wire.Message] = [
     wire.PolicyAbort(2),
     wire.PolicyNow(2, b"version: 1"),
     wire.PolicyStatus(2, "rejected", "why"),
+    wire.MirrorAsked(60.0),
+    wire.MirrorState(b"core"),
+    wire.MirrorRecords(b"records"),
+    wire.MirrorEnded("why"),
 ]
 
 
