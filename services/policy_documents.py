@@ -30,8 +30,6 @@ class Document(NamedTuple):
     """The file's name, or `revision 3`."""
     content: bytes
     policy: Policy
-    revision: int | None = None
-    """None: it is a file's."""
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -100,4 +98,4 @@ def in_force(deployment: Deployment) -> Document:
 def from_revision(revision: Revision) -> Document:
     """The policy of a revision; PolicyError as `from_number`."""
     label = f"revision {revision.revision}"
-    return Document(label, revision.document, load_policy(revision.document, label), revision.revision)
+    return Document(label, revision.document, load_policy(revision.document, label))

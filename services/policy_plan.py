@@ -12,15 +12,18 @@ from datetime import datetime
 import msgspec
 
 from policies.document.diff import changes
+from policies.scheduling.shadow import Tally
 from policies.simulation.what_if import Line
 from services import policy_documents
 from services.policy_documents import Document
 from services.policy_prediction import Basis, NoPredictionError, Prediction, predict
+from services.policy_shadow import as_json, in_words, shadow
 from services.progress import progress_bar
 from services.settings import Deployment
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NO_PREDICTION = 1
+MOST_MINUTES = 24 * 60.0
 VERDICTS = {"unsure": "within the error", "same": "same", "better": "better", "worse": "worse", "": ""}
 
 
@@ -33,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3600.0,
         metavar="1h",
         help="how much of the recorded traffic, its end (%(default)s)",
+    )
+    parser.add_argument(
+        "--shadow",
+        type=_minutes,
+        metavar="MINUTES",
+        help="instead of a replay, let it plan beside the live policy for so long, without effect",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     policy_documents.add_data_dir(parser)
@@ -50,6 +59,14 @@ def _plan(deployment: Deployment, args: argparse.Namespace) -> int:
     if not args.json:
         print(f"from {now.label} ({now.policy.name}) to {then.label} ({then.policy.name}):")
         print("\n".join(f"  {change}" for change in words or ["nothing changes"]))
+    if args.shadow is not None:
+        tally = shadow(deployment, then, args.shadow)
+        print(
+            json.dumps({"changes": words, "shadow": as_json(tally)}, indent=2)
+            if args.json
+            else _shadowed(tally, now, then)
+        )
+        return 0
     try:
         with progress_bar("replaying") as progress:
             prediction = predict(deployment.data, now, then, args.window, progress)
@@ -63,6 +80,10 @@ def _plan(deployment: Deployment, args: argparse.Namespace) -> int:
     else:
         print(_in_words(prediction, now, then))
     return 0
+
+
+def _shadowed(tally: Tally, now: Document, then: Document) -> str:
+    return f"\n{in_words(tally, now.policy, then.policy)}"
 
 
 def _in_words(prediction: Prediction, now: Document, then: Document) -> str:
@@ -79,9 +100,9 @@ def _basis(basis: Basis) -> list[str]:
         lines.append(f"Left out: {basis.num_left_out} that ended without a token, so that nobody knows their output.")
     if basis.num_older:
         lines.append(f"Left out: {basis.num_older} older ones in the window.")
-    if basis.num_of_other_revisions:
+    if basis.num_of_other_policies:
         lines.append(
-            f"{basis.num_of_other_revisions} of them arrived under another policy than the one in force, which adds to "
+            f"{basis.num_of_other_policies} of them arrived under another policy than the one in force, which adds to "
             "the replay's error."
         )
     return lines
@@ -126,6 +147,16 @@ def _amount(value: float | None, unit: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1%}"
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0.0 < minutes <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0 and at most {MOST_MINUTES:g}")
+    return minutes
 
 
 def _duration(text: str) -> float:

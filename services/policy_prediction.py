@@ -17,6 +17,7 @@ from policies.simulation.report import Figures, report
 from policies.simulation.step_shape import StepShape
 from policies.simulation.what_if import Line, compare
 from services.policy_documents import Document
+from services.revisions import Revisions
 from services.traffic.reading import Fleet, read_fleet, read_requests
 from services.traffic.replaying import as_window
 from services.traffic.rows import StepRow
@@ -43,7 +44,7 @@ class Basis(Struct, frozen=True):
     num_left_out: int
     num_older: int
     """In the window but not replayed: beyond the most that are."""
-    num_of_other_revisions: int
+    num_of_other_policies: int
     """That arrived while another policy was in force: they are in the replay's error."""
     began_unix_s: float
     duration_s: float
@@ -69,7 +70,7 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
 
     Raises:
         NoPredictionError: too few requests or steps were recorded.
-        TrafficError: what was recorded cannot be read.
+        TrafficError, HistoryError: what was recorded cannot be read.
     """
     rows = read_requests(data, window_s)
     window = as_window(rows[-MOST_REQUESTS:]) if rows else None
@@ -99,11 +100,12 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
 
     recorded = report(window.outcome(now.policy, compile_admission(now.policy).prices), 0.0)
     before, after = replayed(now, 0), replayed(then, num_requests)
+    same = {each.revision for each in Revisions(data).all() if each.document == now.content}
     basis = Basis(
         num_requests=num_requests,
         num_left_out=window.num_left_out,
         num_older=max(0, len(rows) - MOST_REQUESTS),
-        num_of_other_revisions=sum(row.revision != now.revision for row in rows[-MOST_REQUESTS:]),
+        num_of_other_policies=sum(row.revision not in same for row in rows[-MOST_REQUESTS:]),
         began_unix_s=window.began_unix_s,
         duration_s=window.duration_s,
         num_executors=fleet.fleet.num_executors,

@@ -92,7 +92,7 @@ async def test_a_worse_policy_is_predicted_to_be_worse_with_the_replays_own_erro
     assert (worse["verdict"], worse["change"] > 1) == ("worse", True)
     assert {"class paid", "class free", "tenant acme", "tenant globex"} <= {group for group, _ in lines}
     basis = prediction["basis"]
-    assert (basis["executor"], basis["num_executors"], basis["num_of_other_revisions"]) == ("a small one", 1, 0)
+    assert (basis["executor"], basis["num_executors"], basis["num_of_other_policies"]) == ("a small one", 1, 0)
     assert basis["num_requests"] == prediction["now"]["requests"]["finished"] == num_requests
     assert basis["step_error"] < 0.02
 
@@ -120,7 +120,7 @@ async def test_the_policy_in_force_changes_nothing_whatever_was_recorded(data, c
     document = json.loads(capsys.readouterr().out)
     assert document["changes"] == []
     assert {line["change"] for line in document["prediction"]["lines"]} <= {0, None}
-    assert document["prediction"]["basis"]["num_of_other_revisions"] == num_requests
+    assert document["prediction"]["basis"]["num_of_other_policies"] == num_requests
 
 
 async def test_only_the_window_is_replayed_and_of_that_the_newest(data, capsys, monkeypatch) -> None:
