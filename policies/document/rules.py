@@ -24,6 +24,7 @@ def check_policy(reading: Reading) -> None:
         _decode_stage(reading, (*STAGES, index, "decode"))
         _prefill_stage(reading, (*STAGES, index, "prefill"))
     _aging_has_an_effect(reading)
+    _routing_seed_has_an_effect(reading)
     _every_request_can_finish(reading)
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
@@ -159,6 +160,14 @@ def _aging_has_an_effect(reading: Reading) -> None:
         return
     wrong = "no stage orders by `aged`, so aging_s changes nothing"
     reading.add(path, wrong, "remove it, or put aged first in a stage's order")
+
+
+def _routing_seed_has_an_effect(reading: Reading) -> None:
+    path: Path = ("routing", "seed")
+    routing = reading.get(("routing",))
+    if reading.names(path) and routing is not UNSET and routing.kind == "least_kv":
+        wrong = "least_kv draws nothing, so the seed changes nothing"
+        reading.add(path, wrong, "remove it, or say kind: random")
 
 
 def _every_request_can_finish(reading: Reading) -> None:

@@ -141,6 +141,13 @@ DAMAGED = [
         "11:12: batching.aging_s",
         "no stage orders by `aged`, so aging_s changes nothing; remove it, or put aged first in a stage's order",
     ),
+    (
+        "version: 1",
+        "routing: {kind: least_kv, seed: 3}\nversion: 1",
+        "1:33: routing.seed",
+        "least_kv draws nothing, so the seed changes nothing; remove it, or say kind: random",
+    ),
+    ("version: 1", "routing: {seed: 3}\nversion: 1", "1:17: routing.seed", "least_kv draws nothing"),
     ("version: 1", "preemption: {victim: [self, newest]}\nversion: 1", "1:29: preemption.victim[1]", "is never tried"),
     ("version: 1", "preemption: {victim: [self, self]}\nversion: 1", "1:29: preemption.victim[1]", "is listed twice"),
     (
