@@ -127,8 +127,9 @@ def test_two_runs_of_the_same_workload_decide_the_same_bytes(steps_in_flight: in
     assert logs("slai", steps_in_flight=steps_in_flight)[0] == logs("slai", steps_in_flight=steps_in_flight)[0]
 
 
-def test_fresh_cores_answer_a_simulations_log_identically() -> None:
-    written, _ = logs("slai")
+@pytest.mark.parametrize("name", sorted({path.stem for path in POLICIES.glob("*.yaml")} - {"tenants", "hindsight"}))
+def test_fresh_cores_answer_a_simulations_log_identically(name: str) -> None:
+    written, _ = logs(name)
     assert verify(AdmissionCore(), read_records(written["admission"])) is None
     assert verify(SchedulerCore(), read_records(written["scheduler"])) is None
 
