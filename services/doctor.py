@@ -19,7 +19,7 @@ from engine.finding import Finding
 from engine.interface import EngineError
 from engine.memory import amount, free_on_host
 from engine.tokenizer import Tokenizer
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
 from services.settings import Deployment, HttpSettings, SettingsError, load_deployment
 
@@ -127,7 +127,7 @@ def services(deployment: Deployment) -> Iterator[Finding]:
     """What they read before they start."""
     path = Path(deployment.policy)
     try:
-        policy = load_policy(path.read_bytes(), str(path))
+        policy = load_live_policy(path.read_bytes(), str(path))
         yield Finding("policy", policy.name, str(path))
     except OSError as error:
         yield Finding("policy", "cannot be read", f"{path}: {error.strerror}", obstacle=True)

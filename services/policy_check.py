@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 from policies.document.explain import explain
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    parser.add_argument("--replay", action="store_true", help="allow what only `fairlead replay` can follow")
     parser.add_argument("file", type=Path, metavar="FILE", help="a policy document, such as policies/slai.yaml")
 
 
@@ -18,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     """Explanation to stdout and 0, or one line a problem to stderr and 2."""
     path: Path = args.file
     try:
-        policy = load_policy(path.read_bytes(), str(path))
+        load = load_policy if args.replay else load_live_policy
+        policy = load(path.read_bytes(), str(path))
     except OSError as error:
         print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ import msgspec
 from engine.config import read_config
 from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
 from services.keys import ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load_policy(path: Path) -> None:
     try:
-        load_policy(path.read_bytes(), str(path))
+        load_live_policy(path.read_bytes(), str(path))
     except OSError as error:
         raise SetupError(f"policy {path} cannot be read: {error.strerror}") from error
     except PolicyError as error:

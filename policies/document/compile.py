@@ -8,12 +8,17 @@ from policies.admission.cost import prices
 from policies.admission.fairness import SELECTIONS
 from policies.admission.rules import AdmissionRules
 from policies.admission.window import OPEN_TOKENS
+from policies.document.memory import Preemption
+from policies.document.memory_rules import goes_by_lengths
 from policies.document.schema import DecodeStage, Ewma, Fairness, Policy, PrefillStage, Stage, StageCondition
 from policies.scheduling.deadlines import OffsetRule
+from policies.scheduling.lengths.lengths import LengthRule
+from policies.scheduling.lengths.survival import refinement
+from policies.scheduling.orders import REQUEUES
 from policies.scheduling.preemption import VICTIMS
 from policies.scheduling.prefixes import NAMESPACES
 from policies.scheduling.routing import route
-from policies.scheduling.rules import UNLIMITED, DecodeRule, PrefillRule, SchedulingRules
+from policies.scheduling.rules import UNLIMITED, DecodeRule, Guard, PrefillRule, SchedulingRules
 
 SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
 
@@ -36,7 +41,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
 
 
 def compile_scheduling(policy: Policy) -> SchedulingRules:
-    """The sections `batching`, `deadlines`, `kv`, `preemption` and `routing`, and the classes' deadlines."""
+    """The sections that say what runs in a step and in which blocks, and the classes' deadlines."""
     batching, deadlines = policy.batching, policy.deadlines
     return SchedulingRules(
         stages=tuple(_stage(index, stage) for index, stage in enumerate(batching.stages)),
@@ -51,6 +56,12 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         ),
         step_time_weight=deadlines.step_time.ewma if isinstance(deadlines.step_time, Ewma) else None,
         admit_max_length=policy.kv.admit == "max_length",
+        future_share=1.0 - policy.kv.reserve if policy.kv.admit == "future" else None,
+        ahead_tokens=1 if policy.kv.convention == "paper" else 0,
+        lengths=_lengths(policy) if goes_by_lengths(policy) else None,
+        requeue=REQUEUES[policy.preemption.requeue],
+        restarts=policy.preemption.resume == "restart",
+        guard=_guard(policy.preemption),
         watermark=policy.kv.watermark,
         namespace=NAMESPACES[policy.kv.share],
         victims=tuple(VICTIMS[name] for name in policy.preemption.victim),
@@ -64,6 +75,17 @@ def _window_tokens(fairness: Fairness) -> int | None:
         return fairness.window_tokens
     # By arrival there is nothing to decide at admission, and what waits there the scheduler could not order.
     return OPEN_TOKENS if fairness.kind == "fcfs" else None
+
+
+def _lengths(policy: Policy) -> LengthRule:
+    prediction = policy.prediction
+    return LengthRule(prediction, policy.kv.estimate, refinement(prediction))
+
+
+def _guard(preemption: Preemption) -> Guard | None:
+    if preemption.max_per_sequence is None:
+        return None
+    return Guard(preemption.max_per_sequence, preemption.protected_share)
 
 
 def _stage(index: int, stage: Stage) -> DecodeRule | PrefillRule:

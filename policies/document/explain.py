@@ -3,7 +3,7 @@
 Speaks only of what the document says; predicts nothing.
 """
 
-from policies.document.memory import VictimKind
+from policies.document.explain_memory import memory_in_words, prediction_in_words
 from policies.document.rules import always_holds, orders_of, sources_of
 from policies.document.schema import (
     ClassifyRule,
@@ -17,23 +17,15 @@ from policies.document.schema import (
 
 ORDERS = {
     "arrival": "the earliest arrival",
+    "predicted_output": "the shortest predicted output",
+    "most_predicted_output": "the longest predicted output",
+    "predicted_kv_volume": "the least KV predicted, summed over steps",
     "admission": "the earliest start",
     "prompt_tokens": "the shortest prompt",
     "remaining_prompt_tokens": "the least left of a prompt",
     "class_priority": "the most important class",
     "last_schedulable_time": "the nearest deadline",
     "aged": "the oldest of those that are no longer young",
-}
-VICTIMS: dict[VictimKind, str] = {
-    "newest_started_prefill": "the newest unfinished prompt",
-    "newest": "the newest sequence",
-    "newest_decode": "the newest decode",
-    "self": "the one that needs the block",
-}
-SHARES = {
-    "tenant": "Requests of a tenant that begin alike share the KV of what they have in common.",
-    "all": "Requests that begin alike share the KV of what they have in common, whoever sent them.",
-    "none": "No KV is shared: every prompt is computed, also where it repeats an earlier one.",
 }
 ROUTES = {
     "least_kv": "A released request goes to the executor with the fewest KV tokens held or promised.",
@@ -50,11 +42,14 @@ def explain(policy: Policy) -> str:
         ("Admission", _admission(policy)),
         ("Each step", _batching(policy)),
         ("Deadlines", _deadlines(policy)),
-        ("KV memory", _kv(policy)),
+        ("KV memory", memory_in_words(policy)),
+        ("Output lengths", prediction_in_words(policy)),
     ]
     title = f"{policy.name}: {policy.description}" if policy.description else policy.name
     lines = [title]
     for heading, sentences in parts:
+        if not sentences:
+            continue
         lines += ["", f"{heading}:", *(f"  {sentence}" for sentence in sentences)]
     return "\n".join(lines) + "\n"
 
@@ -187,14 +182,3 @@ def _deadlines(policy: Policy) -> list[str]:
         f"{offset.above:g} once {offset.kv_threshold:.0%} of the KV blocks are in use; a step time is {mean}."
     )
     return [due]
-
-
-def _kv(policy: Policy) -> list[str]:
-    kv = policy.kv
-    victims = ", else ".join(VICTIMS[victim] for victim in policy.preemption.victim)
-    held = "its whole prompt" if kv.admit == "prompt" else "the longest it may become"
-    return [
-        f"A sequence starts when there are blocks for {held} and {kv.watermark:.1%} of the pool stay free.",
-        SHARES[kv.share],
-        f"When a decode finds no free block, {victims} gives its blocks back and is recomputed later.",
-    ]

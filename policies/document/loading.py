@@ -3,8 +3,11 @@
 Pure: whoever reads the file passes its bytes and its name.
 """
 
+from collections.abc import Callable
+
 from msgspec import inspect
 
+from policies.document.memory_rules import check_live
 from policies.document.problems import PolicyError
 from policies.document.reading import Reading
 from policies.document.rules import check_policy
@@ -14,8 +17,17 @@ from policies.document.tree import parse
 _POLICY = inspect.type_info(Policy)
 
 
+def load_live_policy(text: bytes, file: str = "policy") -> Policy:
+    """The policy that a YAML document describes, for a service: it asks for nothing that only a replay knows or allows.
+
+    Raises:
+        PolicyError: the document cannot be used, or not here.
+    """
+    return _load(text, file, (check_policy, check_live))
+
+
 def load_policy(text: bytes, file: str = "policy") -> Policy:
-    """The policy that a YAML document describes.
+    """The policy that a YAML document describes, for a replay, or where it was checked before.
 
     Args:
         text: the document, UTF-8.
@@ -24,8 +36,13 @@ def load_policy(text: bytes, file: str = "policy") -> Policy:
     Raises:
         PolicyError: the document cannot be used; `problems` has everything wrong with it.
     """
+    return _load(text, file, (check_policy,))
+
+
+def _load(text: bytes, file: str, checks: tuple[Callable[[Reading], None], ...]) -> Policy:
     reading = Reading(parse(text, file), _POLICY, file, planned=PLANNED_SECTIONS)
-    check_policy(reading)
+    for check in checks:
+        check(reading)
     if reading.problems:
         raise PolicyError(reading.problems)
     policy: Policy = reading.get(())

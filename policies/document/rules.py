@@ -6,6 +6,7 @@ something missing speaks only when all it looks at could be read.
 
 from msgspec import UNSET
 
+from policies.document.memory_rules import check_memory
 from policies.document.problems import nearest
 from policies.document.reading import Path, Reading
 from policies.document.schema import ClassifyRule, DecodeStage, Match, PrefillStage, Stage, StageCondition
@@ -28,6 +29,7 @@ def check_policy(reading: Reading) -> None:
     _every_request_can_finish(reading)
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
+    check_memory(reading)
 
 
 def _classes_are_distinct(reading: Reading) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, field
 
-from policies.document.memory import Kv, Preemption
+from policies.document.memory import Kv, Prediction, Preemption
 from policies.document.section import Count, Fraction, Name, Seconds, Section
 
 OrderKey = Literal[
@@ -21,6 +21,9 @@ OrderKey = Literal[
     "class_priority",
     "last_schedulable_time",
     "aged",
+    "predicted_output",
+    "most_predicted_output",
+    "predicted_kv_volume",
 ]
 PrefillSource = Literal["waiting", "started"]
 
@@ -218,9 +221,10 @@ class Policy(Section, frozen=True):
     deadlines: Deadlines = Deadlines()
     kv: Kv = Kv()
     preemption: Preemption = Preemption()
+    prediction: Prediction = Prediction()
 
 
-PLANNED_SECTIONS = ("admission", "prediction", "elastic", "padded_batching", "autotune", "tracing")
+PLANNED_SECTIONS = ("admission", "elastic", "padded_batching", "autotune", "tracing")
 """Sections of the format that no code reads yet: naming one is an error that says so, never a silent no-op."""
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from policies.lifecycle import HOLDS_BLOCKS, State
 from policies.scheduling.executor import Executor
+from policies.scheduling.lengths.lengths import Coverage
 
 
 class Snapshot(Struct, frozen=True):
@@ -34,6 +35,12 @@ class Snapshot(Struct, frozen=True):
     num_steps_in_flight: int
     step_time_s: float
     """The policy's estimate, of the slowest executor."""
+    num_freed_tokens: int = 0
+    """Tokens whose KV preempted sequences gave up, since start."""
+    num_recomputed_tokens: int = 0
+    """Tokens that preempted sequences computed again."""
+    coverage: Coverage = Coverage()
+    """How often predicted lengths held, since the policy's `prediction` took effect."""
 
 
 class Totals(NamedTuple):
@@ -43,6 +50,8 @@ class Totals(NamedTuple):
     num_prefix_hits: int = 0
     num_prefix_hit_tokens: int = 0
     num_evictions: int = 0
+    num_freed_tokens: int = 0
+    num_recomputed_tokens: int = 0
 
     def with_those_of(self, executor: Executor) -> "Totals":
         """What happened on this executor too."""
@@ -52,10 +61,12 @@ class Totals(NamedTuple):
             self.num_prefix_hits + sharing.num_hits,
             self.num_prefix_hit_tokens + sharing.num_hit_tokens,
             self.num_evictions + executor.blocks.num_evictions,
+            self.num_freed_tokens + executor.num_freed_tokens,
+            self.num_recomputed_tokens + executor.num_recomputed_tokens,
         )
 
 
-def snapshot(executors: Iterable[Executor], num_unrouted: int, totals: Totals) -> Snapshot:
+def snapshot(executors: Iterable[Executor], num_unrouted: int, totals: Totals, coverage: Coverage) -> Snapshot:
     """Counts of these executors; the numbers given, of none or of others, are added."""
     everyone = list(executors)
     for executor in everyone:
@@ -70,6 +81,7 @@ def snapshot(executors: Iterable[Executor], num_unrouted: int, totals: Totals) -
         num_decoding=running - sum(len(e.started) for e in everyone),
         **totals._asdict(),
         num_steps_in_flight=sum(len(e.steps) for e in everyone),
+        coverage=coverage,
         step_time_s=max((e.step_time.estimate_s for e in everyone), default=0.0),
     )
 
@@ -100,7 +112,7 @@ def check_executor(executor: Executor) -> None:
         _hold(executor.columns.sequences[slot] is sequence, f"its slot is another's: {story}")
         if state in HOLDS_BLOCKS:
             capacity = int(columns.capacity[slot])
-            _hold(int(columns.position[slot]) <= capacity, f"tokens without blocks: {story}")
+            _hold(int(columns.position[slot]) <= capacity + columns.ahead, f"tokens without blocks: {story}")
         is_open = state is State.DECODE and not sequence.stalled
         _hold(bool(executor.columns.open[slot]) == is_open, f"may be planned, or may not, wrongly: {story}")
     _hold(waiting_tokens == executor.promised_tokens, "promised tokens are not those of the waiting")

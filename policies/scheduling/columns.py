@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.commands import Int32Array
+from policies.scheduling.lengths.survival import Refinement
 from policies.scheduling.state import Sequence, SlotArray
 
 FIRST_WIDTH = 64
@@ -34,11 +35,19 @@ class Columns:
         deadline_s: last schedulable time of a decode.
         open: a decode that may be planned now (tokens left, its gateway reads).
         tbt_s, arrived_s, number, admitted, prompt_tokens, priority: as in `Sequence`.
+        first_output: the position at which it has produced nothing; one further for each output token planned.
+        estimate: as in `Sequence`, at its start; `estimates` follows what was produced since.
+        shared: blocks of its table that were others' when it started.
+        ahead: tokens for which room is taken before they are written.
+        refinement: how estimates rise, None where the policy goes by no lengths.
     """
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, *, samples_first: bool) -> None:
         self.high = 0
+        self.ahead = 0
+        self.refinement: Refinement | None = None
         self._block_tokens = block_tokens
+        self._samples_first = int(samples_first)
         self.sequences: list[Sequence | None] = []
         self._unused: list[int] = []
         self._all_open: SlotArray | None = None
@@ -61,9 +70,14 @@ class Columns:
         self.prompt_tokens = np.zeros(0, np.int32)
         self.priority = np.zeros(0, np.int32)
         self.open = np.zeros(0, np.bool_)
+        self.first_output = np.zeros(0, np.int32)
+        self.estimate = np.zeros(0, np.int32)
+        self.shared = np.zeros(0, np.int32)
 
-    def enter(self, sequence: Sequence, blocks: Int32Array, position: int) -> int:
-        """Give a sequence a slot with its first blocks, of which those before `position` are filled."""
+    def enter(self, sequence: Sequence, blocks: Int32Array, position: int, shared: int = 0) -> int:
+        """Give a sequence a slot with its first blocks, of which those before `position` are filled and the first
+        `shared` are others' too.
+        """
         if self._unused:
             slot = self._unused.pop()
         else:
@@ -77,7 +91,7 @@ class Columns:
         self.position[slot] = position
         self._widen(len(blocks))
         self.tables[slot, : len(blocks)] = blocks
-        self.capacity[slot] = len(blocks) * self._block_tokens
+        self.capacity[slot] = len(blocks) * self._block_tokens - self.ahead
         self.end[slot] = NEVER
         self.tbt_s[slot] = sequence.tbt_s
         self.arrived_s[slot] = sequence.arrived_s
@@ -85,8 +99,36 @@ class Columns:
         self.admitted[slot] = sequence.admitted
         self.prompt_tokens[slot] = sequence.tokens_to_prefill
         self.priority[slot] = sequence.priority
+        self.first_output[slot] = sequence.prompt_tokens - self._samples_first
+        self.estimate[slot] = sequence.estimate
+        self.shared[slot] = shared
         sequence.slot = slot
         return slot
+
+    def reserve_ahead(self, num_tokens: int) -> None:
+        """Take room for so many tokens before they are written, 0 or 1; those who lack it get it when they go on."""
+        if self._extensions:
+            self._write_extensions()
+        self.capacity += self.ahead - num_tokens
+        self.ahead = num_tokens
+
+    def produced(self) -> NDArray[np.int32]:
+        """Output tokens planned so far, of each slot that decodes."""
+        return self.position - self.first_output
+
+    def estimates(self) -> NDArray[np.int32]:
+        """Output tokens that each slot that decodes is expected to come to."""
+        if self.refinement is None:
+            return self.estimate
+        raised: NDArray[np.int32] = self.refinement.raised(self.estimate, self.produced())
+        np.minimum(raised, self.end - self.first_output, out=raised)
+        return raised
+
+    def volumes(self) -> NDArray[np.int64]:
+        """KV that each slot that decodes is expected to hold, summed over its steps."""
+        prompts = (self.first_output + self._samples_first).astype(np.int64)
+        estimates = self.estimates().astype(np.int64)
+        return estimates * prompts + estimates * (estimates + 1) // 2
 
     def extend(self, slots: SlotArray, blocks: Int32Array) -> None:
         """One more block for each of these slots."""
@@ -100,7 +142,7 @@ class Columns:
         """Bring the tables up to date: many extensions at once cost little more than one."""
         slots, capacities, blocks = map(np.concatenate, zip(*self._extensions, strict=True))
         self._extensions.clear()
-        columns = capacities // self._block_tokens
+        columns = (capacities + self.ahead) // self._block_tokens
         self._widen(int(columns.max()) + 1)
         self.tables[slots, columns] = blocks
 
@@ -108,7 +150,7 @@ class Columns:
         """Its blocks in order; a view."""
         if self._extensions:
             self._write_extensions()
-        return self.tables[slot, : self.capacity[slot] // self._block_tokens]
+        return self.tables[slot, : (self.capacity[slot] + self.ahead) // self._block_tokens]
 
     def leave(self, slot: int) -> None:
         """Free a slot. No step in flight may have a row of it."""

@@ -32,6 +32,7 @@ from policies.scheduling import templates
 from policies.scheduling.backpressure import Stalls
 from policies.scheduling.checking import Snapshot, Totals, check_executor, snapshot
 from policies.scheduling.executor import Executor
+from policies.scheduling.lengths.lengths import Lengths, coverage_of, following
 from policies.scheduling.plans import finish_plan
 from policies.scheduling.prefixes import Prefix
 from policies.scheduling.rules import SchedulingRules
@@ -64,6 +65,7 @@ class SchedulerCore:
         self._num_released = 0
         self._stalls = Stalls()
         self._wakes_at_s: float | None = None
+        self._lengths: Lengths | None = None
         self._lost = Totals()
         """Of executors that are gone."""
 
@@ -119,7 +121,7 @@ class SchedulerCore:
 
     def snapshot(self) -> Snapshot:
         """What gauges show: counts over all executors."""
-        return snapshot(self.executors.values(), len(self._unrouted), self._lost)
+        return snapshot(self.executors.values(), len(self._unrouted), self._lost, coverage_of(self._lengths))
 
     @property
     def rules(self) -> SchedulingRules:
@@ -137,7 +139,7 @@ class SchedulerCore:
     def _release(self, event: Released, now: float, commands: list[Command]) -> None:
         if event.request in self.requests:
             return
-        request = Request(event.request, event.gateway, event.num_choices)
+        request = Request(event.request, event.gateway, event.num_choices, event.owner)
         self.requests[request.id] = request
         for index in range(event.num_choices):
             self._num_released += 1
@@ -150,12 +152,15 @@ class SchedulerCore:
                 max_output_tokens=event.max_output_tokens,
                 slo_class=event.slo_class,
                 prefix=_prefix(event),
+                true_tokens=event.output_tokens,
             )
             _, sequence.tbt_s = self.rules.slo(sequence.slo_class)
             sequence.priority, _ = self.rules.slo(sequence.slo_class)
             sequence.stalled = self._stalls.is_left_out(event.gateway)
             sequence.life.pass_(Happening.RELEASED, now, event.slo_class)
             self.sequences[sequence.id] = sequence
+            if self._lengths is not None:
+                self._lengths.begin(sequence)
             if not self._route(sequence, now, commands):
                 return
 
@@ -201,6 +206,8 @@ class SchedulerCore:
 
     def _close(self, sequence: Sequence, output_tokens: int, happening: Happening, now: float, reason: str) -> None:
         """A sequence is over; its blocks are free for the next plan."""
+        if self._lengths is not None:
+            self._lengths.ended(sequence, output_tokens, cut_short=happening is not Happening.FINISHED)
         if sequence.executor is None:
             sequence.life.pass_(happening, now, reason)
             del self._unrouted[sequence.id]
@@ -300,10 +307,17 @@ class SchedulerCore:
         """Plan by this revision from the next plan on; `handle` does so and makes that plan."""
         self._rules = compile_scheduling(load_policy(event.document))
         self.revision = event.revision
+        self._lengths = following(self._lengths, self._rules.lengths, self.sequences.values(), self._emitted)
         for sequence in self.sequences.values():
             sequence.priority, _ = self._rules.slo(sequence.slo_class)
         for executor in self.executors.values():
             executor.apply(self._rules)
+
+    def _emitted(self, sequence_id: int) -> int:
+        sequence = self.sequences.get(sequence_id)
+        if sequence is None or sequence.executor is None:
+            return 0 if sequence is None else sequence.kept_tokens
+        return self.executors[sequence.executor].planned_outputs(sequence)
 
     # --- steps ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ from policies.scheduling.sharing import NO_HIT, Hit, Sharing
 from policies.scheduling.state import Sequence, Step
 from policies.scheduling.step_time import StepTime
 
+SHARE_WEIGHT = 0.05
+"""Of the newest plan, in `decode_share`."""
+
 
 class Executor:
     """State of one executor.
@@ -32,6 +35,7 @@ class Executor:
         steps: in flight, oldest first.
         forget: sequences that the executor still has state of and must drop.
         committed_tokens: KV tokens held or promised to the sequences routed here.
+        decode_share: of the decodes that could be planned, those that lately were.
     """
 
     def __init__(self, joined: ExecutorJoined, rules: SchedulingRules, *, samples_first: bool) -> None:
@@ -41,7 +45,7 @@ class Executor:
         self.max_steps_in_flight = joined.max_steps_in_flight
         self.blocks = KvBlocks(joined.num_blocks, joined.block_tokens)
         self.sharing = Sharing(self.blocks, copies=joined.copies_blocks)
-        self.columns = Columns(self.blocks.block_tokens)
+        self.columns = Columns(self.blocks.block_tokens, samples_first=samples_first)
         self.waiting = Waiting()
         self.started: dict[int, Sequence] = {}
         self.routed: dict[int, Sequence] = {}
@@ -50,6 +54,9 @@ class Executor:
         self.num_holders = 0
         self.num_steps = 0
         self.num_preemptions = 0
+        self.num_freed_tokens = 0
+        self.num_recomputed_tokens = 0
+        self.decode_share = 1.0
         self.last_ended_s = 0.0
         self.step_time = StepTime(rules.step_time_weight)
         self._admissions = 0
@@ -71,10 +78,13 @@ class Executor:
         self.decode_stages = rules.decode_stages()
         self.may_carry = min(self._longest_started, self._longest_waiting) < UNLIMITED
         self.step_time.reweigh(rules.step_time_weight)
-        self.waiting.rebuild(rules.waiting_orders(), self.is_carried)
+        self.waiting.rebuild(rules.waiting_orders(), rules.requeue, self.is_carried)
+        self.columns.reserve_ahead(rules.ahead_tokens)
+        self.columns.refinement = self._refinement = None if rules.lengths is None else rules.lengths.refinement
         for sequence in self.routed.values():
             if sequence.slot is not None:
                 self.columns.priority[sequence.slot] = sequence.priority
+                self.columns.estimate[sequence.slot] = sequence.estimate
 
     def is_carried(self, sequence: Sequence) -> bool:
         """Whether no stage of the policy could finish this prefill, so that the carry-over stage takes it."""
@@ -115,7 +125,7 @@ class Executor:
 
     def blocks_to_start(self, sequence: Sequence) -> int:
         """Blocks that a sequence takes at its start."""
-        tokens = self.rules.tokens_reserved(sequence)
+        tokens = self.rules.tokens_reserved(sequence) + self.rules.ahead_tokens
         if sequence.resumed and not self.samples_first and not self.rules.admit_max_length:
             # Its prefill makes no token: without room for the first decode, several such sequences could preempt
             # themselves in turn forever.
@@ -160,9 +170,13 @@ class Executor:
         self._admissions += 1
         sequence.admitted = self._admissions
         sequence.resumed = True
+        if self.rules.guard is not None and now - sequence.arrived_s >= self.rules.aging_s:
+            sequence.protected = True
         sequence.prompt_left -= hit.num_tokens
         sequence.life.pass_(Happening.STARTED, now, stage)
-        self.columns.enter(sequence, blocks, hit.num_tokens)
+        if sequence.num_preemptions:
+            self.num_recomputed_tokens += sequence.prompt_left
+        self.columns.enter(sequence, blocks, hit.num_tokens, len(hit.blocks))
         self.started[sequence.id] = sequence
         self.num_holders += 1
         if sequence.prefix is not None:
@@ -180,17 +194,35 @@ class Executor:
         slot = _slot_of(sequence)
         if sequence.life.state is State.DECODE:
             sequence.kept_tokens = sequence.max_output_tokens - self.columns.outputs_left(slot)
-        self._yield_blocks(sequence, slot)
         self.num_preemptions += 1
+        self.num_freed_tokens += int(self.columns.position[slot])
+        self._yield_blocks(sequence, slot)
+        self._learn(sequence)
         last = self._last_step_with(slot)
         if last is None:
             sequence.life.pass_(Happening.PREEMPTED, now)
             self.columns.leave(slot)
             sequence.slot = None
+            self._forget_output(sequence)
             return True
         sequence.life.pass_(Happening.PREEMPTED_IN_FLIGHT, now)
         last.returning.append(sequence)
         return False
+
+    def _learn(self, sequence: Sequence) -> None:
+        """A sequence is preempted: what it has produced says how long it is at least, and it may be protected."""
+        sequence.num_preemptions += 1
+        guard, predicted = self.rules.guard, sequence.predicted
+        least = 0 if self._refinement is None else self._refinement.least(sequence.kept_tokens)
+        if guard is not None and sequence.num_preemptions >= guard.max_preemptions:
+            sequence.protected = True
+            if predicted is not None:
+                least = max(least, predicted.upper)  # what is reserved for it now will do
+        sequence.estimate = min(max(sequence.estimate, least), sequence.max_output_tokens)
+
+    def _forget_output(self, sequence: Sequence) -> None:
+        if self.rules.restarts:
+            sequence.kept_tokens = 0
 
     def remove(self, sequence: Sequence, happening: Happening, now: float, reason: str) -> None:
         """A sequence is over: nothing of it stays here, rows in flight reach nobody."""
@@ -220,10 +252,13 @@ class Executor:
         slot = sequence.slot
         if slot is None:
             return sequence.kept_tokens
-        planned = sequence.kept_tokens
-        if sequence.life.state in (State.DECODE, State.ENDING):
-            planned = sequence.max_output_tokens - self.columns.outputs_left(slot)
-        return planned - sum(step.samples_slot(slot) for step in self.steps)
+        return self.planned_outputs(sequence) - sum(step.samples_slot(slot) for step in self.steps)
+
+    def planned_outputs(self, sequence: Sequence) -> int:
+        """Output tokens that have returned or are in flight."""
+        if sequence.slot is None or sequence.life.state not in (State.DECODE, State.ENDING):
+            return sequence.kept_tokens
+        return sequence.max_output_tokens - self.columns.outputs_left(sequence.slot)
 
     def set_stalled(self, sequence: Sequence, *, stalled: bool) -> None:
         """Leave a sequence out of plans, or let it in again."""
@@ -264,7 +299,12 @@ class Executor:
             sequence.slot = None
             if sequence.life.state is State.RETURNING:
                 sequence.life.pass_(Happening.RETURNED, now)
+                self._forget_output(sequence)
                 self.enqueue(sequence)
+
+    def note_decodes(self, share: float) -> None:
+        """Of the decodes that could be planned, so many just were."""
+        self.decode_share += SHARE_WEIGHT * (share - self.decode_share)
 
     def arm(self, step: Step, ended_at_s: float) -> None:
         """Set the deadlines that count from a step's end."""

@@ -33,6 +33,9 @@ OBJECT_KEYS: dict[str, Callable[[Sequence, float], float]] = {
     "class_priority": lambda s, _: s.priority,
     "last_schedulable_time": lambda _s, _: inf,
     AGED: lambda s, aged_since_s: s.arrived_s if s.arrived_s <= aged_since_s else inf,
+    "predicted_output": lambda s, _: s.estimate,
+    "most_predicted_output": lambda s, _: -s.estimate,
+    "predicted_kv_volume": lambda s, _: s.estimate * s.prompt_tokens + s.estimate * (s.estimate + 1) // 2,
 }
 """A prompt has no token deadline: it ties under `last_schedulable_time`."""
 
@@ -43,19 +46,29 @@ COLUMN_KEYS: dict[str, Callable[[Columns, float], NDArray[Any]]] = {
     "class_priority": lambda c, _: c.priority,
     "last_schedulable_time": lambda c, _: c.deadline_s,
     AGED: lambda c, aged_since_s: np.where(c.arrived_s <= aged_since_s, c.arrived_s, inf),
+    "predicted_output": lambda c, _: c.estimates(),
+    "most_predicted_output": lambda c, _: -c.estimates(),
+    "predicted_kv_volume": lambda c, _: c.volumes(),
 }
 
 
-def waiting_key(sequence: Sequence, order: tuple[str, ...], aged_since_s: float) -> Key:
-    """Sort key of a sequence without blocks."""
+WaitingKey = Callable[[Sequence, tuple[str, ...], float], Key]
+"""Sort key of a sequence without blocks; comparable with `started_key`."""
+
+
+def resumed_first(sequence: Sequence, order: tuple[str, ...], aged_since_s: float) -> Key:
+    """Whoever was started before comes before all others, by arrival."""
     if sequence.resumed:
         return (RESUMED, sequence.arrived_s, sequence.number)
     return started_key(sequence, order, aged_since_s)
 
 
 def started_key(sequence: Sequence, order: tuple[str, ...], aged_since_s: float) -> Key:
-    """Sort key of a started prefill; comparable with `waiting_key`."""
+    """Sort key of a started prefill."""
     return (FRESH, *[OBJECT_KEYS[name](sequence, aged_since_s) for name in order], sequence.number)
+
+
+REQUEUES: dict[str, WaitingKey] = {"head": resumed_first, "ordered": started_key}
 
 
 def sort_slots(columns: Columns, slots: SlotArray, order: tuple[str, ...], aged_since_s: float) -> SlotArray:
@@ -82,12 +95,16 @@ class Waiting:
         """Who is yet to age, the earliest arrival first; empty where no heap orders by `aged`."""
         self._live: dict[int, Sequence] = {}
         self._tickets = 0
+        self.key: WaitingKey = resumed_first
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def rebuild(self, orders: Iterable[tuple[str, ...]], is_carried: Callable[[Sequence], bool]) -> None:
+    def rebuild(
+        self, orders: Iterable[tuple[str, ...]], key: WaitingKey, is_carried: Callable[[Sequence], bool]
+    ) -> None:
         """Order everyone anew, under a new policy; O(waiting)."""
+        self.key = key
         sequences = list(self._live.values())
         self._heaps = {order: [] for order in orders}
         self._aging = [(order, heap) for order, heap in self._heaps.items() if AGED in order]
@@ -121,7 +138,7 @@ class Waiting:
             ticket, sequence = heappop(self._young)[-2:]
             if sequence.ticket == ticket:
                 for keys, heap in self._aging:
-                    heappush(heap, (*waiting_key(sequence, keys, aged_since_s), ticket, sequence))
+                    heappush(heap, (*self.key(sequence, keys, aged_since_s), ticket, sequence))
         return self._top(self._heaps[order])
 
     def first_carried(self) -> Sequence | None:
@@ -132,11 +149,11 @@ class Waiting:
         """Where a sequence that begins to wait is entered, and as what: as one who is young."""
         ticket = sequence.ticket
         if carried:
-            yield self._carried, (*waiting_key(sequence, ("arrival",), NEVER_S), ticket, sequence)
+            yield self._carried, (*resumed_first(sequence, ("arrival",), NEVER_S), ticket, sequence)
             return
         for order, heap in self._heaps.items():
-            yield heap, (*waiting_key(sequence, order, NEVER_S), ticket, sequence)
-        if self._aging and not sequence.resumed:
+            yield heap, (*self.key(sequence, order, NEVER_S), ticket, sequence)
+        if self._aging and self.key(sequence, (), NEVER_S)[0] == FRESH:
             yield self._young, (sequence.arrived_s, sequence.number, ticket, sequence)
 
     @staticmethod

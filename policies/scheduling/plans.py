@@ -9,7 +9,7 @@ from policies.commands import NO_BLOCKS, StepPlan
 from policies.lifecycle import Happening
 from policies.scheduling import templates
 from policies.scheduling.executor import Executor
-from policies.scheduling.stages import Draft, advance_prefill
+from policies.scheduling.stages import Draft, Prefill
 from policies.scheduling.state import Sequence, Step
 
 
@@ -56,7 +56,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
                 filled.append((prefill.sequence, first, first + prefill.num_tokens))
             if prefill.num_new_blocks:
                 num_new_blocks[prefill.row] = prefill.num_new_blocks
-            arming[prefill.row] = advance_prefill(executor, prefill, now)
+            arming[prefill.row] = _advance_prefill(executor, prefill, now)
             samples[prefill.row] = executor.samples_first and prefill.final
         arms = slots[arming]
         num_samples = int(np.count_nonzero(samples))
@@ -93,3 +93,19 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
         copied=copied,
         copies=copies,
     )
+
+
+def _advance_prefill(executor: Executor, prefill: Prefill, now: float) -> bool:
+    """Account for a planned prompt piece; True when it leaves nothing of the prompt."""
+    sequence = prefill.sequence
+    sequence.prompt_left -= prefill.num_tokens
+    if not prefill.final or sequence.slot is None:
+        return False
+    del executor.started[sequence.id]
+    sequence.life.pass_(Happening.PREFILLED, now)
+    outputs = sequence.kept_tokens + executor.samples_first
+    end = sequence.tokens_to_prefill + sequence.max_output_tokens - outputs
+    executor.columns.set_end(sequence.slot, end, left=end - sequence.tokens_to_prefill)
+    if not sequence.stalled and end > sequence.tokens_to_prefill:
+        executor.columns.set_open(sequence.slot, value=True)
+    return True

@@ -4,7 +4,7 @@ Owns the choice of victims. Candidates hold blocks, still have tokens to plan an
 whoever has its last token planned gives its blocks back by itself.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from policies.lifecycle import State
 from policies.scheduling.state import Sequence
@@ -32,6 +32,14 @@ def newest_decode(candidates: Iterable[Sequence], _: Sequence) -> Sequence | Non
     return _newest(s for s in candidates if s.life.state is State.DECODE)
 
 
+def least_predicted_output(candidates: Iterable[Sequence], sequence: Sequence) -> Sequence | None:
+    """The one with the least left to lose: the smallest estimate, of equal ones the latest arrival. Nobody of a class
+    more important than the one that needs the block.
+    """
+    others = [s for s in candidates if s.priority >= sequence.priority]
+    return min(others, key=lambda s: (s.estimate, -s.number), default=None)
+
+
 def itself(_: Iterable[Sequence], sequence: Sequence) -> Sequence:
     """The one that needs the block."""
     return sequence
@@ -41,14 +49,29 @@ VICTIMS: dict[str, Victim] = {
     "newest_started_prefill": newest_started_prefill,
     "newest": newest,
     "newest_decode": newest_decode,
+    "least_predicted_output": least_predicted_output,
     "self": itself,
 }
 
 
-def choose(victims: tuple[Victim, ...], candidates: list[Sequence], sequence: Sequence) -> Sequence:
-    """The first victim the rules find; without one, the sequence that needs the block."""
-    for rule in victims:
-        victim = rule(candidates, sequence)
-        if victim is not None:
-            return victim
-    return sequence
+def choose(
+    victims: tuple[Victim, ...], candidates: list[Sequence], sequence: Sequence, protected: Container[int] = ()
+) -> Sequence:
+    """The first victim the rules find; without one, the sequence that needs the block.
+
+    Args:
+        victims: the rules.
+        candidates: who holds blocks and may lose them.
+        sequence: who needs a block.
+        protected: slots of those who come last: only if all the others have gone, the newest of them.
+    """
+    if not protected:
+        return _first(victims, candidates, sequence) or sequence
+    victim = _first(victims, [s for s in candidates if s.slot not in protected], sequence)
+    if victim is not None and victim.slot not in protected:
+        return victim
+    return _newest(s for s in candidates if s.slot in protected) or sequence
+
+
+def _first(victims: tuple[Victim, ...], candidates: list[Sequence], sequence: Sequence) -> Sequence | None:
+    return next((victim for rule in victims if (victim := rule(candidates, sequence)) is not None), None)

@@ -8,6 +8,8 @@ from math import floor
 from msgspec import Struct
 
 from policies.scheduling.deadlines import OffsetRule
+from policies.scheduling.lengths.lengths import LengthRule
+from policies.scheduling.orders import WaitingKey
 from policies.scheduling.preemption import Victim
 from policies.scheduling.prefixes import Namespace
 from policies.scheduling.routing import Route
@@ -57,6 +59,14 @@ CARRY_OVER_RULE = PrefillRule(
 )
 
 
+class Guard(Struct, frozen=True):
+    """Who is protected from being preempted again and again."""
+
+    max_preemptions: int
+    max_share: float
+    """Of the pool: what protected sequences may come to."""
+
+
 class SchedulingRules(Struct, frozen=True):
     """A policy as the scheduler needs it. `token_budget` UNLIMITED: none."""
 
@@ -69,6 +79,16 @@ class SchedulingRules(Struct, frozen=True):
     step_time_weight: float | None
     admit_max_length: bool
     watermark: float
+    future_share: float | None
+    """Share of the pool that all who run may come to by their predicted ends; None: nobody looks ahead."""
+    ahead_tokens: int
+    """Tokens for which a sequence has room before they are written."""
+    lengths: LengthRule | None
+    """None: the policy goes by no lengths, and none are predicted."""
+    requeue: WaitingKey
+    restarts: bool
+    """A preempted sequence begins its output again."""
+    guard: Guard | None
     namespace: Namespace
     victims: tuple[Victim, ...]
     route: Route

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
-from policies.lifecycle import Happening
 from policies.scheduling.executor import Executor
-from policies.scheduling.orders import sort_slots, started_key, waiting_key
+from policies.scheduling.orders import sort_slots, started_key
+from policies.scheduling.outlook import Outlook, raise_estimates, spared, survivors
 from policies.scheduling.preemption import choose
 from policies.scheduling.rules import CARRY_OVER_RULE, DecodeRule, PrefillRule
 from policies.scheduling.sharing import NO_HIT, Hit
@@ -54,8 +54,10 @@ class Draft:
         "_executor",
         "_now",
         "_open",
+        "_outlook",
         "_planned_prefills",
         "_rules",
+        "_spared",
         "border_rows",
         "cached",
         "copies",
@@ -79,6 +81,8 @@ class Draft:
         self._open: BoolArray | None = None
         self._closed = 0
         self._barred: list[Sequence] = []
+        self._outlook: Outlook | None = None
+        self._spared: dict[int, None] = {}
         self._planned_prefills: dict[int, Sequence] = {}
         self.left = self._rules.token_budget
         self.num_decodes = 0
@@ -96,8 +100,16 @@ class Draft:
 
     def build(self) -> None:
         """Offer the budget to the stages in turn, then let the preempted wait."""
-        if self._take_everyone():
-            return
+        for sequence in survivors(self._executor):
+            self._preempt(sequence)
+        if not self._take_everyone():
+            self._offer()
+        elif self._rules.future_share is not None:
+            self._executor.note_decodes(1.0)
+        for sequence in self._barred:
+            self._executor.enqueue(sequence)
+
+    def _offer(self) -> None:
         num_decoding = len(self._executor.columns.all_open())
         if self._executor.may_carry:
             self._take_prefills(CARRY_OVER_RULE)
@@ -113,8 +125,8 @@ class Draft:
                 self._take_prefills(stage)
             if stage.exclusive and self.num_rows > rows_before:
                 break
-        for sequence in self._barred:
-            self._executor.enqueue(sequence)
+        if self._rules.future_share is not None and num_decoding:
+            self._executor.note_decodes(self.num_decodes / num_decoding)
 
     def _take_everyone(self) -> bool:
         """Plan every decode at once where the stages come to that: no prompt can run, budget and blocks suffice. Most
@@ -128,7 +140,7 @@ class Draft:
         if self._may_prefill():
             return False
         positions = columns.read(columns.position, slots).copy()
-        at_border = (positions == columns.read(columns.capacity, slots)).nonzero()[0]
+        at_border = (positions >= columns.read(columns.capacity, slots)).nonzero()[0]
         if len(at_border) > executor.blocks.num_free:
             return False
         if len(at_border):
@@ -166,7 +178,7 @@ class Draft:
             slots = sort_slots(columns, slots, stage.order, self._aged_since_s)
             chosen = slots[:room]
         positions = columns.position.take(chosen)
-        at_border = (positions == columns.capacity.take(chosen)).nonzero()[0]
+        at_border = (positions >= columns.capacity.take(chosen)).nonzero()[0]
         if len(at_border) > self._executor.blocks.num_free:
             self._take_decodes_one_by_one(stage, sort_slots(columns, slots, stage.order, self._aged_since_s))
             return
@@ -208,36 +220,49 @@ class Draft:
         self.left -= count
 
     def _take_decodes_one_by_one(self, stage: DecodeRule, ordered: SlotArray) -> None:
-        """The definition itself, for when blocks run short: each decode may cost another sequence its blocks."""
+        """The definition itself, for when blocks run short: each decode may cost another sequence its blocks. Those
+        who are spared come first, or they would find nobody else left.
+        """
         columns = self._executor.columns
         mask = self._mask()
-        for slot in ordered.tolist():
-            if self.left == 0 or self.num_decodes == self._rules.max_decodes:
+        raise_estimates(self._executor)
+        self._spared = spared(self._executor)
+        if self._spared:
+            first = np.isin(ordered, list(self._spared))
+            ordered = np.concatenate((ordered[first], ordered[~first]))
+        while True:
+            chosen = ordered[: min(self.left, self._rules.max_decodes - self.num_decodes)]
+            at_border = columns.position.take(chosen) >= columns.capacity.take(chosen)
+            num_covered = int(np.searchsorted(at_border.cumsum(), self._executor.blocks.num_free, side="right"))
+            if num_covered:
+                covered, rows = chosen[:num_covered], at_border[:num_covered].nonzero()[0]
+                if len(rows):
+                    self._extend(covered.take(rows))
+                    self.border_rows.append(rows + self.num_rows)
+                self._add_decodes(stage.index, covered)
+            if num_covered == len(chosen):
                 return
-            if not mask[slot]:
-                continue
-            if columns.position[slot] == columns.capacity[slot]:
-                sequence = columns.sequences[slot]
-                if sequence is None or not self._make_room(sequence):
-                    continue
-                chosen = np.array([slot])
-                self._extend(chosen)
-                self.border_rows.append(np.array([self.num_rows]))
-            self._add_decodes(stage.index, np.array([slot]))
+            sequence = columns.sequences[chosen[num_covered]]
+            gone = sequence is None or not self._make_room(sequence)
+            ordered = ordered[num_covered + gone :]
+            ordered = ordered[mask[ordered]]
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt until a block is free; False if the sequence itself had to go."""
         executor = self._executor
         while executor.blocks.num_free == 0:
-            victim = choose(self._rules.victims, self._candidates_for_eviction(), sequence)
+            victim = choose(self._rules.victims, self._candidates_for_eviction(), sequence, self._spared)
             if victim.slot is not None:
                 self._mask()[victim.slot] = False
-            self.preempted = True
-            if executor.preempt(victim, self._now):
-                self._barred.append(victim)
+            self._preempt(victim)
             if victim is sequence:
                 return False
         return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.preempted = True
+        if self._executor.preempt(victim, self._now):
+            self._barred.append(victim)
 
     def _candidates_for_eviction(self) -> list[Sequence]:
         """Holders with tokens left to plan that are not in this plan."""
@@ -282,6 +307,8 @@ class Draft:
 
     def _start(self, sequence: Sequence, hit: Hit, stage: PrefillRule) -> int:
         """Blocks for a sequence; returns how many its table has."""
+        if self._outlook is not None:
+            self._outlook.add(sequence, hit)
         table = self._executor.start(sequence, hit, self._now, stage.index)
         if hit.copied is not None:
             self.copies.append((hit.copied, int(table[len(hit.blocks)])))
@@ -303,8 +330,15 @@ class Draft:
         if executor.num_holders >= self._rules.max_sequences:
             return False
         free = executor.blocks.num_free - executor.blocks_to_take(sequence, hit)
+        if executor.num_holders and self._rules.future_share is not None:
+            return free >= executor.watermark_blocks and self._look_ahead().admits(sequence, hit)
         # Alone it may use the watermark: a policy that raised it must not leave a released sequence waiting forever.
         return free >= executor.watermark_blocks or (free >= 0 and executor.num_holders == 0)
+
+    def _look_ahead(self) -> Outlook:
+        if self._outlook is None:
+            self._outlook = Outlook(self._executor, self._rules.future_share or 0.0)
+        return self._outlook
 
     def _candidates(self, stage: PrefillRule) -> Iterator[Sequence]:
         carried = stage is CARRY_OVER_RULE
@@ -321,11 +355,11 @@ class Draft:
         """Started and waiting ones in one order; once a waiting one cannot be planned, no other waiting one."""
         index = 0
         barred = False
-        order, since_s = stage.order, self._aged_since_s
+        order, since_s, key = stage.order, self._aged_since_s, self._executor.waiting.key
         while True:
             first = None if barred else self._first_waiting(stage, carried=False)
             if index < len(started) and (
-                first is None or started_key(started[index], order, since_s) < waiting_key(first, order, since_s)
+                first is None or started_key(started[index], order, since_s) < key(first, order, since_s)
             ):
                 yield started[index]
                 index += 1
@@ -350,19 +384,3 @@ class Draft:
         if len(sequences) < 2:
             return sequences
         return sorted(sequences, key=lambda s: started_key(s, stage.order, self._aged_since_s))
-
-
-def advance_prefill(executor: Executor, prefill: Prefill, now: float) -> bool:
-    """Account for a planned prompt piece; True when it leaves nothing of the prompt."""
-    sequence = prefill.sequence
-    sequence.prompt_left -= prefill.num_tokens
-    if not prefill.final or sequence.slot is None:
-        return False
-    del executor.started[sequence.id]
-    sequence.life.pass_(Happening.PREFILLED, now)
-    outputs = sequence.kept_tokens + executor.samples_first
-    end = sequence.tokens_to_prefill + sequence.max_output_tokens - outputs
-    executor.columns.set_end(sequence.slot, end, left=end - sequence.tokens_to_prefill)
-    if not sequence.stalled and end > sequence.tokens_to_prefill:
-        executor.columns.set_open(sequence.slot, value=True)
-    return True

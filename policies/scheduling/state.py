@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from policies.commands import BoolArray
 from policies.lifecycle import Life
+from policies.scheduling.lengths.predicted import Predicted
 from policies.scheduling.prefixes import Prefix
 
 SlotArray = NDArray[np.intp]
@@ -17,11 +18,12 @@ SlotArray = NDArray[np.intp]
 class Request:
     """What a client asked for; its choices are sequences. Done when `open` is empty."""
 
-    __slots__ = ("gateway", "id", "open", "output_tokens")
+    __slots__ = ("gateway", "id", "open", "output_tokens", "owner")
 
-    def __init__(self, request: int, gateway: int, num_choices: int) -> None:
+    def __init__(self, request: int, gateway: int, num_choices: int, owner: str = "") -> None:
         self.id = request
         self.gateway = gateway
+        self.owner = owner
         self.open = dict.fromkeys(range(request, request + num_choices))
         """Sequence ids not finished yet, in order."""
         self.output_tokens: dict[int, int] = {}
@@ -43,22 +45,31 @@ class Sequence:
         stalled: its gateway does not read; it is left out of plans.
         prefix: names of its tokens, None where it neither finds nor leaves anything in the prefix cache.
         awaits: the key of a prefix that another computes and that it waits for.
+        true_tokens: output tokens that it will produce; None, except in a replay.
+        predicted: the interval made for it, None where the policy goes by no lengths.
+        estimate: output tokens that it is expected to come to, in all; rises when it starts to wait again.
+        num_preemptions: how often its blocks were taken.
+        protected: others give their blocks first.
     """
 
     __slots__ = (
         "admitted",
         "arrived_s",
         "awaits",
+        "estimate",
         "executor",
         "id",
         "kept_tokens",
         "life",
         "max_output_tokens",
+        "num_preemptions",
         "number",
+        "predicted",
         "prefix",
         "priority",
         "prompt_left",
         "prompt_tokens",
+        "protected",
         "request",
         "resumed",
         "slo_class",
@@ -66,6 +77,7 @@ class Sequence:
         "stalled",
         "tbt_s",
         "ticket",
+        "true_tokens",
     )
 
     def __init__(
@@ -79,6 +91,7 @@ class Sequence:
         max_output_tokens: int,
         slo_class: str,
         prefix: Prefix | None = None,
+        true_tokens: int | None = None,
     ) -> None:
         self.id = sequence
         self.request = request
@@ -99,6 +112,11 @@ class Sequence:
         self.stalled = False
         self.prefix = prefix
         self.awaits: bytes | None = None
+        self.true_tokens = true_tokens
+        self.predicted: Predicted | None = None
+        self.estimate = max_output_tokens
+        self.num_preemptions = 0
+        self.protected = False
         self.life = Life(sequence)
 
     @property

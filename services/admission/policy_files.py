@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from policies.document.diff import changes
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
 from services.runtime import describe
 from services.transport import Stream
@@ -31,7 +31,7 @@ Signature = tuple[int, int, int]
 def validate(document: bytes, file: str) -> str:
     """What is wrong with a policy document, one problem a line; empty if nothing is."""
     try:
-        load_policy(document, file)
+        load_live_policy(document, file)
     except PolicyError as error:
         return str(error)
     return ""

@@ -10,7 +10,7 @@ import msgspec
 
 from policies.commands import Command, Deliver, Finish, Forget, StartStep
 from policies.document.compile import compile_scheduling
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
 from policies.events import (
     CancelRequested,
@@ -323,7 +323,7 @@ def build(deployment: Deployment) -> SchedulerService:
 
 def _problems(document: bytes) -> str:
     try:
-        compile_scheduling(load_policy(document))
+        compile_scheduling(load_live_policy(document))
     except PolicyError as error:
         return str(error)
     return ""

@@ -15,7 +15,8 @@ from policies.events import (
     StopFound,
 )
 
-SHARED_KEYS = ["arrival", "admission", "prompt_tokens", "class_priority", "aged"]
+LENGTH_KEYS = ["predicted_output", "most_predicted_output", "predicted_kv_volume"]
+SHARED_KEYS = ["arrival", "admission", "prompt_tokens", "class_priority", "aged", *LENGTH_KEYS]
 PROMPT_KEYS = [*SHARED_KEYS, "remaining_prompt_tokens"]
 CLASSES = ["paid", "free", "gold"]
 VICTIMS = [
@@ -24,6 +25,14 @@ VICTIMS = [
     ["newest_decode", "newest"],
     ["newest_started_prefill", "self"],
     ["newest_started_prefill", "newest_decode"],
+    ["least_predicted_output", "self"],
+]
+SURVIVE = ["refine", {"support": [5, 20]}]
+PREDICTIONS = [
+    {"kind": "conformal"},
+    {"kind": "constant", "interval": {"lower": 2, "upper": 30}},
+    {"kind": "distribution", "prior": {"kind": "geometric", "mean": 12}, "survive": {"quantile": 0.2}},
+    {"kind": "oracle", "error": 0.5, "position": "random"},
 ]
 
 
@@ -82,14 +91,35 @@ def any_document(draw):
                 "kv_threshold": draw.choice([0, 0.5, 0.96, 1]),
             },
         },
-        "kv": {"admit": draw.choice(["prompt", "max_length"]), "watermark": draw.choice([0, 0.01, 0.1, 0.3])},
-        "preemption": {"victim": draw.choice(VICTIMS)},
+        "kv": {"admit": draw.choice(["prompt", "max_length", "future"]), "watermark": draw.choice([0, 0.01, 0.1, 0.3])},
+        "preemption": {"victim": draw.choice(VICTIMS), "requeue": draw.choice(["head", "ordered"])},
+        **prediction(draw),
     }
+
+
+def prediction(draw):
+    """Nothing, or a section; where nothing reads it, the check refuses the document."""
+    if draw.random() < 0.4:
+        return {}
+    section = dict(draw.choice(PREDICTIONS))
+    section.setdefault("survive", draw.choice(SURVIVE))
+    return {"prediction": section}
+
+
+def memory(draw, document):
+    """More knobs of KV memory."""
+    kv, preemption = document["kv"], document["preemption"]
+    kv["convention"] = draw.choice(["engine", "engine", "paper"])
+    if kv["admit"] == "future":
+        kv["reserve"] = draw.choice([0, 0.1, 0.5])
+    if draw.random() < 0.5:
+        preemption["max_per_sequence"] = draw.choice([1, 2, 4])
+    return document
 
 
 def any_policy(draw):
     while True:
-        document = msgspec.yaml.encode(any_document(draw))
+        document = msgspec.yaml.encode(memory(draw, any_document(draw)))
         try:
             load_policy(document)
         except PolicyError:
