@@ -4,18 +4,18 @@ Owns options and the printed form. Works beside running services and without the
 """
 
 import argparse
+import importlib
 import json
 import re
 import sys
 from datetime import datetime
-
-import msgspec
+from pathlib import Path
 
 from policies.document.diff import changes
 from policies.scheduling.shadow import Tally
-from policies.simulation.what_if import Line
+from policies.simulation.what_if import Line, in_cells
 from services import policy_documents
-from services.policy_documents import Document
+from services.policy_documents import CommandError, Document
 from services.policy_prediction import Basis, NoPredictionError, Prediction, predict
 from services.policy_shadow import as_json, in_words, shadow
 from services.progress import progress_bar
@@ -24,7 +24,6 @@ from services.settings import Deployment
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NO_PREDICTION = 1
 MOST_MINUTES = 24 * 60.0
-VERDICTS = {"unsure": "within the error", "same": "same", "better": "better", "worse": "worse", "": ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="instead of a replay, let it plan beside the live policy for so long, without effect",
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of the prediction")
     parser.add_argument("--json", action="store_true", help="print JSON")
     policy_documents.add_data_dir(parser)
 
@@ -60,6 +60,8 @@ def _plan(deployment: Deployment, args: argparse.Namespace) -> int:
         print(f"from {now.label} ({now.policy.name}) to {then.label} ({then.policy.name}):")
         print("\n".join(f"  {change}" for change in words or ["nothing changes"]))
     if args.shadow is not None:
+        if args.html is not None:
+            raise CommandError("--html draws a replay: leave --shadow out")
         tally = shadow(deployment, then, args.shadow)
         print(
             json.dumps({"changes": words, "shadow": as_json(tally)}, indent=2)
@@ -75,8 +77,10 @@ def _plan(deployment: Deployment, args: argparse.Namespace) -> int:
             print(json.dumps({"changes": words, "prediction": None, "reason": str(error)}, indent=2))
         print(f"fairlead policy: no prediction: {error}", file=sys.stderr)
         return NO_PREDICTION
+    if args.html is not None:
+        _write_page(args.html, prediction, words, now, then)
     if args.json:
-        print(json.dumps({"changes": words, "prediction": msgspec.to_builtins(prediction)}, indent=2))
+        print(json.dumps({"changes": words, "prediction": prediction.as_json()}, indent=2))
     else:
         print(_in_words(prediction, now, then))
     return 0
@@ -84,6 +88,17 @@ def _plan(deployment: Deployment, args: argparse.Namespace) -> int:
 
 def _shadowed(tally: Tally, now: Document, then: Document) -> str:
     return f"\n{in_words(tally, now.policy, then.policy)}"
+
+
+def _write_page(path: Path, prediction: Prediction, words: list[str], now: Document, then: Document) -> None:
+    # Only a prediction that is to be drawn pays for the plotting library's import.
+    pages = importlib.import_module("policies.simulation.what_if_page")
+    title = f"{now.label} ({now.policy.name}) to {then.label} ({then.policy.name})"
+    text = pages.what_if_page(title, " ".join(_basis(prediction.basis)), words, prediction.lines, prediction.outcomes)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
 def _in_words(prediction: Prediction, now: Document, then: Document) -> str:
@@ -118,15 +133,7 @@ def _table(lines: list[Line], now: Document, then: Document) -> list[str]:
         if line.group != group:
             group = line.group
             rows.append((group, *[""] * 6))
-        rows.append(
-            (
-                f"  {line.metric}",
-                *(_amount(value, line.unit) for value in (line.recorded, line.now, line.then)),
-                _percent(line.change),
-                _percent(line.error),
-                VERDICTS[line.verdict],
-            )
-        )
+        rows.append((f"  {line.metric}", *in_cells(line)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -135,18 +142,6 @@ def _table(lines: list[Line], now: Document, then: Document) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _amount(value: float | None, unit: str) -> str:
-    if value is None:
-        return "-"
-    if unit == "s":
-        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
-    return f"{value:.3f} {unit}".rstrip() if value < 100 else f"{value:.0f} {unit}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1%}"
 
 
 def _minutes(text: str) -> float:

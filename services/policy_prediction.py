@@ -4,15 +4,17 @@ force, on executors whose step times are fitted to the live ones'.
 Owns the way from a data folder to three reports and their comparison. Prints nothing.
 """
 
-import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from policies.document.compile import compile_admission
 from policies.simulation.driver import Simulation
 from policies.simulation.fitted_model import FittedDevice
 from policies.simulation.fitting import FitError, StepSample, fit
+from policies.simulation.outcome import Outcome
 from policies.simulation.report import Figures, report
 from policies.simulation.step_shape import StepShape
 from policies.simulation.what_if import Line, compare
@@ -55,14 +57,20 @@ class Basis(Struct, frozen=True):
     """Median of the fit's relative error of a step."""
 
 
-class Prediction(Struct, frozen=True):
+class Prediction(NamedTuple):
     """Three reports and what they say together."""
 
     basis: Basis
     lines: list[Line]
-    recorded: Figures
-    now: Figures
-    then: Figures
+    reports: tuple[Figures, Figures, Figures]
+    """Of what happened, of the replay under the policy in force, and of that under the new one."""
+    outcomes: tuple[Outcome, Outcome, Outcome]
+    """The same three."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for JSON; without the single requests."""
+        named = dict(zip(("recorded", "now", "then"), self.reports, strict=True))
+        return {**msgspec.to_builtins({"basis": self.basis, "lines": self.lines}), **named}
 
 
 def predict(data: str, now: Document, then: Document, window_s: float, progress: Progress) -> Prediction:
@@ -86,9 +94,8 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
     device = _fitted(fleet)
     num_requests = len(window.happened)
 
-    def replayed(document: Document, offset: int) -> Figures:
-        started = time.perf_counter()
-        outcome = Simulation(
+    def replayed(document: Document, offset: int) -> Outcome:
+        return Simulation(
             document.content,
             window.requests,
             device.device(SEED),
@@ -96,10 +103,10 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
             steps_in_flight=device.max_steps_in_flight,
             progress=lambda _, arrived: progress(offset + arrived, 2 * num_requests),
         ).run()
-        return report(outcome, time.perf_counter() - started)
 
-    recorded = report(window.outcome(now.policy, compile_admission(now.policy).prices), 0.0)
-    before, after = replayed(now, 0), replayed(then, num_requests)
+    happened = window.outcome(now.policy, compile_admission(now.policy).prices)
+    outcomes = (happened, replayed(now, 0), replayed(then, num_requests))
+    recorded, before, after = (report(outcome, 0.0) for outcome in outcomes)
     same = {each.revision for each in Revisions(data).all() if each.document == now.content}
     basis = Basis(
         num_requests=num_requests,
@@ -113,7 +120,7 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
         num_steps=device.model.num_steps,
         step_error=device.model.error,
     )
-    return Prediction(basis, compare(recorded, before, after), recorded, before, after)
+    return Prediction(basis, compare(recorded, before, after), (recorded, before, after), outcomes)
 
 
 def _fitted(fleet: Fleet) -> FittedDevice:

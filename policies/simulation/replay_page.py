@@ -43,7 +43,7 @@ def replay_page(figures: Figures, outcome: Outcome, timeline: Timeline, setting:
             "Share of the requests that had their first token by then; those that never had one hold a curve down.",
             "seconds since arrival",
             "share of requests",
-            [_distribution(name, samples.of("ttft_s", requests), int(requests.sum())) for name, requests in used],
+            [distribution(name, samples.of("ttft_s", requests), int(requests.sum())) for name, requests in used],
             "steps",
             log_x=True,
             marks=[Mark(f"{name} limit", limits[name][0]) for name, _ in used],
@@ -54,7 +54,7 @@ def replay_page(figures: Figures, outcome: Outcome, timeline: Timeline, setting:
             "seconds",
             "share of gaps",
             [
-                _distribution(name, gaps, len(gaps))
+                distribution(name, gaps, len(gaps))
                 for name, requests in used
                 if len(gaps := samples.of(GAP_METRIC, requests))
             ],
@@ -110,7 +110,7 @@ def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _distribution(name: str, ascending: Floats, total: int) -> Series:
+def distribution(name: str, ascending: Floats, total: int) -> Series:
     """How many of `total` were no longer; evenly spaced quantiles stand for all samples."""
     rows = np.unique(np.linspace(0, len(ascending) - 1, min(NUM_QUANTILES, len(ascending))).astype(np.int64))
     seconds = np.maximum(ascending[rows], SHORTEST_S)

@@ -38,6 +38,9 @@ FAIRNESS = (
 """Of all tenants together. The gap between their counters is not recorded: it is known of the replays alone."""
 
 
+VERDICTS = {"unsure": "within the error", "same": "same", "better": "better", "worse": "worse", "": ""}
+
+
 class Line(Struct, frozen=True):
     """One figure of a group of requests, in all three reports; None: it had no samples there."""
 
@@ -70,6 +73,24 @@ def compare(recorded: Figures, now: Figures, then: Figures) -> list[Line]:
             of_group = [report[groups].get(name, {}) for report in (recorded, now, then)]
             lines += [_line(f"{kind} {name}", metric, *of_group) for metric in METRICS]
     return lines
+
+
+def in_cells(line: Line) -> tuple[str, str, str, str, str, str]:
+    """Three amounts, the change, the replay's error and the verdict, for people."""
+    recorded, now, then = (_amount(value, line.unit) for value in (line.recorded, line.now, line.then))
+    return recorded, now, then, _percent(line.change), _percent(line.error), VERDICTS[line.verdict]
+
+
+def _amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    if unit == "s":
+        return f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+    return f"{value:.3f} {unit}".rstrip() if value < 100 else f"{value:.0f} {unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"
 
 
 def _of_all() -> Iterator[Metric]:

@@ -96,8 +96,14 @@ async def test_a_worse_policy_is_predicted_to_be_worse_with_the_replays_own_erro
     assert basis["num_requests"] == prediction["now"]["requests"]["finished"] == num_requests
     assert basis["step_error"] < 0.02
 
-    assert plan(data, FASTERTRANSFORMER) == 0
+    page = data / "page.html"
+    assert plan(data, FASTERTRANSFORMER, "--html", page) == 0
     out = capsys.readouterr().out
+    assert "revision 1 (slai) to " in page.read_text()
+    for text in ("What changes", "class paid: TTFT p99", "replay fastertransformer", "Time between tokens", "plotly"):
+        assert text in page.read_text()
+    assert plan(data, FASTERTRANSFORMER, "--html", data / "no" / "page.html") == 2
+    assert "page.html: cannot be written: No such file or directory" in capsys.readouterr().err
     assert out.startswith(f"from revision 1 (slai) to {FASTERTRANSFORMER} (fastertransformer):\n  ")
     assert f"Replayed: {num_requests} requests of 1." in out
     header = next(line for line in out.splitlines() if "recorded" in line)
