@@ -20,9 +20,13 @@ from policies.simulation.driver import Simulation
 from policies.simulation.outcome import Outcome
 from policies.simulation.report import Figures, report
 from policies.simulation.samples import Samples
-from services.replay_inputs import Requests, read_device, read_scaled_workload, read_workload
+from services.replay_inputs import ReplayError, Requests, read_device, read_scaled_workload, read_workload
 
 ACROSS: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (("median", median), ("min", min), ("max", max))
+
+DEFAULT_QPS = 1.0
+BRACKET = 1.25
+"""The rate that is tried after the first one that passes, over it; from there the search doubles."""
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -93,13 +97,16 @@ def search(wanted: Search) -> Figures:
     probes: list[Figures] = []
 
     def probe(qps: float) -> bool:
-        outcome, verdict = _judged(wanted, workload(qps))
+        requests = workload(qps)
+        if not any(run.duration_s is None or request.arrived_at_s <= run.duration_s for request in requests):
+            raise ReplayError(f"at {qps:g} requests/s nobody arrives within the run: give a longer --duration-s")
+        outcome, verdict = _judged(wanted, requests)
         probes.append(_probe(qps, outcome, verdict))
         print(_line(run.seed, probes[-1]), file=sys.stderr, flush=True)
         return verdict.met
 
-    low_qps = run.qps or 1.0
-    found = find_capacity(probe, low_qps=low_qps, high_qps=2 * low_qps, precision=wanted.precision)
+    low_qps = run.qps or DEFAULT_QPS
+    found = find_capacity(probe, low_qps=low_qps, high_qps=BRACKET * low_qps, precision=wanted.precision)
     return {"seed": run.seed, "rps": found.qps, "bounded": found.bounded, "probes": probes}
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from policies.scheduling.prefixes import KEY_BYTES
 from policies.simulation.arrivals import ARRIVALS, Arrivals
 from policies.simulation.parameters import ParameterError, Parameters
+from policies.simulation.sharegpt import OUTPUT_QUANTILES, PROMPT_QUANTILES
 from policies.simulation.trace_request import TraceError, TraceRequest
 
 KEY_TOKENS = 16
@@ -94,9 +95,14 @@ SYNTHETIC: dict[str, tuple[Load, ...]] = {
         Load("paid", "paid", 0.05 * 2.6, 1500, 13, 0.0, quantiles=AZURE_CODE),
         Load("free", "free", 0.95 * 2.6, 1500, 13, 0.0, quantiles=AZURE_CODE),
     ),
+    "sharegpt": (
+        Load("paid", "paid", 0.05 * 1.6, 1730, 415, 0.0, quantiles=(PROMPT_QUANTILES, OUTPUT_QUANTILES)),
+        Load("free", "free", 0.95 * 1.6, 1730, 415, 0.0, quantiles=(PROMPT_QUANTILES, OUTPUT_QUANTILES)),
+    ),
 }
 """Workloads that need no file. `overload` is the two-tenant one of the VTC paper (figure 3); the rates of `azure_*` are
-those of the trace's hour, and one request in twenty is of a paid tenant, as in the published recipe of arrivals."""
+those of the trace's hour; `sharegpt` has the lengths of SLAI's trace. In these three one request in twenty is of a paid
+tenant, as in the published recipe of arrivals."""
 
 HELP = f"""\
 synthetic workloads: synthetic:NAME or synthetic:NAME?key=value&...
@@ -211,16 +217,18 @@ def _owner(name: str) -> int:
 
 
 def _lengths(load: Load, count: int, drawing: Drawing, longest_prompt: int) -> tuple[Counts, Counts]:
-    """Prompt and output tokens of that many requests."""
-    generator, longest_output = drawing.generator, drawing.max_sequence_tokens // 4
+    """Prompt and output tokens of that many requests, none longer than the model's context."""
+    generator, context = drawing.generator, drawing.max_sequence_tokens
     if load.quantiles is None:
         prompts = load.prompt_tokens * np.exp(load.spread * generator.standard_normal(count))
         outputs = load.output_tokens * np.exp(load.spread * generator.standard_normal(count))
-    else:
-        prompts, outputs = (np.interp(generator.random(count), *np.array(quantiles).T) for quantiles in load.quantiles)
-    return _clipped(prompts, longest_prompt), _clipped(outputs, longest_output)
+        return _clipped(prompts, longest_prompt), _clipped(outputs, context // 4)
+    prompts, outputs = (np.interp(generator.random(count), *np.array(quantiles).T) for quantiles in load.quantiles)
+    # Long prompts are what such a workload is about: they keep all but a sixteenth of the context.
+    fitting = _clipped(prompts, context - context // 16)
+    return fitting, _clipped(outputs, context - fitting)
 
 
-def _clipped(drawn: NDArray[np.float64], longest: int) -> Counts:
+def _clipped(drawn: NDArray[np.float64], longest: int | Counts) -> Counts:
     counts: Counts = np.clip(np.rint(drawn), 1, longest).astype(np.int64)
     return counts

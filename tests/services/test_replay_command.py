@@ -155,6 +155,10 @@ def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.Captu
         (["--policy", str(POLICY), *CHAT, "--html", "x", "--seeds", "1", "2"], "--html shows one run"),
         (["--policy", str(POLICY), *CHAT, "--executor", "gpu"], "gpu: there is no such executor model; there are"),
         (["--policy", str(POLICY), *CHAT, "--executor", "sweep:no.csv"], "no.csv: cannot be read"),
+        (
+            ["--policy", str(POLICY), *CHAT, "--capacity", "p50(ttft_s)<1", "--qps", "0.01"],
+            "at 0.01 requests/s nobody arrives within the run: give a longer --duration-s",
+        ),
         (["--policy", str(POLICY), *CHAT, "--capacity", "p50(x)<1"], "--capacity `p50(x)<1`: there is no metric `x`"),
         (["--verify"], "--log DIR and --verify go together"),
         (["--log", "here"], "--log DIR and --verify go together"),

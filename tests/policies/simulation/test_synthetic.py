@@ -59,9 +59,13 @@ def test_a_day_begins_quiet_and_is_busiest_in_its_middle() -> None:
 
 @pytest.mark.parametrize(
     ("name", "medians", "means"),
-    [("azure_conversation", (1020, 129), (1155, 211)), ("azure_code", (1500, 13), (2048, 28))],
+    [
+        ("azure_conversation", (1020, 129), (1155, 211)),
+        ("azure_code", (1500, 13), (2048, 28)),
+        ("sharegpt", (1730, 415), (2340, 438.7)),
+    ],
 )
-def test_the_azure_workloads_have_the_published_medians_and_means(
+def test_workloads_by_quantiles_have_the_published_medians_and_means(
     name: str, medians: tuple[int, int], means: tuple[int, int]
 ) -> None:
     requests = make(name, max_sequence_tokens=32_768, qps=50.0)
@@ -70,6 +74,12 @@ def test_the_azure_workloads_have_the_published_medians_and_means(
     assert (np.median(prompts), np.median(outputs)) == pytest.approx(medians, rel=0.05)
     assert (np.mean(prompts), np.mean(outputs)) == pytest.approx(means, rel=0.05)
     assert 0.04 < sum(request.tier == "paid" for request in requests) / len(requests) < 0.06
+
+
+def test_long_prompts_are_kept_up_to_what_the_model_holds() -> None:
+    requests = make("sharegpt", max_sequence_tokens=8192, qps=50.0)
+    assert max(request.prompt_tokens for request in requests) == 8192 - 8192 // 16
+    assert max(request.prompt_tokens + request.output_tokens for request in requests) <= 8192
 
 
 def test_every_turn_of_a_conversation_begins_with_what_was_said_before() -> None:
