@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
@@ -26,7 +27,7 @@ from policies.simulation.timeline import Timeline
 from policies.simulation.workload import TraceError
 from services.numbers import count, positive, seed, share, share_or_none
 from services.progress import progress_bar
-from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, fit_device, keeps_arrivals, read_bytes, read_device
+from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, fit_device, keeps_arrivals, read_bytes, write_text
 from services.replay_log import verify_logs
 from services.replay_runs import Run, Search, across, requests_of, runs_of, search, simulate, simulation
 
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", action="store_true", help="assert every invariant after every event")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of plots of the run")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of plots")
     parser.add_argument("--log", metavar="DIR", help="folder written by `fairlead up --record DIR`")
     parser.add_argument("--verify", action="store_true", help="compare the log's commands with this version's")
     parser.add_argument("--fit", type=Path, metavar="FILE", help="write the log's executor, for --executor fitted:FILE")
@@ -121,7 +122,7 @@ def _read_log(args: argparse.Namespace) -> int:
     status = verify_logs(folder) if args.verify else 0
     if args.fit is not None:
         fitted = fit_device(folder)
-        _write(args.fit, encode_device(fitted).decode(), "--fit")
+        write_text(args.fit, encode_device(fitted).decode(), "--fit")
         print(f"{args.fit}: fitted to {fitted.model.num_steps} steps, which it meets to {fitted.model.error:.1%}")
     return status
 
@@ -150,13 +151,15 @@ def _replay(args: argparse.Namespace) -> int:
         bucket_tokens=args.bucket_tokens,
         check=args.check,
     )
-    if args.html is not None and (args.capacity is not None or len(seeds) > 1):
-        raise ReplayError("--html shows one run: leave --capacity out, and give one of --seeds")
     if args.capacity is not None:
         figures = _capacity(args, wanted, seeds, [slo.name for slo in policy.classes])
+        if args.html is not None:
+            _pages().draw_capacity(args.html, wanted, seeds, figures)
         text = capacity_table
     elif len(seeds) > 1:
         figures = _runs(wanted, seeds, args.processes)
+        if args.html is not None:
+            _pages().draw_seeds(args.html, wanted, seeds, figures)
         text = seeds_table
     else:
         figures = _one(wanted, args.html)
@@ -174,27 +177,13 @@ def _one(wanted: Run, html: Path | None) -> Figures:
         outcome = simulated.run()
     figures = report(outcome, time.perf_counter() - started, bucket_tokens=wanted.bucket_tokens)
     if html is not None and timeline is not None:
-        # Only a run that is to be drawn pays for the plotting library's import.
-        pages = importlib.import_module("policies.simulation.replay_page")
-        _write(html, pages.replay_page(figures, outcome, timeline, _setting(wanted)), "--html")
+        _pages().draw_run(html, wanted, figures, outcome, timeline)
     return figures
 
 
-def _setting(wanted: Run) -> str:
-    rate = "" if wanted.qps is None else f" at {wanted.qps:g} requests/s"
-    seeded = "" if keeps_arrivals(wanted.trace) else f", seed {wanted.seed}"
-    device = read_device(wanted.executor, efficiency=wanted.executor_efficiency, seed=wanted.seed)
-    executors = "" if wanted.num_executors == 1 else f"{wanted.num_executors} times "
-    return (
-        f"{wanted.trace}{rate}{seeded}, on {executors}{device.description}, {wanted.steps_in_flight} steps in flight."
-    )
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ReplayError(f"{option} {path}: cannot be written: {error.strerror}") from error
+def _pages() -> ModuleType:
+    """What draws pages; only who asks for one pays for the plotting library's import."""
+    return importlib.import_module("services.replay_pages")
 
 
 def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:

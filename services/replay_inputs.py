@@ -1,4 +1,4 @@
-"""What a replay reads: policy, trace and measurements, from files named on the command line.
+"""What a replay reads and writes: policy, trace, measurements and pages, in files named on the command line.
 
 Knows files; what is in them is read by policies/simulation.
 """
@@ -46,6 +46,18 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReplayError(f"{path}: is not a text file: {error.reason} at byte {error.start}") from error
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """A file that an option asked for.
+
+    Raises:
+        ReplayError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ReplayError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
 def read_recorded(folder: Path) -> Recording:

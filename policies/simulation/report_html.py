@@ -21,6 +21,9 @@ GRID = "rgba(128,128,128,0.25)"
 MARK = "rgba(128,128,128,0.9)"
 HEIGHT = 320
 
+FIT = '<script>addEventListener("load", () => dispatchEvent(new Event("resize")))</script>'
+"""A plot is drawn before those after it are there, whose scroll bar makes all of them narrower."""
+
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1d2430; --soft: #5d6675; --line: #d9dde3; --card: #f7f8fa; }
 @media (prefers-color-scheme: dark) {
@@ -31,7 +34,7 @@ body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, san
 h1 { font-size: 22px; margin: 0 0 4px; }
 h2 { font-size: 16px; margin: 0 0 2px; }
 p { color: var(--soft); margin: 0 0 12px; }
-main { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); }
+main { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; min-width: 0; overflow-x: auto;
   padding: 14px 16px; }
 section.wide { grid-column: 1 / -1; }
@@ -93,7 +96,7 @@ def page(title: str, introduction: str, parts: Sequence[Chart | Table]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<script>{get_plotlyjs()}</script>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(introduction)}</p>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(introduction)}</p>\n<main>\n{sections}\n</main>\n{FIT}\n</body>\n</html>\n"
     )
 
 

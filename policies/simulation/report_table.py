@@ -52,7 +52,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def seeds_table(figures: Mapping[str, Any]) -> str:
     """Several seeds: the main figures of each, then their median, least and greatest."""
-    columns = ("ttft p50", "ttft p99", "tbt p50", "tbt p99", "goodput/s", "tokens/s", "unfinished")
+    columns = ("ttft p50", "ttft p99", "tbt p50", "tbt p99", "goodput/s", "tokens/s", "undone")
     rows = [(f"  seed {run['seed']}", run) for run in figures["runs"]]
     rows += [(f"  {name}", figures[name]) for name in ("median", "min", "max")]
     return "\n".join([_heading(f"policy {figures['policy']}", columns), *(_seed_row(*row) for row in rows)])

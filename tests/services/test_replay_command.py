@@ -69,14 +69,16 @@ def test_without_a_terminal_nothing_is_drawn(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ""
 
 
-def test_several_seeds_are_reported_each_and_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_seeds_are_reported_each_and_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay("--policy", str(POLICY), *CHAT, "--seeds", "1", "2", "3", "--processes", "1", "--json") == 0
     figures = json.loads(capsys.readouterr().out)
     assert [run["seed"] for run in figures["runs"]] == [1, 2, 3]
     medians = sorted(run["ttft_s"]["p50"] for run in figures["runs"])
     together = [figures[name]["ttft_s"]["p50"] for name in ("min", "median", "max")]
     assert together == medians
-    assert replay("--policy", str(POLICY), *CHAT, "--seeds", "1", "2", "--processes", "1") == 0
+    page = tmp_path / "seeds.html"
+    assert replay("--policy", str(POLICY), *CHAT, "--seeds", "1", "2", "--processes", "1", "--html", str(page)) == 0
+    assert "synthetic:chat, seeds 1, 2, on Mistral-7B" in page.read_text()
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
         *("seed", "seed", "median", "min", "max")
     ]
@@ -109,12 +111,16 @@ def test_the_capacity_of_a_trace_with_arrivals_stretches_them(
     trace = tmp_path / "timed.csv"
     rows = "".join(f"{second},a,100,20\n" for second in range(60))
     trace.write_text(f"arrived_at_s,client,prompt_tokens,output_tokens\n{rows}")
-    options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<2", "--capacity-precision", "0.5"]
+    options = ["--trace", str(trace), "--capacity", "p90(e2e_s)<1", "--capacity-precision", "0.5"]
+    options += ["--html", str(tmp_path / "capacity.html")]
     assert replay("--policy", str(POLICY), *options) == 0
     first, second, found = capsys.readouterr().out.splitlines()
-    assert first == "policy slai: the largest rate that keeps p90(e2e_s)<2"
+    assert first == "policy slai: the largest rate that keeps p90(e2e_s)<1"
     assert second == "with at most 4.0% unfinished, to 50.0%"
     assert float(found.split()[2]) > 1.0
+    page = (tmp_path / "capacity.html").read_text()
+    assert "Capacity under slai" in page
+    assert "<td>not kept</td>" in page
 
 
 def test_a_page_of_plots_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +158,6 @@ def test_a_trace_file_is_read_with_its_rate(tmp_path: Path, capsys: pytest.Captu
             ["--policy", str(POLICY), "--trace", "synthetic:chat?cv=2"],
             "synthetic:chat?cv=2: there is no parameter `cv`",
         ),
-        (["--policy", str(POLICY), *CHAT, "--html", "x", "--seeds", "1", "2"], "--html shows one run"),
         (["--policy", str(POLICY), *CHAT, "--executor", "gpu"], "gpu: there is no such executor model; there are"),
         (["--policy", str(POLICY), *CHAT, "--executor", "sweep:no.csv"], "no.csv: cannot be read"),
         (
