@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from policies.document.diff import changes
+from policies.document.loading import load_live_policy
 from services import files, policy_documents
 from services.health import ready_file
 from services.policy_documents import CommandError, Document
@@ -48,7 +49,9 @@ def apply(deployment: Deployment, new: Document, message: str) -> int:
     Raises:
         CommandError: the policy file cannot be written.
         HistoryError: the history cannot be used.
+        PolicyError: the policy is for replays only.
     """
+    load_live_policy(new.content, new.label)
     history = Revisions(deployment.data)
     path = Path(deployment.policy).resolve()
     before, last_save = history.last(), history.last_save()

@@ -14,6 +14,7 @@ import time
 import msgspec
 
 from policies.document.explain import stage_in_words
+from policies.document.loading import load_live_policy
 from policies.document.schema import Policy
 from policies.event_log import read_records
 from policies.events import PolicyApplied
@@ -38,7 +39,9 @@ def shadow(deployment: Deployment, then: Document, minutes: float) -> Tally:
 
     Raises:
         CommandError: the scheduler cannot be reached, or does not keep the mirror up.
+        PolicyError: the candidate is for replays only.
     """
+    load_live_policy(then.content, then.label)
     os.nice(NICENESS)
     return asyncio.run(_watch(deployment, then, minutes * 60))
 

@@ -4,6 +4,7 @@ Owns which plots say what a new policy would change; how a plot looks is report_
 """
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from policies.simulation.outcome import Outcome
 from policies.simulation.replay_page import distribution
@@ -11,6 +12,7 @@ from policies.simulation.report_html import Chart, Table, page
 from policies.simulation.samples import GAP_METRIC, Samples
 from policies.simulation.what_if import Line, in_cells
 
+LINE_CHARACTERS = 140
 COLUMNS = ("recorded", "replay now", "replay then", "change", "replay's error", "")
 
 
@@ -49,7 +51,12 @@ def what_if_page(
         )
     ]
     parts: list[Chart | Table] = [
-        Table("What changes", "In the policy, in words.", ("change",), [(change,) for change in changes]),
+        Table(
+            "What changes",
+            "In the policy, in words.",
+            ("change",),
+            [(line,) for change in changes for line in _lines(change)],
+        ),
         Table(
             "What the recorded traffic would have seen",
             "The replay under the policy in force, against what was recorded, is the error that a change must exceed.",
@@ -59,3 +66,8 @@ def what_if_page(
         *charts,
     ]
     return page(title, introduction, parts)
+
+
+def _lines(change: str) -> list[str]:
+    """A cell is one line, and a stage in words may be long."""
+    return wrap(change, LINE_CHARACTERS, subsequent_indent="\N{NO-BREAK SPACE}" * 4)

@@ -168,6 +168,15 @@ def test_a_policy_with_problems_is_not_written(place, tmp_path, capsys) -> None:
     assert "missing.yaml: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
+def test_a_policy_that_only_a_replay_can_use_is_not_written(place, tmp_path, capsys) -> None:
+    knowing = tmp_path / "knowing.yaml"
+    knowing.write_text(FCFS.read_text().replace("kv: {admit: prompt", "kv: {admit: future, estimate: oracle"))
+    for command in (("apply", knowing), ("plan", knowing, "--shadow", "1")):
+        assert place.command(*command) == 2
+        assert "oracle is for replays" in capsys.readouterr().err
+    assert place.policy.read_bytes() == SLAI.read_bytes()
+
+
 def test_a_file_that_cannot_be_written_is_said_with_the_way_out(place, capsys) -> None:
     place.policy.unlink()
     place.policy.mkdir()

@@ -78,6 +78,15 @@ def test_a_policy_agrees_with_itself_whatever_it_is(name: str) -> None:
     assert (tally.num_agreed, tally.disagreements) == (tally.num_compared, [])
 
 
+def test_a_policy_that_predicts_lengths_agrees_with_itself() -> None:
+    fcfs = (POLICIES / "fcfs.yaml").read_bytes()
+    document = fcfs.replace(b"kv: {admit: prompt", b"kv: {admit: future, estimate: lower")
+    assert document != fcfs
+    tally = shadowed(document, document, every=3)
+    assert tally.num_compared > 5
+    assert (tally.num_agreed, tally.disagreements) == (tally.num_compared, [])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_any_policy_can_stand_beside_any_other(name: str) -> None:
     live = (POLICIES / "slai.yaml").read_bytes()
