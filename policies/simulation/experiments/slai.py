@@ -99,7 +99,8 @@ def run(options: Options, progress: Progress) -> Figures:
     # The longest first, so that the last process to end does not start with a long one.
     by_load = sorted(grid, key=lambda point: -point.qps)
     runs = spread(simulate, by_load, processes=options.processes, on_done=on_done)
-    runs.sort(key=lambda figures: (list(options.policies).index(figures["policy"]), figures["seed"], figures["qps"]))
+    asked = {(point.policy, point.seed, point.qps): number for number, point in enumerate(grid)}
+    runs.sort(key=lambda figures: asked[figures["policy"], figures["seed"], figures["qps"]])
     searches = [
         Search(point, [r for r in runs if (r["policy"], r["seed"]) == (point.policy, point.seed)])
         for point in grid[::num_rates]

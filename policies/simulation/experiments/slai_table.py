@@ -45,7 +45,7 @@ def _runs(runs: list[Figures]) -> Iterator[str]:
             f"{_seconds(one['tbt_s']['paid']['p99'], 10)}{_seconds(one['tbt_s']['free']['p99'], 10)}"
             f"{one['unfinished']:>12}{one['preemptions']:>11}"
         )
-    yield "ttft: seconds to the end of the prompt; (token): to the first token; -: none, or more than half never came"
+    yield "ttft: seconds to the end of the prompt; (token): to the first token; -: no sample, or infinite"
 
 
 def _capacities(capacity: list[Figures]) -> Iterator[str]:
