@@ -187,6 +187,7 @@ def _pages() -> ModuleType:
 
 
 def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:
+    """The report of every seed, and under `median`, `min` and `max` every number that all of them have."""
     done = 0
     with progress_bar(f"fairlead replay, {len(seeds)} seeds") as progress:
 
@@ -201,6 +202,7 @@ def _runs(wanted: Run, seeds: list[int], processes: int) -> Figures:
 
 
 def _capacity(args: argparse.Namespace, wanted: Run, seeds: list[int], classes: list[str]) -> Figures:
+    """The largest rate of every seed (`rps`, None where none was kept) with its probes, and these rates together."""
     criteria = parse_criteria(args.capacity, classes)
     searches = [
         Search(
