@@ -10,7 +10,18 @@ from policies.admission.rules import AdmissionRules
 from policies.admission.window import OPEN_TOKENS
 from policies.document.memory import Preemption
 from policies.document.memory_rules import goes_by_lengths
-from policies.document.schema import DecodeStage, Ewma, Fairness, Policy, PrefillStage, Stage, StageCondition
+from policies.document.schema import (
+    Deadlines,
+    DecodeStage,
+    Ewma,
+    Fairness,
+    OffsetSteps,
+    Policy,
+    PrefillStage,
+    Stage,
+    StageCondition,
+    StepBudget,
+)
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.lengths.lengths import LengthRule
 from policies.scheduling.lengths.survival import refinement
@@ -18,7 +29,7 @@ from policies.scheduling.orders import REQUEUES
 from policies.scheduling.preemption import VICTIMS
 from policies.scheduling.prefixes import NAMESPACES
 from policies.scheduling.routing import route
-from policies.scheduling.rules import UNLIMITED, DecodeRule, Guard, PrefillRule, SchedulingRules
+from policies.scheduling.rules import UNLIMITED, BudgetRule, DecodeRule, Guard, PrefillRule, SchedulingRules
 
 SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
 
@@ -45,15 +56,13 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
     batching, deadlines = policy.batching, policy.deadlines
     return SchedulingRules(
         stages=tuple(_stage(index, stage) for index, stage in enumerate(batching.stages)),
-        token_budget=batching.token_budget if isinstance(batching.token_budget, int) else UNLIMITED,
+        token_budget=_most_tokens(batching.token_budget),
+        budget=_budget(batching.token_budget),
         max_sequences=batching.max_sequences,
         max_decodes=batching.max_decodes,
         aging_s=batching.aging_s,
-        offsets=OffsetRule(
-            below=deadlines.offset_steps.below,
-            above=deadlines.offset_steps.above,
-            kv_threshold=deadlines.offset_steps.kv_threshold,
-        ),
+        offsets=_offsets(deadlines),
+        eager_kv=deadlines.eager_kv if deadlines.slack == "exact" else None,
         step_time_weight=deadlines.step_time.ewma if isinstance(deadlines.step_time, Ewma) else None,
         admit_max_length=policy.kv.admit == "max_length",
         future_share=1.0 - policy.kv.reserve if policy.kv.admit == "future" else None,
@@ -63,6 +72,8 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         restarts=policy.preemption.resume == "restart",
         guard=_guard(policy.preemption),
         watermark=policy.kv.watermark,
+        headroom=policy.kv.headroom.share if policy.kv.headroom is not None else 0.0,
+        short_tokens=policy.kv.headroom.prompt_tokens if policy.kv.headroom is not None else UNLIMITED,
         namespace=NAMESPACES[policy.kv.share],
         victims=tuple(VICTIMS[name] for name in policy.preemption.victim),
         route=route(policy.routing.kind, policy.routing.seed),
@@ -86,6 +97,25 @@ def _guard(preemption: Preemption) -> Guard | None:
     if preemption.max_per_sequence is None:
         return None
     return Guard(preemption.max_per_sequence, preemption.protected_share)
+
+
+def _offsets(deadlines: Deadlines) -> OffsetRule:
+    """Of a deadline to the last schedulable time. With `slack: exact` the columns hold the deadlines themselves."""
+    steps = OffsetSteps(below=0.0, above=0.0) if deadlines.slack == "exact" else deadlines.offset_steps
+    return OffsetRule(below=steps.below, above=steps.above, kv_threshold=steps.kv_threshold)
+
+
+def _most_tokens(budget: int | str | StepBudget) -> int:
+    if isinstance(budget, StepBudget):
+        return budget.max
+    return budget if isinstance(budget, int) else UNLIMITED
+
+
+def _budget(budget: int | str | StepBudget) -> BudgetRule | None:
+    if not isinstance(budget, StepBudget):
+        return None
+    max_step_s = budget.max_step_s if isinstance(budget.max_step_s, float) else None
+    return BudgetRule(max_step_s=max_step_s, share=budget.share, tile=budget.tile, min=budget.min)
 
 
 def _stage(index: int, stage: Stage) -> DecodeRule | PrefillRule:
@@ -116,6 +146,7 @@ def _prefill(index: int, stage: PrefillStage) -> PrefillRule:
         chunked=stage.chunked,
         chunk=stage.chunk or 0,
         max_sequences=stage.max_sequences or UNLIMITED,
+        longest=stage.max_remaining_tokens or UNLIMITED,
         order=stage.order,
         exclusive=stage.exclusive,
         min_decoding=_min_decoding(stage.if_),

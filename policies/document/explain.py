@@ -4,7 +4,7 @@ Speaks only of what the document says; predicts nothing.
 """
 
 from policies.document.explain_memory import memory_in_words, prediction_in_words
-from policies.document.rules import always_holds, orders_of, sources_of
+from policies.document.rules import orders_of, sources_of, takes_all
 from policies.document.schema import (
     ClassifyRule,
     DecodeStage,
@@ -13,6 +13,7 @@ from policies.document.schema import (
     PrefillStage,
     Stage,
     StageCondition,
+    StepBudget,
 )
 
 ORDERS = {
@@ -115,21 +116,35 @@ def _admission(policy: Policy) -> list[str]:
 def _batching(policy: Policy) -> list[str]:
     batching = policy.batching
     limit = batching.token_budget if isinstance(batching.token_budget, int) else None
-    budget = "A step has no limit of tokens" if limit is None else f"A step has {limit} tokens, offered in this order"
+    most = f"at most {batching.max_decodes} decodes a step and {batching.max_sequences} sequences holding KV"
     lines = [
-        f"{budget}; at most {batching.max_decodes} decodes a step and {batching.max_sequences} sequences holding KV.",
+        f"{_budget(batching.token_budget)}; {most}.",
         *(f"{number}. {stage_in_words(stage)}" for number, stage in enumerate(batching.stages, 1)),
     ]
     if any("aged" in order for order in orders_of(batching.stages)):
         lines.append(f"A sequence is young until {batching.aging_s:g} s after its arrival.")
     prefills = [stage.prefill for stage in batching.stages if stage.prefill is not None]
-    always = [stage for stage in prefills if always_holds(stage.if_)]
+    always = [stage for stage in prefills if takes_all(stage)]
     if limit is not None and not any(stage.chunked for stage in always if "waiting" in sources_of(stage)):
         lines.append(f"Prompts longer than {limit} tokens are refused, because no stage cuts them.")
     cut = any(stage.chunked for stage in prefills if "waiting" in sources_of(stage))
     if cut and not any(stage.chunked for stage in always if "started" in sources_of(stage)):
         lines.append("Started prompts that these stages cannot finish come before all of them, cut to the budget.")
     return lines
+
+
+def _budget(budget: int | str | StepBudget) -> str:
+    if isinstance(budget, int):
+        return f"A step has {budget} tokens, offered in this order"
+    if not isinstance(budget, StepBudget):
+        return "A step has no limit of tokens"
+    time = f"{budget.max_step_s} s"
+    if budget.max_step_s == "auto":
+        time = f"{budget.share:.0%} of the time that the most urgent decode's deadline leaves"
+    return (
+        f"A step has as many tokens as take {time}, offered in this order: with prompts a multiple of {budget.tile}, "
+        f"{budget.min} at least and {budget.max} at most, by what the last steps took"
+    )
 
 
 def _decode(stage: DecodeStage) -> str:
@@ -143,6 +158,8 @@ def _prefill(stage: PrefillStage) -> str:
         what = SOURCES[sources[0]]
     else:
         what = "started and waiting prompts together" if stage.merge else "started prompts, then waiting ones"
+    if stage.max_remaining_tokens is not None:
+        what = f"{what} with at most {stage.max_remaining_tokens} tokens left"
     if not stage.chunked:
         size = "whole"
     elif stage.chunk is not None:
@@ -177,6 +194,12 @@ def _deadlines(policy: Policy) -> list[str]:
         if isinstance(deadlines.step_time, Ewma)
         else "the mean of all steps"
     )
+    if deadlines.slack == "exact":
+        return [
+            f"A decode is due when a step after this one, as long as {mean}, would end too late for its class.",
+            "While it has no token it is due at once.",
+            f"Once {deadlines.eager_kv:.0%} of the KV blocks are in use, every decode is due.",
+        ]
     due = (
         f"A decode is due {offset.below:g} step times before its class's gap between tokens runs out, "
         f"{offset.above:g} once {offset.kv_threshold:.0%} of the KV blocks are in use; a step time is {mean}."

@@ -37,6 +37,9 @@ def memory_in_words(policy: Policy) -> list[str]:
             "It starts only if all that run and itself would fit to their predicted ends into "
             f"{1 - kv.reserve:.0%} of the pool."
         )
+    if kv.headroom is not None:
+        more, short = f"{kv.headroom.share:.1%}", kv.headroom.prompt_tokens
+        lines.append(f"With more than {short} tokens to prefill, it leaves another {more} of the pool to shorter ones.")
     lines.append(SHARES[kv.share])
     lines.append(f"When a decode finds no free block, {victims} gives its blocks back and is {resumed}.")
     if preemption.requeue == "ordered":

@@ -18,6 +18,16 @@ PriorKind = Literal["lognormal", "geometric", "linear_geometric", "two_point", "
 Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
+class Headroom(Section, frozen=True):
+    """A part of the pool that long prompts leave to short ones."""
+
+    share: Annotated[float, Meta(ge=0, lt=1, description="Share of blocks that stay free when a long prompt starts.")]
+    prompt_tokens: Annotated[
+        int,
+        Meta(ge=1, description="Prompts of at most so many tokens may start into it.", extra={"unit": "tokens"}),
+    ]
+
+
 class Kv(Section, frozen=True):
     """What a sequence reserves of the KV pool when it starts, and whose computed prefixes it may use."""
 
@@ -48,6 +58,9 @@ class Kv(Section, frozen=True):
     watermark: Annotated[float, Meta(ge=0, lt=1, description="Share of blocks kept free when a sequence starts.")] = (
         0.01
     )
+    headroom: Annotated[
+        Headroom | None, Meta(description="Blocks kept free for short prompts, beside the watermark; absent: none.")
+    ] = None
     share: Annotated[
         Literal["tenant", "all", "none"],
         Meta(

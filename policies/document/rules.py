@@ -9,7 +9,16 @@ from msgspec import UNSET
 from policies.document.memory_rules import check_memory
 from policies.document.problems import nearest
 from policies.document.reading import Path, Reading
-from policies.document.schema import ClassifyRule, DecodeStage, Match, PrefillStage, Stage, StageCondition
+from policies.document.schema import (
+    ClassifyRule,
+    Deadlines,
+    DecodeStage,
+    Match,
+    PrefillStage,
+    Stage,
+    StageCondition,
+    StepBudget,
+)
 from policies.document.words import listed
 
 STAGES: Path = ("batching", "stages")
@@ -26,6 +35,8 @@ def check_policy(reading: Reading) -> None:
         _prefill_stage(reading, (*STAGES, index, "prefill"))
     _aging_has_an_effect(reading)
     _routing_seed_has_an_effect(reading)
+    _step_budget_can_be_met(reading)
+    _slack_has_an_effect(reading)
     _every_request_can_finish(reading)
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
@@ -135,6 +146,12 @@ def _chunks_fit_the_budget(reading: Reading, path: Path, stage: PrefillStage) ->
     elif stage.chunk is not None and isinstance(budget, int) and stage.chunk > budget:
         wrong = f"a chunk of {stage.chunk} tokens never fits the token_budget of {budget}"
         reading.add((*path, "chunk"), wrong, f"allowed: 1 to {budget} tokens")
+    elif stage.chunk is not None and isinstance(budget, StepBudget) and stage.chunk > budget.min:
+        wrong = f"a chunk of {stage.chunk} tokens does not fit the shortest steps, which have {budget.min}"
+        reading.add((*path, "chunk"), wrong, f"allowed: 1 to {budget.min} tokens (token_budget.min)")
+    if not stage.chunked and isinstance(budget, StepBudget):
+        wrong = "with a token_budget that follows time, a whole prompt may never fit"
+        reading.add((*path, "chunked"), wrong, "remove it, or give batching.token_budget a number of tokens")
     if stage.chunked and budget == "none":
         wrong = "with token_budget: none a prompt would never be cut"
         reading.add(
@@ -172,6 +189,35 @@ def _routing_seed_has_an_effect(reading: Reading) -> None:
         reading.add(path, wrong, "remove it, or say kind: random")
 
 
+def _step_budget_can_be_met(reading: Reading) -> None:
+    path: Path = ("batching", "token_budget")
+    budget = reading.get(path)
+    if not isinstance(budget, StepBudget):
+        return
+    for name in ("tile", "min"):
+        value = getattr(budget, name)
+        if value > budget.max:
+            wrong = f"{value} tokens are more than the largest step has"
+            reading.add((*path, name), wrong, f"allowed: 1 to {budget.max} tokens (token_budget.max)")
+    if budget.max_step_s != "auto" and reading.names((*path, "share")):
+        wrong = "with a number of seconds for max_step_s, share changes nothing"
+        reading.add((*path, "share"), wrong, "remove it, or set max_step_s: auto")
+    deadlines = reading.get(("deadlines",)) if reading.names(("deadlines",)) else Deadlines()
+    if budget.max_step_s == "auto" and deadlines is not UNSET and deadlines.slack != "exact":
+        wrong = "max_step_s: auto follows the deadlines themselves, and by `steps` decodes are due long before them"
+        reading.add((*path, "max_step_s"), wrong, "set deadlines: {slack: exact}, or give max_step_s in seconds")
+
+
+def _slack_has_an_effect(reading: Reading) -> None:
+    deadlines = reading.get(("deadlines",))
+    if deadlines is UNSET:
+        return
+    name, other = ("offset_steps", "steps") if deadlines.slack == "exact" else ("eager_kv", "exact")
+    if reading.names(("deadlines", name)):
+        wrong = f"with slack: {deadlines.slack}, {name} changes nothing"
+        reading.add(("deadlines", name), wrong, f"remove it, or set slack: {other}")
+
+
 def _every_request_can_finish(reading: Reading) -> None:
     if reading.get(STAGES) is UNSET:
         return
@@ -184,11 +230,12 @@ def _every_request_can_finish(reading: Reading) -> None:
             "no stage takes every decode, so some requests would never finish",
             "one stage must be decode: {when: any} without `if`",
         )
-    if not any("waiting" in sources_of(stage) and always_holds(stage.if_) for stage in prefills):
+    if not any("waiting" in sources_of(stage) and takes_all(stage) for stage in prefills):
         reading.add(
             STAGES,
             "no stage always takes waiting prompts, so some requests would never start",
-            "one stage must be prefill: {from: waiting} or {from: [started, waiting]} without `if`",
+            "one stage must be prefill: {from: waiting} or {from: [started, waiting]} without `if` and "
+            "`max_remaining_tokens`",
         )
 
 
@@ -201,18 +248,24 @@ def _started_prompts_go_on(reading: Reading) -> None:
         for index, stage in enumerate(reading.get(STAGES))
         if stage.prefill is not None and "started" in sources_of(stage.prefill)
     ]
-    if not any(always_holds(stage.if_) for _, stage in stages):
-        for index, _ in stages:
+    if not any(takes_all(stage) for _, stage in stages):
+        for index, stage in stages:
+            limit = "max_remaining_tokens" if always_holds(stage.if_) else "if"
             reading.add(
-                (*STAGES, index, "prefill", "if"),
-                "no stage without `if` goes on with started prompts, so this one would leave them waiting",
-                "remove it, or add a stage prefill: {from: started} without `if`",
+                (*STAGES, index, "prefill", limit),
+                f"no stage without `{limit}` goes on with started prompts, so this one would leave them waiting",
+                f"remove it, or add a stage prefill: {{from: started}} without `{limit}`",
             )
 
 
 def always_holds(condition: StageCondition | None) -> bool:
     """Whether a condition holds whenever there could be work: counts of 0 do, and nothing decodes before a prefill."""
     return condition is None or (condition.decoding is not None and condition.decoding.at_least == 0)
+
+
+def takes_all(stage: PrefillStage) -> bool:
+    """Whether a stage takes every prompt of its sources, at any time."""
+    return always_holds(stage.if_) and stage.max_remaining_tokens is None
 
 
 def _victims_are_reachable(reading: Reading) -> None:

@@ -148,6 +148,10 @@ class PrefillStage(Section, frozen=True):
     max_sequences: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="Prompts this stage may plan in one step.")
     ] = None
+    max_remaining_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Only prompts with at most this many tokens left to compute.", extra={"unit": "tokens"}),
+    ] = None
     exclusive: Annotated[bool, Meta(description="If this stage planned anything, later stages are skipped.")] = False
     if_: Annotated[StageCondition | None, Meta(description="Skip the stage unless this holds.")] = field(
         name="if", default=None
@@ -161,14 +165,36 @@ class Stage(Section, frozen=True):
     prefill: PrefillStage | None = None
 
 
+class StepBudget(Section, frozen=True):
+    """A token budget that follows time: as many tokens as the step is to take, by what the last steps took."""
+
+    max_step_s: Annotated[
+        Annotated[float, Meta(gt=0)] | Literal["auto"],
+        Meta(description="Longest step, seconds; auto: what the most urgent decode's deadline leaves."),
+    ] = "auto"
+    share: Annotated[
+        float, Meta(gt=0, le=1, description="Of that time, what a step is planned for; the rest absorbs surprises.")
+    ] = 0.95
+    tile: Annotated[
+        Count,
+        Meta(description="A step with prompts holds a multiple of so many tokens.", extra={"unit": "tokens"}),
+    ] = 128
+    min: Annotated[
+        Count,
+        Meta(description="A step with prompts may always hold so many tokens.", extra={"unit": "tokens"}),
+    ] = 128
+    max: Annotated[Count, Meta(description="Most tokens of a step.", extra={"unit": "tokens"})] = 2048
+
+
 class Batching(Section, frozen=True):
     """A step plan: stages that each offer the remaining token budget to one kind of work, in this order."""
 
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, description="Offered the budget in this order.")]
     token_budget: Annotated[
-        Annotated[int, Meta(ge=1)] | Literal["none"],
+        Annotated[int, Meta(ge=1)] | Literal["none"] | StepBudget,
         Meta(
-            description="Tokens in one step; none: no limit, only when every prefill stage has chunked: false.",
+            description="Tokens in one step; none: no limit, only when every prefill stage has chunked: false; a "
+            "mapping: a limit that follows time.",
             extra={"unit": "tokens"},
         ),
     ] = 512
@@ -195,12 +221,23 @@ class Ewma(Section, frozen=True):
 
 
 class Deadlines(Section, frozen=True):
-    """When a decode must be planned to keep its class's TBT (SLAI, eq. 8)."""
+    """When a decode must be planned to keep its class's TBT."""
 
     step_time: Annotated[
         Literal["mean"] | Ewma, Meta(description="Estimate of a step's time: mean of all since start, or an EWMA.")
     ] = "mean"
+    slack: Annotated[
+        Literal["steps", "exact"],
+        Meta(
+            description="steps: due `offset_steps` mean steps before its deadline (SLAI, eq. 8); exact: due in the "
+            "last step that still meets it, and at once while it has no token."
+        ),
+    ] = "steps"
     offset_steps: OffsetSteps = OffsetSteps()
+    eager_kv: Annotated[
+        Fraction,
+        Meta(description="With slack: exact: every decode is due from this share of KV blocks in use, to free blocks."),
+    ] = 0.9
 
 
 class Policy(Section, frozen=True):

@@ -331,6 +331,8 @@ class SchedulerCore:
             executor.publish(step, event.keys)
         ended_at_s = now - event.ended_ago_s
         executor.step_time.observe(event.step_time_s)
+        if step.shape is not None:
+            executor.costs.observe(step.shape, event.step_time_s)
         executor.last_ended_s = ended_at_s
         if not executor.steps or executor.steps[0].arms is not step.arms:  # else the next plan arms all of them anyway
             executor.arm(step, ended_at_s)
@@ -373,8 +375,7 @@ class SchedulerCore:
     def _plan(self, executor: Executor, now: float, commands: list[Command]) -> None:
         """Fill the executor's pipeline."""
         while len(executor.steps) < executor.max_steps_in_flight:
-            executor.arm_ahead(now)
-            draft = Draft(executor, now)
+            draft = Draft(executor, now, starts_s=executor.arm_ahead(now))
             draft.build()
             if draft.num_rows:
                 plan = finish_plan(executor, draft, now)

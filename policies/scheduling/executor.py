@@ -5,6 +5,7 @@ decides, this carries out.
 """
 
 from collections.abc import Iterable
+from math import floor
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from policies.scheduling.orders import Waiting
 from policies.scheduling.rules import UNLIMITED, SchedulingRules
 from policies.scheduling.sharing import NO_HIT, Hit, Sharing
 from policies.scheduling.state import Sequence, Step
+from policies.scheduling.step_costs import StepCosts
 from policies.scheduling.step_time import StepTime
 
 SHARE_WEIGHT = 0.05
@@ -59,6 +61,7 @@ class Executor:
         self.decode_share = 1.0
         self.last_ended_s = 0.0
         self.step_time = StepTime(rules.step_time_weight)
+        self.costs = StepCosts()
         self._admissions = 0
         self.promised_tokens = 0
         self.apply(rules)
@@ -73,12 +76,13 @@ class Executor:
         """Follow a new policy: everything is carried over, the waiting are ordered anew."""
         self.rules = rules
         self.watermark_blocks = rules.watermark_blocks(self.blocks.num_blocks)
+        self.headroom_blocks = floor(rules.headroom * self.blocks.num_blocks)
         self._longest_waiting = rules.longest_piece(started=False)
         self._longest_started = rules.longest_piece(started=True)
         self.decode_stages = rules.decode_stages()
         self.may_carry = min(self._longest_started, self._longest_waiting) < UNLIMITED
         self.step_time.reweigh(rules.step_time_weight)
-        self.waiting.rebuild(rules.waiting_orders(), rules.requeue, self.is_carried)
+        self.waiting.rebuild(rules.waiting_lines(), rules.requeue, self.is_carried)
         self.columns.reserve_ahead(rules.ahead_tokens)
         self.columns.refinement = self._refinement = None if rules.lengths is None else rules.lengths.refinement
         for sequence in self.routed.values():
@@ -311,12 +315,16 @@ class Executor:
         base = base_s(ended_at_s, self.rules.offsets.theta(self.blocks.use), self.step_time.estimate_s)
         self.columns.write(self.columns.deadline_s, step.arms, step.tbt_s + base)
 
-    def arm_ahead(self, now: float) -> None:
-        """Set provisional deadlines from the predicted ends of the steps in flight; their results correct them."""
+    def arm_ahead(self, now: float) -> float:
+        """Set provisional deadlines from the predicted ends of the steps in flight; their results correct them.
+        Returns when the next step is expected to begin.
+        """
         ends = self.last_ended_s
         for step in self.steps:
-            ends = max(now, max(ends, step.planned_at_s) + self.step_time.estimate_s)
+            takes_s = self.step_time.estimate_s if step.expected_s is None else step.expected_s
+            ends = max(now, max(ends, step.planned_at_s) + takes_s)
             self.arm(step, ends)
+        return max(now, ends)
 
     # --- within ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ of the waiting. Keys are ascending, a list is lexicographic, and the release num
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,17 +78,25 @@ def sort_slots(columns: Columns, slots: SlotArray, order: tuple[str, ...], aged_
     return slots[np.lexsort(keys)]
 
 
-class Waiting:
-    """The waiting sequences of one executor: a heap for each distinct order, with lazy deletion.
+class Line(NamedTuple):
+    """Who waits for a stage: in which order, and with how many tokens to prefill at most."""
 
-    A sequence is in all heaps or in none (`ticket` 0); `carried` ones, which no stage could finish, have their own.
+    order: tuple[str, ...]
+    longest: int
+
+
+class Waiting:
+    """The waiting sequences of one executor: a heap for each distinct line, with lazy deletion.
+
+    A sequence is in every heap that it is short enough for, or in none (`ticket` 0); `carried` ones, which no stage
+    could finish, have their own.
     Whoever ages gets a second entry in the heaps that order by `aged`. It comes before the first one, so that the first
     one need not be found; both are dropped alike.
     """
 
     def __init__(self) -> None:
-        self._heaps: dict[tuple[str, ...], list[Key]] = {}
-        self._aging: list[tuple[tuple[str, ...], list[Key]]] = []
+        self._heaps: dict[Line, list[Key]] = {}
+        self._aging: list[tuple[Line, list[Key]]] = []
         """Those of the heaps that order by `aged`."""
         self._carried: list[Key] = []
         self._young: list[Key] = []
@@ -100,14 +108,12 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._live)
 
-    def rebuild(
-        self, orders: Iterable[tuple[str, ...]], key: WaitingKey, is_carried: Callable[[Sequence], bool]
-    ) -> None:
+    def rebuild(self, lines: Iterable[Line], key: WaitingKey, is_carried: Callable[[Sequence], bool]) -> None:
         """Order everyone anew, under a new policy; O(waiting)."""
         self.key = key
         sequences = list(self._live.values())
-        self._heaps = {order: [] for order in orders}
-        self._aging = [(order, heap) for order, heap in self._heaps.items() if AGED in order]
+        self._heaps = {line: [] for line in lines}
+        self._aging = [(line, heap) for line, heap in self._heaps.items() if AGED in line.order]
         self._carried, self._young = [], []
         for sequence in sequences:
             for heap, entry in self._entries(sequence, carried=is_carried(sequence)):
@@ -132,14 +138,15 @@ class Waiting:
                 heap[:] = [entry for entry in heap if entry[-1].ticket == entry[-2]]
                 heapify(heap)
 
-    def first(self, order: tuple[str, ...], aged_since_s: float) -> Sequence | None:
-        """Who comes first under this order. `aged_since_s` never goes back under one policy."""
+    def first(self, line: Line, aged_since_s: float) -> Sequence | None:
+        """Who comes first in this line. `aged_since_s` never goes back under one policy."""
         while self._young and self._young[0][0] <= aged_since_s:
             ticket, sequence = heappop(self._young)[-2:]
             if sequence.ticket == ticket:
-                for keys, heap in self._aging:
-                    heappush(heap, (*self.key(sequence, keys, aged_since_s), ticket, sequence))
-        return self._top(self._heaps[order])
+                for aging, heap in self._aging:
+                    if sequence.prompt_left <= aging.longest:
+                        heappush(heap, (*self.key(sequence, aging.order, aged_since_s), ticket, sequence))
+        return self._top(self._heaps[line])
 
     def first_carried(self) -> Sequence | None:
         """Who comes first of those that no stage could finish."""
@@ -151,8 +158,9 @@ class Waiting:
         if carried:
             yield self._carried, (*resumed_first(sequence, ("arrival",), NEVER_S), ticket, sequence)
             return
-        for order, heap in self._heaps.items():
-            yield heap, (*self.key(sequence, order, NEVER_S), ticket, sequence)
+        for line, heap in self._heaps.items():
+            if sequence.prompt_left <= line.longest:
+                yield heap, (*self.key(sequence, line.order, NEVER_S), ticket, sequence)
         if self._aging and self.key(sequence, (), NEVER_S)[0] == FRESH:
             yield self._young, (sequence.arrived_s, sequence.number, ticket, sequence)
 

@@ -9,8 +9,10 @@ from policies.commands import NO_BLOCKS, StepPlan
 from policies.lifecycle import Happening
 from policies.scheduling import templates
 from policies.scheduling.executor import Executor
-from policies.scheduling.stages import Draft, Prefill
+from policies.scheduling.prefills import Prefill
+from policies.scheduling.stages import Draft
 from policies.scheduling.state import Sequence, Step
+from policies.scheduling.step_costs import StepShape
 
 
 def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
@@ -65,9 +67,17 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     executor.num_steps += 1
     step = Step(executor.num_steps, now, slots=slots, samples=samples, arms=arms, num_samples=num_samples)
     step.tbt_s = columns.tbt_of(arms)
+    if draft.prefills and executor.rules.eager_kv is not None and not executor.samples_first:
+        # Their readers wait for the first token, and no gap has begun that would give it time.
+        without_token = [slots[p.row] for p in draft.prefills if p.final and not p.sequence.kept_tokens]
+        step.tbt_s = np.where(np.isin(arms, without_token), 0.0, step.tbt_s)
     step.num_tokens = executor.rules.token_budget - draft.left
     step.budget = executor.rules.token_budget
     step.filled = filled
+    if executor.rules.paced:
+        read = int(positions.sum()) - sum(int(positions[prefill.row]) for prefill in draft.prefills)
+        step.shape = StepShape(step.num_tokens, read, bool(draft.prefills))
+        step.expected_s = executor.costs.expected_s(step.shape)
     sequences = columns.ids_of(slots)
     step.ending = columns.close_at_end(slots, after)
     for slot in step.ending:

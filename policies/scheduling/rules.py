@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.lengths.lengths import LengthRule
-from policies.scheduling.orders import WaitingKey
+from policies.scheduling.orders import Line, WaitingKey
 from policies.scheduling.preemption import Victim
 from policies.scheduling.prefixes import Namespace
 from policies.scheduling.routing import Route
@@ -31,7 +31,9 @@ class DecodeRule(Struct, frozen=True):
 
 
 class PrefillRule(Struct, frozen=True):
-    """A stage that plans prompts. `chunk` 0: any length; `max_sequences` UNLIMITED: no limit."""
+    """A stage that plans prompts. `chunk` 0: any length; `max_sequences` UNLIMITED: no limit; `longest` UNLIMITED: all
+    prompts, else those with at most so many tokens left.
+    """
 
     index: int
     started: bool
@@ -40,9 +42,15 @@ class PrefillRule(Struct, frozen=True):
     chunked: bool
     chunk: int
     max_sequences: int
+    longest: int
     order: tuple[str, ...]
     exclusive: bool
     min_decoding: int
+
+    @property
+    def line(self) -> Line:
+        """In which those wait whom this stage could start."""
+        return Line(self.order, self.longest)
 
 
 CARRY_OVER_RULE = PrefillRule(
@@ -53,6 +61,7 @@ CARRY_OVER_RULE = PrefillRule(
     chunked=True,
     chunk=0,
     max_sequences=UNLIMITED,
+    longest=UNLIMITED,
     order=("arrival",),
     exclusive=False,
     min_decoding=0,
@@ -67,15 +76,42 @@ class Guard(Struct, frozen=True):
     """Of the pool: what protected sequences may come to."""
 
 
+class BudgetRule(Struct, frozen=True):
+    """A token budget that follows time.
+
+    Attributes:
+        max_step_s: None: what the most urgent decode's deadline leaves.
+        share: of that, for the step; the rest is for what the estimate misses.
+        tile: a step comes to multiples of so many tokens.
+        min: tokens of a step that has prompts, however urgent its decodes.
+    """
+
+    max_step_s: float | None
+    share: float
+    tile: int
+    min: int
+
+
 class SchedulingRules(Struct, frozen=True):
-    """A policy as the scheduler needs it. `token_budget` UNLIMITED: none."""
+    """A policy as the scheduler needs it.
+
+    Attributes:
+        token_budget: of any step; UNLIMITED: none.
+        budget: what a step's time makes of that; None: it is the same for every step.
+        eager_kv: None: decodes are due by `offsets`; else by what a step takes, and all of them from this share of KV
+            blocks in use.
+        headroom: share of blocks that a sequence with more than `short_tokens` to prefill leaves free beside the
+            watermark.
+    """
 
     stages: tuple[DecodeRule | PrefillRule, ...]
     token_budget: int
+    budget: BudgetRule | None
     max_sequences: int
     max_decodes: int
     aging_s: float
     offsets: OffsetRule
+    eager_kv: float | None
     step_time_weight: float | None
     admit_max_length: bool
     watermark: float
@@ -89,11 +125,18 @@ class SchedulingRules(Struct, frozen=True):
     restarts: bool
     """A preempted sequence begins its output again."""
     guard: Guard | None
+    headroom: float
+    short_tokens: int
     namespace: Namespace
     victims: tuple[Victim, ...]
     route: Route
     classes: dict[str, tuple[int, float]]
     """Class name -> (priority, TBT in seconds), in order of priority."""
+
+    @property
+    def paced(self) -> bool:
+        """Whether anything follows what steps take by what is in them."""
+        return self.budget is not None or self.eager_kv is not None
 
     def slo(self, slo_class: str) -> tuple[int, float]:
         """Priority and TBT of a class. One that this policy does not know (it was classified under an older revision)
@@ -124,17 +167,17 @@ class SchedulingRules(Struct, frozen=True):
                 due = stage.index if due is None else due
         return None
 
-    def waiting_orders(self) -> tuple[tuple[str, ...], ...]:
-        """Distinct orders of the stages that start sequences."""
+    def waiting_lines(self) -> tuple[Line, ...]:
+        """Distinct lines of the stages that start sequences."""
         stages = [stage for stage in self.stages if isinstance(stage, PrefillRule) and stage.waiting]
-        return tuple(dict.fromkeys(stage.order for stage in stages))
+        return tuple(dict.fromkeys(stage.line for stage in stages))
 
     def longest_piece(self, *, started: bool) -> int:
         """Most prompt tokens that the stages can finish of a started (or else waiting) prefill; 0 without a stage. One
         with an `if` does not count: its time may never come.
         """
         pieces = [
-            UNLIMITED if stage.chunked else self.token_budget
+            stage.longest if stage.chunked else min(stage.longest, self.token_budget)
             for stage in self.stages
             if isinstance(stage, PrefillRule)
             and not stage.min_decoding

@@ -4,32 +4,22 @@ Owns the meaning of a stage. Decodes are taken as arrays: a stage that fits whol
 run short is each decode looked at by itself. Prefills are few and are taken one by one.
 """
 
-from collections.abc import Iterator
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
 from policies.scheduling.executor import Executor
-from policies.scheduling.orders import sort_slots, started_key
+from policies.scheduling.orders import sort_slots
 from policies.scheduling.outlook import Outlook, raise_estimates, spared, survivors
+from policies.scheduling.pacing import decodes_that_fit, pace, tokens_that_fit
 from policies.scheduling.preemption import choose
+from policies.scheduling.prefills import Prefill, candidates
 from policies.scheduling.rules import CARRY_OVER_RULE, DecodeRule, PrefillRule
 from policies.scheduling.sharing import NO_HIT, Hit
 from policies.scheduling.state import Sequence, SlotArray
-
-
-class Prefill:
-    """A prompt's row: `num_tokens` from where it stands; `final` when nothing of the prompt is left after it."""
-
-    __slots__ = ("final", "num_new_blocks", "num_tokens", "row", "sequence")
-
-    def __init__(self, row: int, sequence: Sequence, num_tokens: int, num_new_blocks: int) -> None:
-        self.row = row
-        self.sequence = sequence
-        self.num_tokens = num_tokens
-        self.num_new_blocks = num_new_blocks
-        self.final = num_tokens == sequence.prompt_left
+from policies.scheduling.step_costs import StepShape
 
 
 class Draft:
@@ -51,7 +41,10 @@ class Draft:
         "_aged_since_s",
         "_barred",
         "_closed",
+        "_context_tokens",
+        "_due_until_s",
         "_executor",
+        "_limit_s",
         "_now",
         "_open",
         "_outlook",
@@ -73,11 +66,13 @@ class Draft:
         "starts",
     )
 
-    def __init__(self, executor: Executor, now: float) -> None:
+    def __init__(self, executor: Executor, now: float, starts_s: float) -> None:
         self._executor = executor
         self._rules = executor.rules
         self._now = now
         self._aged_since_s = now - self._rules.aging_s
+        self._due_until_s, self._limit_s = pace(executor, starts_s) if self._rules.paced else (now, inf)
+        self._context_tokens = 0
         self._open: BoolArray | None = None
         self._closed = 0
         self._barred: list[Sequence] = []
@@ -140,6 +135,8 @@ class Draft:
         if self._may_prefill():
             return False
         positions = columns.read(columns.position, slots).copy()
+        if self._limit_s < inf and decodes_that_fit(executor, self._limit_s, slots, StepShape(0, 0, False)) < count:
+            return False
         at_border = (positions >= columns.read(columns.capacity, slots)).nonzero()[0]
         if len(at_border) > executor.blocks.num_free:
             return False
@@ -148,7 +145,7 @@ class Draft:
             self.border_rows.append(at_border)
         due, others = executor.decode_stages
         if due is not None:
-            not_due = columns.read(columns.deadline_s, slots) > self._now
+            not_due = columns.read(columns.deadline_s, slots) > self._due_until_s
             self.stages = not_due.view(np.int8) * (others - due)  # a third of what numpy.where takes
             if due:
                 self.stages += due
@@ -168,11 +165,13 @@ class Draft:
         slots = self._open_slots()
         if stage.due and len(slots):
             is_open = columns.open[: columns.high] if self._open is None else self._open
-            slots = (columns.deadline_s[: len(is_open)] <= self._now).nonzero()[0]
+            slots = (columns.deadline_s[: len(is_open)] <= self._due_until_s).nonzero()[0]
             slots = slots[is_open.take(slots)]
         room = min(self.left, self._rules.max_decodes - self.num_decodes)
         if not len(slots) or room <= 0:
             return
+        if self._limit_s < inf and not stage.due:
+            slots = self._in_time(stage, slots)
         chosen = slots
         if len(slots) > room:
             slots = sort_slots(columns, slots, stage.order, self._aged_since_s)
@@ -188,6 +187,15 @@ class Draft:
         if not self.segments:
             self.positions = positions
         self._add_decodes(stage.index, chosen)
+
+    def _in_time(self, stage: DecodeRule, slots: SlotArray) -> SlotArray:
+        """Those of the decodes for which the step is not yet too long; one if there is nothing else to run."""
+        shape = StepShape(self._rules.token_budget - self.left, self._context_tokens, bool(self.prefills))
+        ordered = sort_slots(self._executor.columns, slots, stage.order, self._aged_since_s)
+        count = decodes_that_fit(self._executor, self._limit_s, ordered, shape)
+        if self.prefills:  # a few decodes more would begin another tile, which costs as much as a full one
+            count = min(count, tokens_that_fit(self._executor, self._limit_s, shape.num_tokens, shape.context_tokens))
+        return ordered[: max(count, 0 if self.num_rows else 1)]
 
     def _open_slots(self) -> SlotArray:
         if self._open is not None:
@@ -218,6 +226,8 @@ class Draft:
         self.num_rows += count
         self.num_decodes += count
         self.left -= count
+        if self._limit_s < inf:
+            self._context_tokens += int(self._executor.columns.position.take(chosen).sum())
 
     def _take_decodes_one_by_one(self, stage: DecodeRule, ordered: SlotArray) -> None:
         """The definition itself, for when blocks run short: each decode may cost another sequence its blocks. Those
@@ -280,9 +290,12 @@ class Draft:
         if not self._may_prefill():
             return
         executor = self._executor
+        planned = self._rules.token_budget - self.left
+        withheld = max(0, self.left - max(0, tokens_that_fit(executor, self._limit_s, planned, self._context_tokens)))
+        self.left -= withheld
         taken = 0
         slots: list[int] = []
-        for sequence in self._candidates(stage):
+        for sequence in candidates(executor, stage, self._planned_prefills, self._aged_since_s):
             if self.left == 0 or taken == stage.max_sequences:
                 break
             starts = sequence.slot is None
@@ -301,6 +314,7 @@ class Draft:
             slots.append(sequence.slot if sequence.slot is not None else 0)
             self.left -= num_tokens
             taken += 1
+        self.left += withheld
         if slots:
             self.segments.append((stage.index, np.array(slots)))
             self.num_rows += taken
@@ -330,57 +344,15 @@ class Draft:
         if executor.num_holders >= self._rules.max_sequences:
             return False
         free = executor.blocks.num_free - executor.blocks_to_take(sequence, hit)
+        kept = executor.watermark_blocks
+        if sequence.tokens_to_prefill > self._rules.short_tokens and not sequence.resumed:
+            kept += executor.headroom_blocks
         if executor.num_holders and self._rules.future_share is not None:
-            return free >= executor.watermark_blocks and self._look_ahead().admits(sequence, hit)
+            return free >= kept and self._look_ahead().admits(sequence, hit)
         # Alone it may use the watermark: a policy that raised it must not leave a released sequence waiting forever.
-        return free >= executor.watermark_blocks or (free >= 0 and executor.num_holders == 0)
+        return free >= kept or (free >= 0 and executor.num_holders == 0)
 
     def _look_ahead(self) -> Outlook:
         if self._outlook is None:
             self._outlook = Outlook(self._executor, self._rules.future_share or 0.0)
         return self._outlook
-
-    def _candidates(self, stage: PrefillRule) -> Iterator[Sequence]:
-        carried = stage is CARRY_OVER_RULE
-        started = self._started(stage, carried=carried) if stage.started and self._executor.started else []
-        if stage.merge:
-            yield from self._merged(stage, started)
-            return
-        yield from started
-        if stage.waiting:
-            while (first := self._first_waiting(stage, carried=carried)) is not None:
-                yield first
-
-    def _merged(self, stage: PrefillRule, started: list[Sequence]) -> Iterator[Sequence]:
-        """Started and waiting ones in one order; once a waiting one cannot be planned, no other waiting one."""
-        index = 0
-        barred = False
-        order, since_s, key = stage.order, self._aged_since_s, self._executor.waiting.key
-        while True:
-            first = None if barred else self._first_waiting(stage, carried=False)
-            if index < len(started) and (
-                first is None or started_key(started[index], order, since_s) < key(first, order, since_s)
-            ):
-                yield started[index]
-                index += 1
-            elif first is not None:
-                yield first
-                barred = bool(first.ticket)  # a started one waits no more, nor does one that awaits a prefix
-            else:
-                return
-
-    def _first_waiting(self, stage: PrefillRule, *, carried: bool) -> Sequence | None:
-        waiting = self._executor.waiting
-        return waiting.first_carried() if carried else waiting.first(stage.order, self._aged_since_s)
-
-    def _started(self, stage: PrefillRule, *, carried: bool) -> list[Sequence]:
-        planned = self._planned_prefills
-        executor = self._executor
-        sequences = [
-            s
-            for s in executor.started.values()
-            if s.id not in planned and not s.stalled and (not carried or executor.is_carried(s))
-        ]
-        if len(sequences) < 2:
-            return sequences
-        return sorted(sequences, key=lambda s: started_key(s, stage.order, self._aged_since_s))

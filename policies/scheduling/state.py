@@ -11,6 +11,7 @@ from policies.commands import BoolArray
 from policies.lifecycle import Life
 from policies.scheduling.lengths.predicted import Predicted
 from policies.scheduling.prefixes import Prefix
+from policies.scheduling.step_costs import StepShape
 
 SlotArray = NDArray[np.intp]
 
@@ -145,6 +146,8 @@ class Step:
         closing: slots to use again once this step has returned.
         returning: preempted sequences that may wait again once this step has returned.
         filled: (sequence, first position, position after the last) of the prompt pieces that can be shared.
+        shape: what its time is learned by; None where no policy asks.
+        expected_s: what it is expected to take; None: nothing is known of such steps.
     """
 
     __slots__ = (
@@ -153,6 +156,7 @@ class Step:
         "closing",
         "dropped",
         "ending",
+        "expected_s",
         "filled",
         "num_samples",
         "num_tokens",
@@ -160,6 +164,7 @@ class Step:
         "planned_at_s",
         "returning",
         "samples",
+        "shape",
         "slots",
         "tbt_s",
     )
@@ -188,6 +193,8 @@ class Step:
         self.closing: list[int] = []
         self.returning: list[Sequence] = []
         self.filled: list[tuple[Sequence, int, int]] = []
+        self.shape: StepShape | None = None
+        self.expected_s: float | None = None
 
     def row_of(self, slot: int) -> int | None:
         """The row of a slot, or None."""

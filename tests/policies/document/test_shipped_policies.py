@@ -152,6 +152,36 @@ batching:
     assert "are refused, because" not in unlimited
 
 
+def test_an_explanation_tells_what_follows_time() -> None:
+    document = b"""
+version: 1
+name: paced
+classes: [{name: one, ttft_s: 1, tbt_s: 1}]
+deadlines: {slack: exact, eager_kv: 0.8}
+kv: {headroom: {share: 0.025, prompt_tokens: 2000}}
+batching:
+  token_budget: {max_step_s: auto, tile: 64}
+  stages:
+    - decode: {when: due}
+    - prefill: {from: waiting, max_remaining_tokens: 300}
+    - prefill: {from: [started, waiting]}
+    - decode: {}
+"""
+    text = explain(load_policy(document))
+    for sentence in (
+        "  A step has as many tokens as take 95% of the time that the most urgent decode's deadline leaves, offered in",
+        "with prompts a multiple of 64, 128 at least and 2048 at most, by what the last steps took; at most 128",
+        "  2. Waiting prompts with at most 300 tokens left, cut to what is left of the budget; the earliest arriv",
+        "  A decode is due when a step after this one, as long as the mean of all steps, would end too late for",
+        "  While it has no token it is due at once.\n",
+        "  Once 80% of the KV blocks are in use, every decode is due.\n",
+        "  With more than 2000 tokens to prefill, it leaves another 2.5% of the pool to shorter ones.\n",
+    ):
+        assert sentence in text
+    fixed = explain(load_policy(document.replace(b"auto", b"0.05")))
+    assert "  A step has as many tokens as take 0.05 s, offered in this order" in fixed
+
+
 def text_of_unlimited() -> str:
     return explain(
         load_policy(b"""

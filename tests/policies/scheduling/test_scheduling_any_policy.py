@@ -52,22 +52,44 @@ def prefill_stage(draw, budget, sources):
     stage = {"from": draw.choice(sources), "order": draw.sample(PROMPT_KEYS, draw.randint(0, 2))}
     if isinstance(stage["from"], list):
         stage["merge"] = draw.random() < 0.4
-    if budget == "none" or draw.random() < 0.3:
+    if budget == "none" or (isinstance(budget, int) and draw.random() < 0.3):
         stage["chunked"] = False
     elif draw.random() < 0.3:
-        stage["chunk"] = draw.randint(1, budget)
+        stage["chunk"] = draw.randint(1, budget if isinstance(budget, int) else budget["min"])
     if draw.random() < 0.3:
         stage["max_sequences"] = draw.randint(1, 3)
     return {"prefill": stage}
 
 
+def paced_budget(draw):
+    budget = {"tile": draw.choice([1, 4, 16]), "min": draw.choice([1, 4, 16]), "max": draw.choice([16, 64, 512])}
+    return budget | draw.choice([{"max_step_s": 0.02}, {"share": 0.5}, {}])
+
+
+def exact_slack(draw):
+    return {"slack": "exact", "eager_kv": draw.choice([0, 0.5, 1])}
+
+
+def slack_in_steps(draw):
+    return {
+        "offset_steps": {
+            "below": draw.choice([0, 2, 5]),
+            "above": draw.choice([0, 5, 20]),
+            "kv_threshold": draw.choice([0, 0.5, 0.96, 1]),
+        }
+    }
+
+
 def any_document(draw):
-    budget = draw.choice([4, 8, 16, 64, 512, "none"])
+    budget = draw.choice([4, 8, 16, 64, 512, "none", paced_budget(draw), paced_budget(draw)])
+    exact = isinstance(budget, dict) or draw.random() < 0.3
     sources = ["waiting", ["started", "waiting"]]
     stages = [decode_stage(draw, "any"), prefill_stage(draw, budget, sources)]
     for _ in range(draw.randint(0, 3)):
         stage = draw.choice([decode_stage(draw, "due"), prefill_stage(draw, budget, [*sources, "started"])])
         next(iter(stage.values())).update(stage_extras(draw))
+        if "prefill" in stage and draw.random() < 0.3:
+            stage["prefill"]["max_remaining_tokens"] = draw.randint(1, 60)
         stages.append(stage)
     draw.shuffle(stages)
     classes = draw.sample(CLASSES, draw.randint(1, 3))
@@ -85,13 +107,13 @@ def any_document(draw):
         },
         "deadlines": {
             "step_time": draw.choice(["mean", {"ewma": 0.3}]),
-            "offset_steps": {
-                "below": draw.choice([0, 2, 5]),
-                "above": draw.choice([0, 5, 20]),
-                "kv_threshold": draw.choice([0, 0.5, 0.96, 1]),
-            },
+            **(exact_slack(draw) if exact else slack_in_steps(draw)),
         },
-        "kv": {"admit": draw.choice(["prompt", "max_length", "future"]), "watermark": draw.choice([0, 0.01, 0.1, 0.3])},
+        "kv": {
+            "admit": draw.choice(["prompt", "max_length", "future"]),
+            "watermark": draw.choice([0, 0.01, 0.1, 0.3]),
+            **draw.choice([{}, {"headroom": {"share": draw.choice([0, 0.2, 0.7]), "prompt_tokens": 20}}]),
+        },
         "preemption": {"victim": draw.choice(VICTIMS), "requeue": draw.choice(["head", "ordered"])},
         **prediction(draw),
     }

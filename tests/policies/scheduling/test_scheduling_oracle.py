@@ -73,7 +73,28 @@ batching:
 deadlines: {step_time: {ewma: 0.3}, offset_steps: {below: 3, above: 20, kv_threshold: 0.5}}
 preemption: {victim: [newest_started_prefill, newest, self]}
 """
-POLICIES = {"aging": AGING, "two_due": TWO_DUE, "rad": RAD, "merged": MERGED, "small_slai": SMALL_SLAI}
+SHORT_LANE = """
+batching:
+  token_budget: 16
+  max_sequences: 6
+  max_decodes: 5
+  stages:
+    - decode:  {when: due, order: [last_schedulable_time]}
+    - prefill: {from: [started, waiting], merge: true, order: [remaining_prompt_tokens], max_remaining_tokens: 20}
+    - prefill: {from: started, order: [admission], max_remaining_tokens: 9, max_sequences: 1}
+    - decode:  {when: any, order: [arrival]}
+    - prefill: {from: [started, waiting], order: [arrival]}
+kv: {watermark: 0.05, headroom: {share: 0.3, prompt_tokens: 20}}
+preemption: {victim: [newest_started_prefill, newest, self]}
+"""
+POLICIES = {
+    "short_lane": SHORT_LANE,
+    "aging": AGING,
+    "two_due": TWO_DUE,
+    "rad": RAD,
+    "merged": MERGED,
+    "small_slai": SMALL_SLAI,
+}
 
 
 class Seq:
@@ -116,6 +137,7 @@ class Oracle:
         self.sequences = [Seq(real, executor) for real in executor.routed.values()]
         self.free = executor.blocks.num_free
         self.watermark = floor(policy.kv.watermark * self.total)
+        self.headroom = policy.kv.headroom
 
     def holders(self):
         return [s for s in self.sequences if s.state in (State.PREFILL, State.DECODE, State.ENDING)]
@@ -158,7 +180,10 @@ class Oracle:
                         q = part.chunk * floor(q / part.chunk)
                     need = ceil(s.total / self.size)
                     full = len(self.holders()) >= self.batching.max_sequences
-                    if q == 0 or (starts and (full or self.free - need < (self.watermark if self.holders() else 0))):
+                    kept = self.watermark
+                    if self.headroom and s.total > self.headroom.prompt_tokens and not s.resumed:
+                        kept += floor(self.headroom.share * self.total)
+                    if q == 0 or (starts and (full or self.free - need < (kept if self.holders() else 0))):
                         if starts and part.merge:
                             waiting_ended = True  # the started ones behind it go on: they hold what it waits for
                             continue
@@ -177,7 +202,10 @@ class Oracle:
 
     def candidates(self, part):
         sources = (part.from_,) if isinstance(part.from_, str) else part.from_
-        usable = [s for s in self.sequences if not self.planned(s) and s not in self.barred]
+        longest = part.max_remaining_tokens or inf
+        usable = [
+            s for s in self.sequences if not self.planned(s) and s not in self.barred and s.prompt_left <= longest
+        ]
         waiting = [s for s in usable if s.state is State.WAITING and "waiting" in sources]
         started = [s for s in usable if s.state is State.PREFILL and "started" in sources]
 

@@ -7,6 +7,8 @@ from math import ceil, inf
 import pytest
 
 from policies.lifecycle import State
+from policies.scheduling.orders import Line
+from policies.scheduling.rules import UNLIMITED
 
 HEAD = """version: 1
 name: t
@@ -180,7 +182,7 @@ def test_a_step_that_is_not_full_leaves_out_only_what_is_barred(world, batching,
         planned = executor.steps[0].slots.tolist()
         left_out = [s for s in executor.holders() if s.slot not in planned and s.life.state is not State.ENDING]
         assert not left_out
-        if head := executor.waiting.first(("arrival",), -inf):
+        if head := executor.waiting.first(Line(("arrival",), UNLIMITED), -inf):
             need = ceil(head.tokens_to_prefill / 4)
             full = executor.num_holders == executor.rules.max_sequences
             barred = head.life.story[-1][0] == w.now  # preempted by this very plan

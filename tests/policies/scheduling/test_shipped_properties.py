@@ -228,14 +228,14 @@ def test_p6_a_step_that_is_not_full_leaves_out_only_what_is_barred(world, name, 
     w.join(num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, max_steps_in_flight=1)
     executor = w.core.executors[0]
     rules = executor.rules
-    (order,) = rules.waiting_orders()
+    (line,) = rules.waiting_lines()
 
     def look(w, planned):
         if not planned or executor.steps[0].num_tokens == rules.token_budget:
             return
         slots = executor.steps[0].slots.tolist()
         assert all(s.slot in slots or s.life.state is State.ENDING for s in executor.holders())
-        if head := executor.waiting.first(order, w.now):
+        if head := executor.waiting.first(line, w.now):
             need = ceil(head.tokens_to_prefill / BLOCK_TOKENS)
             preempted_now = head.resumed and head.life.story[-1][0] == w.now
             short = executor.blocks.num_free - need < executor.watermark_blocks

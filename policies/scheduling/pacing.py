@@ -1,0 +1,83 @@
+"""How long the next step may take, and which decodes may be left out of it.
+
+Owns the arithmetic of slack: what a decode's deadline leaves when a step begins. Does not know stages; `stages.py` asks
+how many tokens still fit.
+"""
+
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from policies.scheduling.executor import Executor
+from policies.scheduling.state import SlotArray
+from policies.scheduling.step_costs import StepShape
+
+GROWTH = 2
+"""A step is at most so many times as large as the largest seen: beyond that the fit knows nothing."""
+
+
+class Pace(NamedTuple):
+    """Of one step."""
+
+    due_until_s: float
+    """A decode whose deadline is not later belongs in this step: the next one would not meet it."""
+    limit_s: float
+    """The step is to take at most this long."""
+
+
+def pace(executor: Executor, starts_s: float) -> Pace:
+    """Of the step planned now, which begins at `starts_s`."""
+    rules, columns = executor.rules, executor.columns
+    usual_s = executor.step_time.estimate_s
+    limit_s = inf
+    if rules.budget is not None and rules.budget.max_step_s is not None:
+        limit_s = rules.budget.max_step_s
+    elif rules.budget is not None:
+        slots = columns.all_open()
+        if len(slots):
+            slack_s = columns.read(columns.deadline_s, slots) - starts_s
+            # Whoever is late already, or has no token yet, cannot be helped by a shorter step; its next gap counts.
+            slack_s = np.where(slack_s > 0.0, slack_s, columns.tbt_of(slots))
+            limit_s = rules.budget.share * float(slack_s.min())
+    due_until_s = starts_s
+    if rules.eager_kv is not None:
+        next_s = usual_s
+        if rules.budget is not None and executor.costs.with_prompts.most_tokens:
+            next_s = max(next_s, executor.costs.with_prompts.seconds(rules.budget.min, 0))
+        due_until_s += (limit_s if limit_s < inf else usual_s) + next_s
+        if executor.blocks.use >= rules.eager_kv:
+            due_until_s = inf
+    return Pace(due_until_s, limit_s)
+
+
+def tokens_that_fit(executor: Executor, limit_s: float, num_tokens: int, context_tokens: int) -> int:
+    """Prompt tokens that may join a step of so many decode tokens, which read so much context.
+
+    The step comes to a multiple of the budget's tile, because on real devices a part of a tile costs as much as all of
+    it; and to the budget's minimum at least, because prompts must go on however urgent the decodes are.
+    """
+    budget = executor.rules.budget
+    if budget is None:
+        return executor.rules.token_budget
+    cost = executor.costs.with_prompts
+    most = executor.rules.token_budget
+    if limit_s < inf:
+        most = min(most, max(budget.min, GROWTH * cost.most_tokens))
+        if cost.most_tokens:
+            most = int(max(0.0, min(most, cost.tokens_within(limit_s, context_tokens))))
+    return max(most - most % budget.tile, budget.min) - num_tokens
+
+
+def decodes_that_fit(executor: Executor, limit_s: float, slots: SlotArray, planned: StepShape) -> int:
+    """How many of these decodes may join a step of that shape, the first ones first."""
+    cost = executor.costs.with_prompts if planned.has_prompts else executor.costs.decodes_only
+    if not cost.most_tokens:
+        return len(slots)
+    context = executor.columns.position.take(slots)
+    if cost.seconds(planned.num_tokens + len(slots), planned.context_tokens + int(context.sum())) <= limit_s:
+        return len(slots)
+    num_tokens = np.arange(planned.num_tokens + 1, planned.num_tokens + len(slots) + 1)
+    context_tokens = planned.context_tokens + context.cumsum()
+    seconds = cost.fixed_s + cost.token_s * num_tokens + cost.context_s * context_tokens
+    return int(seconds.searchsorted(limit_s, side="right"))
