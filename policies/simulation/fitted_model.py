@@ -31,7 +31,11 @@ class FittedModelError(Exception):
 
 
 class Curve(Struct, frozen=True):
-    """Seconds over a count: straight between knots, and past the last as before it."""
+    """Seconds over a count: straight between knots, and past the last as from the first to it on the whole.
+
+    Work comes in tiles: the stretch that happens to be the last may be all step and no tread, and a replay that goes
+    past it would slow down, fall behind, and go further past it.
+    """
 
     knots: tuple[int, ...]
     """At least two, ascending."""
@@ -50,9 +54,12 @@ class Curve(Struct, frozen=True):
 
     def at(self, count: int) -> float:
         """Seconds; below the first knot as there."""
-        left = min(max(bisect_right(self.knots, count), 1), len(self.knots) - 1) - 1
-        share = (count - self.knots[left]) / (self.knots[left + 1] - self.knots[left])
-        return self.seconds[left] + max(0.0, share) * (self.seconds[left + 1] - self.seconds[left])
+        knots, seconds = self.knots, self.seconds
+        right = bisect_right(knots, count)
+        if right == 0:
+            return seconds[0]
+        left, right = (right - 1, right) if right < len(knots) else (0, len(knots) - 1)
+        return seconds[left] + (count - knots[left]) * (seconds[right] - seconds[left]) / (knots[right] - knots[left])
 
 
 class Noise(Struct, frozen=True):

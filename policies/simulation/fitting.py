@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
 LEAST_OF_A_STRETCH = 8
-"""Steps between two knots; with fewer the curve goes straight on."""
+"""Steps between two knots; with fewer there is one knot less."""
 LEAST_STEPS = 32
 NUM_ROUNDS = 10
 """Of reweighting."""
@@ -107,11 +107,9 @@ def fit(samples: Sequence[StepSample]) -> FittedModel:
 
 
 def ramps(counts: Floats, knots: Sequence[int]) -> Floats:
-    """[counts, stretches]: how much of each stretch between knots lies below each count; the last one has no end."""
+    """[counts, stretches]: how much of each stretch between knots lies below each count, from 0 to 1."""
     edges = np.array(knots, np.float64)
-    shares = (counts[:, None] - edges[:-1]) / np.diff(edges)
-    shares[:, :-1] = shares[:, :-1].clip(None, 1.0)
-    return shares.clip(0.0, None)
+    return ((counts[:, None] - edges[:-1]) / np.diff(edges)).clip(0.0, 1.0)
 
 
 def least_squares(columns: Floats, wanted: Floats) -> Floats:
@@ -153,11 +151,15 @@ def _regress(columns: Floats, measured: Floats) -> tuple[Floats, Floats]:
 
 
 def _knots(counts: Floats) -> tuple[int, ...]:
-    knots = [int(counts.min())]
-    for knot in KNOTS:
-        if knot > knots[-1] and np.count_nonzero((counts > knots[-1]) & (counts <= knot)) >= LEAST_OF_A_STRETCH:
+    """From the least count to the largest, with enough steps between each two."""
+    least, most = int(counts.min()), int(counts.max())
+    if least == most:
+        return (least, least + 1)
+    knots = [least]
+    for knot in (*(each for each in KNOTS if least < each < most), most):
+        if np.count_nonzero((counts > knots[-1]) & (counts <= knot)) >= LEAST_OF_A_STRETCH:
             knots.append(knot)
-    return tuple(knots) if len(knots) > 1 else (knots[0], knots[0] + 1)
+    return (*knots, most) if len(knots) == 1 else (*knots[:-1], most)
 
 
 def _noise(ratios: Floats, with_prompts: NDArray[np.bool_]) -> dict[str, Noise]:

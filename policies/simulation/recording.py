@@ -5,7 +5,7 @@ compared with what happened. All times are the scheduler's: seconds since its lo
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from policies.commands import Deliver, Finish, Int64Array, Refuse, Release, StartStep, StepPlan, decode
 from policies.event_log import CutShortError, EventLogError, Record, read_records
 from policies.events import Arrived, ExecutorJoined, ExecutorLost, PolicyApplied, Released, StepEnded
-from policies.simulation.fitting import StepSample
+from policies.simulation.fitted_model import FittedDevice
+from policies.simulation.fitting import StepSample, fit
 from policies.simulation.outcome import Served
 from policies.simulation.step_shape import shape_of
 from policies.simulation.tokens import Gaps, TokenTimes
@@ -68,6 +69,26 @@ def read_recording(admission: bytes, scheduler: bytes) -> Recording:
     for record in _records(scheduler, "scheduler"):
         run.scheduler(record)
     return run.recording()
+
+
+def fitted_device(recordings: Sequence[Recording], description: str) -> FittedDevice:
+    """The executor of recorded runs, as a replay needs it: with a step model fitted to the steps of all of them.
+
+    Raises:
+        RecordingError: no executor joined in the first of them.
+        FitError: there are too few steps.
+    """
+    if not recordings[0].executors:
+        raise RecordingError("no executor joined while this was recorded")
+    joined = recordings[0].executors[0]
+    return FittedDevice(
+        description=description,
+        num_blocks=joined.num_blocks,
+        block_tokens=joined.block_tokens,
+        max_sequence_tokens=joined.max_sequence_tokens,
+        max_steps_in_flight=joined.max_steps_in_flight,
+        model=fit([step for recording in recordings for step in recording.steps]),
+    )
 
 
 def _records(log: bytes, service: str) -> Iterator[Record]:

@@ -13,9 +13,7 @@ from policies.event_log import Record, read_records
 from policies.events import CancelRequested
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
-from policies.simulation.fitted_model import FittedDevice
-from policies.simulation.fitting import fit
-from policies.simulation.recording import read_recording
+from policies.simulation.recording import fitted_device, read_recording
 
 LONG, SHORT = 1500, 40
 NUM_STAYING = 28
@@ -103,14 +101,7 @@ async def test_a_recorded_run_replays_to_the_identical_commands(house: Callable[
     stayed = [served.output_tokens for served in recording.served if not served.cancellation]
     assert stayed == [SHORT] * NUM_STAYING
     assert all(step.planned_at_s < step.ended_at_s < step.heard_at_s for step in recording.steps)
-    executor, model = recording.executors[0], fit(recording.steps)
-    fitted = FittedDevice(
-        description="this machine",
-        num_blocks=executor.num_blocks,
-        block_tokens=executor.block_tokens,
-        max_sequence_tokens=executor.max_sequence_tokens,
-        model=model,
-    )
+    fitted = fitted_device([recording], "this machine")
     outcome = Simulation(recording.policies[0].document, recording.requests, fitted.device(1), check=True).run()
     assert [served.output_tokens for served in outcome.served] == [served.output_tokens for served in recording.served]
 

@@ -13,6 +13,7 @@ from policies.simulation.executor_model import DEVICES, Device, StepTime
 from policies.simulation.fitted_model import (
     DECODES,
     PROMPTS,
+    Curve,
     FittedDevice,
     FittedModelError,
     decode_device,
@@ -119,6 +120,12 @@ def test_a_run_replayed_with_the_model_fitted_to_it_happens_again() -> None:
     for slo_class, gaps in outcome.gaps_s.items():
         again = replayed.gaps_s[slo_class]
         assert np.quantile(again, [0.5, 0.99]) == pytest.approx(np.quantile(gaps, [0.5, 0.99]), rel=0.05)
+
+
+def test_past_the_last_knot_a_curve_rises_as_it_does_on_the_whole() -> None:
+    curve = Curve(knots=(1, 16, 17), seconds=(0.01, 0.01, 0.026))
+    assert [curve.at(count) for count in (0, 1, 16, 17)] == pytest.approx([0.01, 0.01, 0.01, 0.026])
+    assert curve.at(33) == pytest.approx(0.042)
 
 
 def test_few_steps_are_not_fitted() -> None:

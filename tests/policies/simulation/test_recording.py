@@ -11,7 +11,7 @@ from policies.events import Arrived, CancelRequested, PolicyApplied, Released, S
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import DEVICES, Device, Tile
 from policies.simulation.outcome import Served
-from policies.simulation.recording import RecordingError, read_recording
+from policies.simulation.recording import RecordingError, fitted_device, read_recording
 from policies.simulation.workload import TraceRequest, synthetic
 
 SMALL = Device("a small pool", 70, 16, 1024, Tile(16, 4e-3, 1e-5))
@@ -105,6 +105,8 @@ def test_who_left_before_the_first_token_is_counted_and_left_out() -> None:
 
 def test_a_recording_without_requests_replays_to_nothing() -> None:
     recording = read_recording(log(), log())
+    with pytest.raises(RecordingError, match="no executor joined"):
+        fitted_device([recording], "none")
     assert recording.steps == []
     assert Simulation(SLAI, recording.requests, SMALL).run().num_steps == 0
 
