@@ -25,6 +25,7 @@ ANSWER_S = 10.0
 STOPPED_ANSWER_S = 1.0
 POLL_S = 0.02
 READABLE = 0o644
+LOCK = "policy.lock"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,16 @@ def apply(deployment: Deployment, new: Document, message: str) -> int:
         PolicyError: the policy is for replays only.
     """
     load_live_policy(new.content, new.label)
+    lock = Path(deployment.data) / LOCK
+    try:
+        # Of two at once the first would wait for an answer about a file that is the second's by then.
+        with files.locked(lock):
+            return _save(deployment, new, message)
+    except OSError as error:
+        raise CommandError(f"{lock}: cannot be locked: {error.strerror}") from error
+
+
+def _save(deployment: Deployment, new: Document, message: str) -> int:
     history = Revisions(deployment.data)
     path = Path(deployment.policy).resolve()
     before, last_save = history.last(), history.last_save()

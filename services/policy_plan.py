@@ -107,7 +107,8 @@ def _in_words(prediction: Prediction, now: Document, then: Document) -> str:
 
 def _basis(basis: Basis) -> list[str]:
     ended = datetime.fromtimestamp(basis.began_unix_s + basis.duration_s).astimezone()
-    what = f"{basis.num_requests} requests of {basis.duration_s / 60:.1f} min up to {ended:%Y-%m-%d %H:%M:%S}"
+    span = f"{basis.duration_s:.0f} s" if basis.duration_s < 120 else f"{basis.duration_s / 60:.0f} min"
+    what = f"{basis.num_requests} requests of {span} up to {ended:%Y-%m-%d %H:%M:%S}"
     where = f"{basis.num_executors} x {basis.executor}"
     steps = f"step times fitted to {basis.num_steps} steps, typical error {basis.step_error:.1%}"
     lines = [f"Replayed: {what}, on {where}; {steps}."]

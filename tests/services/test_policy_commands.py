@@ -120,6 +120,13 @@ async def test_a_save_that_a_service_cannot_use_is_reported_and_may_be_tried_aga
     assert place.names == ["slai", "fcfs"]
 
 
+async def test_of_two_applies_at_once_both_come_into_force(place, admission, monkeypatch) -> None:
+    monkeypatch.setattr(policy_files, "POLL_S", 0.05)  # long enough for the second to overwrite the first
+    statuses = await asyncio.gather(*(asyncio.to_thread(place.command, "apply", file) for file in (FCFS, VLLM)))
+    assert statuses == [0, 0]
+    assert sorted(place.names) == ["fcfs", "slai", "vllm"]
+
+
 async def test_an_edited_file_is_in_the_history_too(place, admission) -> None:
     place.policy.write_bytes(VLLM.read_bytes())
     async with asyncio.timeout(10):

@@ -105,7 +105,7 @@ async def test_a_worse_policy_is_predicted_to_be_worse_with_the_replays_own_erro
     assert plan(data, FASTERTRANSFORMER, "--html", data / "no" / "page.html") == 2
     assert "page.html: cannot be written: No such file or directory" in capsys.readouterr().err
     assert out.startswith(f"from revision 1 (slai) to {FASTERTRANSFORMER} (fastertransformer):\n  ")
-    assert f"Replayed: {num_requests} requests of 1." in out
+    assert f"Replayed: {num_requests} requests of 60 s up to " in out
     header = next(line for line in out.splitlines() if "recorded" in line)
     assert header.split() == [
         "recorded",
