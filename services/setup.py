@@ -22,7 +22,7 @@ from services.keys import ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
 
 SECRET_BYTES = 32
-DEMO_PROMPT = "def read_lines(path):\n    with open(path) as file:\n       "
+DEMO_PROMPT = "import os\nimport sys\n\n\ndef walk(top):\n   "
 """The demo completes Python; like most tokens of its text, the next one begins with a space."""
 
 

@@ -4,8 +4,6 @@ A width keeps the first neurons of gate and up and their columns of down (MatFor
 set of weights holds all of them. Serving does not need this module: it loads the saved checkpoint as any Llama.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,19 +14,12 @@ from engine.layers import Rotary, rotate
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4096, 256, 768, 5, 4, 2, 64
 EPS = 1e-6
-PROJECTIONS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
-"""Of the feed-forward layers, and which dimension of each has the neurons."""
 THETA = 10000.0
 
 
 def neurons(width: float) -> int:
     """How many feed-forward neurons a part of the width has: a multiple of 32."""
     return round(width * INTERMEDIATE / 32) * 32
-
-
-def added_neurons(widths: tuple[float, ...]) -> list[int]:
-    """How many neurons each width has beside those of the next narrower one, the narrowest first."""
-    return [stop - start for start, stop in pairwise([0, *(neurons(width) for width in sorted(widths))])]
 
 
 class Attention(nn.Module):
@@ -59,35 +50,30 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU of which the first `count` neurons run.
+    """SwiGLU of which the first `count` neurons run."""
 
-    The neurons that each width adds have matrices of their own: Muon gives a matrix an update of a set size, and most
-    of it would go to the neurons that every width trains.
-    """
-
-    def __init__(self, widths: tuple[float, ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        sizes = added_neurons(widths)
-        self.gate_proj = nn.ParameterList(torch.empty(size, HIDDEN) for size in sizes)
-        self.up_proj = nn.ParameterList(torch.empty(size, HIDDEN) for size in sizes)
-        self.down_proj = nn.ParameterList(torch.empty(HIDDEN, size) for size in sizes)
+        self.gate_proj = nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
+        self.up_proj = nn.Linear(HIDDEN, INTERMEDIATE, bias=False)
+        self.down_proj = nn.Linear(INTERMEDIATE, HIDDEN, bias=False)
 
     def forward(self, x: Tensor, count: int) -> Tensor:
         """[..., hidden] to the same shape."""
-        gate = functional.linear(x, torch.cat(list(self.gate_proj))[:count])
-        up = functional.linear(x, torch.cat(list(self.up_proj))[:count])
-        return functional.linear(functional.silu(gate) * up, torch.cat(list(self.down_proj), 1)[:, :count])
+        gate = functional.linear(x, self.gate_proj.weight[:count])
+        up = functional.linear(x, self.up_proj.weight[:count])
+        return functional.linear(functional.silu(gate) * up, self.down_proj.weight[:, :count])
 
 
 class Layer(nn.Module):
     """One layer, named as in a Hugging Face checkpoint."""
 
-    def __init__(self, widths: tuple[float, ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(HIDDEN, EPS)
         self.self_attn = Attention()
         self.post_attention_layernorm = nn.RMSNorm(HIDDEN, EPS)
-        self.mlp = FeedForward(widths)
+        self.mlp = FeedForward()
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], count: int) -> Tensor:
         """[batch, tokens, hidden] to the same shape."""
@@ -99,11 +85,10 @@ class Layer(nn.Module):
 class NestedDecoder(nn.Module):
     """Embedding, layers, final norm; the embedding is the vocabulary head too."""
 
-    def __init__(self, positions: int, widths: tuple[float, ...] = WIDTHS) -> None:
+    def __init__(self, positions: int) -> None:
         super().__init__()
-        self._widths = widths
         self.embed_tokens = nn.Embedding(VOCABULARY, HIDDEN)
-        self.layers = nn.ModuleList(Layer(widths) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = nn.RMSNorm(HIDDEN, EPS)
         self.rotary = Rotary(Rope(theta=THETA), HEAD_DIM, positions, torch.float32, torch.device("cpu"))
         for name, weight in self.named_parameters():
@@ -126,23 +111,9 @@ class NestedDecoder(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     def weights(self) -> dict[str, Tensor]:
-        """Under the names of a Hugging Face checkpoint, whose feed-forward matrices are whole."""
-        whole = {name: weight.detach() for name, weight in self.named_parameters() if ".mlp." not in name}
-        for index, layer in enumerate(self.layers):
-            for name, dimension in PROJECTIONS.items():
-                parts = [part.detach() for part in getattr(layer.mlp, name)]
-                whole[f"layers.{index}.mlp.{name}.weight"] = torch.cat(parts, dimension)
-        return {f"model.{name}": weight for name, weight in whole.items()}
+        """Under the names of a Hugging Face checkpoint."""
+        return {f"model.{name}": weight.detach() for name, weight in self.named_parameters()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take `weights` of any type and, of them, their values."""
-        parts: dict[str, Tensor] = {}
-        for name, weight in weights.items():
-            prefix, _, projection = name.removeprefix("model.").removesuffix(".weight").rpartition(".")
-            if projection in PROJECTIONS:
-                sizes = added_neurons(self._widths)
-                for number, part in enumerate(torch.split(weight, sizes, PROJECTIONS[projection])):
-                    parts[f"{prefix}.{projection}.{number}"] = part
-            else:
-                parts[name.removeprefix("model.")] = weight
-        self.load_state_dict(parts)
+        self.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})

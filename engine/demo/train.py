@@ -47,7 +47,7 @@ class Recipe(msgspec.Struct, frozen=True):
     weight_decay: float = 0.1
     warmup: float = 0.05
     """Share of the steps in which the rates rise; from there they fall to zero in a straight line."""
-    narrow_weight: float = 0.3
+    narrow_weight: float = 0.1
     """Of the narrower width's loss, beside 1 for the full one's."""
     plain: bool = False
     """Train the full width alone: the control."""
@@ -79,7 +79,7 @@ class Training:
     def __init__(self, recipe: Recipe, tokens: data.Tokens) -> None:
         self.recipe, self.tokens = recipe, tokens
         torch.manual_seed(recipe.seed)
-        self.model = NestedDecoder(recipe.long_context, WIDTHS[:1] if recipe.plain else WIDTHS)
+        self.model = NestedDecoder(recipe.long_context)
         matrices = [weight for weight in self.model.layers.parameters() if weight.dim() == 2]
         others = [self.model.embed_tokens.weight, *(w for w in self.model.parameters() if w.dim() == 1)]
         self.optimisers: list[torch.optim.Optimizer] = [

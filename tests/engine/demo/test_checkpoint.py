@@ -49,14 +49,17 @@ def test_a_wider_model_is_no_worse() -> None:
     assert losses == sorted(losses)
 
 
-def test_the_card_says_what_the_narrower_widths_cost_the_full_one() -> None:
-    cost = report(train.REPORT).loss["1"] - report(CONTROL).loss["1"]
-    assert f"costs the full one {cost:.3f} nat" in (CHECKPOINT / "README.md").read_text()
+def test_training_all_widths_costs_the_full_one_less_than_the_card_allows() -> None:
+    gain = report(CONTROL).loss["1"] - report(train.REPORT).loss["1"]
+    assert gain >= -0.05
+    assert f"its loss is {gain:.3f} nat below the control's" in (CHECKPOINT / "README.md").read_text()
 
 
 def test_the_control_is_of_the_same_recipe_and_text() -> None:
     ours, control = report(train.REPORT), report(CONTROL)
-    assert msgspec.structs.replace(control.recipe, plain=False) == ours.recipe
+    # A control has no narrower width to weigh.
+    same = msgspec.structs.replace(control.recipe, plain=False, narrow_weight=ours.recipe.narrow_weight)
+    assert same == ours.recipe
     assert control.text_digest == ours.text_digest
 
 
