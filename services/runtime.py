@@ -62,9 +62,14 @@ def serve(service: Service, run_folder: Path) -> int:
 
 
 class ReadyFile:
-    """The file that tells the supervisor and health checks that a service can do its work."""
+    """The file that tells the supervisor and health checks that a service can do its work.
+
+    Attributes:
+        about: lines for whoever started the services, under the process id.
+    """
 
     def __init__(self, run_folder: Path, service: str) -> None:
+        self.about = ""
         self._path = ready_file(str(run_folder), service)
         self._said: str | None = None
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,7 +85,10 @@ class ReadyFile:
             self.remove()
         else:
             log.info("ready")
-            self._path.write_text(f"{os.getpid()}\n")
+            # Renamed into place: whoever sees the file reads all of it.
+            beside = self._path.with_suffix(".new")
+            beside.write_text(f"{os.getpid()}\n{self.about}\n")
+            beside.replace(self._path)
 
     def remove(self) -> None:
         """Not ready (any more)."""

@@ -86,6 +86,7 @@ class Supervisor:
             failed = self._wait_until_ready()
             if failed is None and not self._stop.is_set():
                 http = self._deployment.http
+                print(self._about_engine(), end="", flush=True)
                 print(self._prepared.welcome(self._deployment, f"http://{http.host}:{http.port}"), flush=True)
                 failed = self._watch()
         finally:
@@ -148,6 +149,13 @@ class Supervisor:
             if time.monotonic() > deadline:
                 return f"{', '.join(waiting)} not ready after {START_LIMIT_S:.0f} s; logs: {self._deployment.data}/logs"
         return None
+
+    def _about_engine(self) -> str:
+        """What the executor says of itself; nothing if it has just lost its readiness again."""
+        try:
+            return ready_file(self._deployment.run, "executor").read_text().partition("\n")[2]
+        except FileNotFoundError:
+            return ""
 
     def _watch(self) -> str | None:
         """Until asked to stop: start a crashed service again, with a pause that grows while crashes go on."""

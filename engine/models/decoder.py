@@ -46,13 +46,14 @@ class Decoder:
         self.config = config
         hidden = config.hidden_size
         self.embedding = checkpoint.tensor("model.embed_tokens.weight", config.vocabulary_size, hidden)
-        self.layers = [self._load_layer(checkpoint, f"model.layers.{index}") for index in range(config.num_layers)]
-        self.norm = Norm(checkpoint.tensor("model.norm.weight", hidden), config.norm_eps)
+        # The head, the largest, before the layers: these take the memory that it leaves when it has been packed.
         if config.tied_embeddings:
             # Not packed: the embedding needs the weight as it is, and two copies would cost more than they bring.
             self.head = Linear(self.embedding, None)
         else:
             self.head = linear(checkpoint.tensor("lm_head.weight", config.vocabulary_size, hidden))
+        self.layers = [self._load_layer(checkpoint, f"model.layers.{index}") for index in range(config.num_layers)]
+        self.norm = Norm(checkpoint.tensor("model.norm.weight", hidden), config.norm_eps)
         self.rotary = Rotary(config.rope, config.head_dim, positions, checkpoint.dtype, checkpoint.device)
         self._operations = choose_operations(config, checkpoint.device, checkpoint.dtype)
 

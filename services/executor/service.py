@@ -48,7 +48,8 @@ def main(deployment: Deployment) -> int:
             engine = load_engine(deployment.model_folder, deployment.engine)
         except EngineError as error:
             raise StartError(str(error)) from error
-        log.info("%s", describe(engine.info))
+        ready.about = describe(engine.info)
+        log.info("%s", ready.about)
         Executor(engine, deployment, ready).run()
     except _Stopped:
         log.info("stopped")
@@ -61,13 +62,14 @@ def main(deployment: Deployment) -> int:
 
 
 def describe(info: EngineInfo) -> str:
-    """One line: what serves, and how much context it holds and why."""
+    """Two lines: what serves, and how much context it holds and why."""
     kv_tokens = info.num_blocks * info.block_tokens
     pool = f", {amount(info.kv_bytes)}; bounded by {info.kv_bound}" if info.kv_bytes else ""
     return (
-        f"{info.model} ({info.architecture}, {info.num_parameters:,} parameters, {info.dtype}) on {info.device} with "
-        f"{info.attention}; KV pool: {info.num_blocks:,} blocks of {info.block_tokens} = {kv_tokens:,} tokens, "
-        f"{kv_tokens / info.max_sequence_tokens:.1f} sequences of {info.max_sequence_tokens:,}{pool}"
+        f"Engine: {info.architecture}, {info.num_parameters:,} parameters, {info.dtype}, on {info.device} with "
+        f"{info.attention}\n"
+        f"KV pool: {kv_tokens:,} tokens, {kv_tokens / info.max_sequence_tokens:.1f} sequences of "
+        f"{info.max_sequence_tokens:,}{pool}"
     )
 
 

@@ -28,6 +28,7 @@ def processes_of(data: Path) -> list[str]:
 def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[..., House]) -> None:
     running = house()
     assert running.output[0].startswith("Model: the demo, a small model trained on")
+    assert any(line.startswith("KV pool: ") and "bounded by" in line for line in running.output)
     curl = next(line for line in running.output if line.startswith("curl "))
     answered = subprocess.run(["bash", "-c", f"{curl.strip()} --silent"], capture_output=True, check=True)
     answer = json.loads(answered.stdout)

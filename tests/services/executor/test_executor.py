@@ -168,5 +168,5 @@ async def test_a_failing_engine_is_reported_before_the_process_ends(running) -> 
 def test_the_line_at_start_says_what_the_pool_holds_and_why() -> None:
     info = msgspec.structs.replace(PacedEngine(SETTINGS, 1000, 4096).info, kv_bytes=2**31, kv_bound="a reason")
     assert describe(info).endswith(
-        "KV pool: 1,048,576 blocks of 16 = 16,777,216 tokens, 4096.0 sequences of 4,096, 2.00 GiB; bounded by a reason"
+        "KV pool: 16,777,216 tokens, 4096.0 sequences of 4,096, 2.00 GiB; bounded by a reason"
     )
