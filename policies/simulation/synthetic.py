@@ -62,14 +62,15 @@ AZURE_CONVERSATION: tuple[Quantiles, Quantiles] = (
     ((0, 1), (0.05, 15), (0.10, 40), (0.25, 75), (0.50, 129), (0.75, 375), (0.90, 425), (0.99, 600), (1, 1000)),
 )
 """Prompt and output lengths of the conversation service in the Azure LLM inference trace of 2023, the one analysed in
-Splitwise (Patel et al., ISCA 2024, section III). The medians, 1,020 and 129 tokens, are the paper's; the means, 1,155
-and 211, are the published files'; what lies between is a few straight lines with those means, and in the trace prompt
-and output are not independent as they are here. The trace itself can be replayed where these lines are too coarse."""
+Splitwise (Patel et al., ISCA 2024, section III). The medians, 1,020 and 129 tokens, are the paper's. The rest
+is ours: a few straight lines drawn so that the means are 1,155 and 211, figures that were not checked against the
+published files; in the trace prompt and output are not independent as they are here. The trace itself can be replayed
+where these lines are too coarse."""
 AZURE_CODE: tuple[Quantiles, Quantiles] = (
     ((0, 3), (0.10, 120), (0.25, 600), (0.50, 1500), (0.75, 2800), (0.90, 5000), (0.95, 6100), (0.99, 7000), (1, 7437)),
     ((0, 1), (0.10, 6), (0.25, 8), (0.50, 13), (0.75, 22), (0.90, 50), (0.99, 200), (0.999, 400), (1, 1899)),
 )
-"""The same of its code completion service: medians of 1,500 and 13 tokens, means of 2,048 and 28."""
+"""The same of its code completion service: medians of 1,500 and 13 tokens; means, ours, of 2,048 and 28."""
 
 SYNTHETIC: dict[str, tuple[Load, ...]] = {
     "chat": (
