@@ -26,11 +26,12 @@ class AdmissionRules(Struct, frozen=True):
     queue: Queue
     max_requests: int
     declared_window_tokens: int | None
-    """None: what the KV pool holds, less the watermark."""
+    """None: what the KV pool holds, less the watermark, times `window_pools`."""
+    window_pools: float
     watermark: float
 
     def window_tokens(self, kv_tokens: int) -> int:
         """Tokens that may be in flight over executors whose pools hold `kv_tokens`."""
         if self.declared_window_tokens is not None:
             return self.declared_window_tokens
-        return kv_tokens - floor(self.watermark * kv_tokens)
+        return floor(self.window_pools * (kv_tokens - floor(self.watermark * kv_tokens)))

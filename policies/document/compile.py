@@ -17,6 +17,7 @@ from policies.document.schema import (
     Fairness,
     OffsetSteps,
     Policy,
+    Pools,
     PrefillStage,
     Stage,
     StageCondition,
@@ -47,6 +48,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         queue=policy.queue,
         max_requests=fairness.max_requests,
         declared_window_tokens=_window_tokens(fairness),
+        window_pools=fairness.window_tokens.pools if isinstance(fairness.window_tokens, Pools) else 1.0,
         watermark=policy.kv.watermark,
     )
 
@@ -82,10 +84,10 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
 
 
 def _window_tokens(fairness: Fairness) -> int | None:
-    if fairness.window_tokens != "auto":
+    if isinstance(fairness.window_tokens, int):
         return fairness.window_tokens
     # By arrival there is nothing to decide at admission, and what waits there the scheduler could not order.
-    return OPEN_TOKENS if fairness.kind == "fcfs" else None
+    return OPEN_TOKENS if fairness.kind == "fcfs" and fairness.window_tokens == "auto" else None
 
 
 def _lengths(policy: Policy) -> LengthRule:

@@ -10,6 +10,7 @@ from policies.document.schema import (
     DecodeStage,
     Ewma,
     Policy,
+    Pools,
     PrefillStage,
     Stage,
     StageCondition,
@@ -96,7 +97,9 @@ def _admission(policy: Policy) -> list[str]:
         )
     else:
         order = "Requests go in order of arrival, whoever sent them."
-    if fairness.window_tokens != "auto":
+    if isinstance(fairness.window_tokens, Pools):
+        window = f"{fairness.window_tokens.pools:g} times what the KV pool holds (prompt and declared output), and "
+    elif fairness.window_tokens != "auto":
         window = f"{fairness.window_tokens} tokens at a time (prompt and declared output), and "
     else:
         window = "" if fairness.kind == "fcfs" else "what the KV pool holds (prompt and declared output), and "

@@ -59,6 +59,12 @@ class WeightedTokens(Section, frozen=True):
     output: Annotated[float, Meta(gt=0, description="Price of an output token.")] = 2.0
 
 
+class Pools(Section, frozen=True):
+    """A window as a multiple of the KV pool: what waits in it the scheduler can order."""
+
+    pools: Annotated[float, Meta(gt=0, description="Times what the KV pool holds.")]
+
+
 class Fairness(Section, frozen=True):
     """Who is released next, and how many tokens may be in flight (the `M` of VTC's bound)."""
 
@@ -68,10 +74,10 @@ class Fairness(Section, frozen=True):
     ] = "vtc"
     cost: Annotated[WeightedTokens, Meta(description="What a token costs its tenant.")] = WeightedTokens()
     window_tokens: Annotated[
-        Annotated[int, Meta(ge=1)] | Literal["auto"],
+        Annotated[int, Meta(ge=1)] | Literal["auto"] | Pools,
         Meta(
             description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds, and with "
-            "kind: fcfs no limit but max_requests.",
+            "kind: fcfs no limit but max_requests; {pools: N}: N times that, for the scheduler to order.",
             extra={"unit": "tokens"},
         ),
     ] = "auto"

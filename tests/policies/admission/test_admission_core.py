@@ -99,6 +99,9 @@ def test_max_requests_bounds_the_count_whatever_the_sizes() -> None:
 
 def test_an_automatic_window_is_the_pool_without_the_watermark() -> None:
     assert Desk(window="auto", kv_tokens=1015, kv={"watermark": 0.01}).core.window.limit_tokens == 1005
+    assert Desk(window={"pools": 2.5}, kv_tokens=1015, kv={"watermark": 0.01}).core.window.limit_tokens == 2512
+    by_arrival = Desk(window={"pools": 2.5}, kv_tokens=1000, fairness={"kind": "fcfs"}, kv={"watermark": 0.0})
+    assert by_arrival.core.window.limit_tokens == 2500
 
 
 def test_by_arrival_an_automatic_window_is_open_so_that_the_scheduler_can_order_all() -> None:
