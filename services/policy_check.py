@@ -12,7 +12,7 @@ from policies.document.problems import PolicyError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--replay", action="store_true", help="allow what only `fairlead replay` can follow")
-    parser.add_argument("file", type=Path, metavar="FILE", help="a policy document, such as policies/slai.yaml")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a policy document, such as policies/fairlead.yaml")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -72,7 +72,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     version: Annotated[int, Meta(ge=1, le=1)] = 1
     model: str = "demo"
     """A checkpoint folder; `demo`: the small one that comes with Fairlead and completes Python."""
-    policy: str = "policies/slai.yaml"
+    policy: str = "policies/fairlead.yaml"
     tenants: str = "{data}/tenants.yaml"
     data: str = ".fairlead"
     """What outlives a run: keys, secrets, the recorded traffic and the history of the policy."""

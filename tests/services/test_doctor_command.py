@@ -34,7 +34,7 @@ def test_a_deployment_that_can_serve_is_described(doctor, tmp_path: Path) -> Non
     assert {"versions", "machine", "services", "engine"} < lines.keys()
     assert sys.version.split()[0] in lines["python"]
     assert "cpu_" in lines["attention"]
-    assert "slai" in lines["policy"]
+    assert "fairlead" in lines["policy"]
     assert "not xformers_splitk" in out
     assert "bounded by engine.kv_pool_tokens" in out
     assert not (tmp_path / "data").exists()

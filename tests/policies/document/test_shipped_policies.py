@@ -16,7 +16,7 @@ REPRODUCTIONS = (
     *("fastertransformer", "orca", "vllm", "sarathi", "sarathi_spf"),
     *("slai", "slai_fcfs_fixed", "slai_spf_fixed", "slai_priority", "rad", "rad_packed", "rad_calibrated"),
 )
-SHIPPED = ("fcfs", *REPRODUCTIONS)
+SHIPPED = ("fairlead", "fcfs", *REPRODUCTIONS)
 REGENERATE = (
     'python -c "import msgspec; from policies.document.schema import json_schema; '
     'print(msgspec.json.format(msgspec.json.encode(json_schema())).decode())" > policies/schema.json'
@@ -159,6 +159,7 @@ name: paced
 classes: [{name: one, ttft_s: 1, tbt_s: 1}]
 deadlines: {slack: exact, eager_kv: 0.8}
 kv: {headroom: {share: 0.025, prompt_tokens: 2000}}
+fairness: {window_tokens: {pools: 1.5}}
 batching:
   token_budget: {max_step_s: auto, tile: 64}
   stages:
@@ -174,6 +175,7 @@ batching:
         "  2. Waiting prompts with at most 300 tokens left, cut to what is left of the budget; the earliest arriv",
         "  A decode is due when a step after this one, as long as the mean of all steps, would end too late for",
         "  While it has no token it is due at once.\n",
+        "  In flight at most: 1.5 times what the KV pool holds (prompt and declared output), and 1000 requests.\n",
         "  Once 80% of the KV blocks are in use, every decode is due.\n",
         "  With more than 2000 tokens to prefill, it leaves another 2.5% of the pool to shorter ones.\n",
     ):
