@@ -74,6 +74,8 @@ class _Running(Struct):
     """(sequence, tokens in KV) after each row that samples nothing."""
     ended: list[int]
     """Sequences that end by themselves with this step."""
+    made: NDArray[np.int64] | None
+    """Of each sampling row: which output token it makes, counted from 1; None where none is ever made twice."""
 
 
 class Simulation:
@@ -128,6 +130,9 @@ class Simulation:
         self._steps: dict[tuple[int, int], _Running] = {}
         self.served: dict[int, Served] = {}
         self._open = 0
+        before = [request.prompt_tokens - (first_token == FIRST_TOKEN) for request in requests]
+        self._before_output = np.array([0, *before])
+        """By request: its tokens in KV before the step that makes its first token."""
         self._ends = _own_ends(requests, samples_first=first_token == FIRST_TOKEN)
         self.tokens = TokenTimes(len(requests))
         self._prompts_charged: dict[str, float] = {}
@@ -315,8 +320,11 @@ class Simulation:
         if self._ends is not None:
             at_end = plan.positions + plan.num_tokens == self._ends[plan.sequences]
             ended = plan.sequences[at_end & plan.samples].tolist()
+        made = None
+        if self.scheduler.rules.restarts:
+            made = (plan.positions + plan.num_tokens)[plan.samples] - self._before_output[sampled]
         key = (executor, command.step)
-        self._steps[key] = _Running(executor, command.step, duration, heard_at - ended_at, sampled, filled, ended)
+        self._steps[key] = _Running(executor, command.step, duration, heard_at - ended_at, sampled, filled, ended, made)
         heappush(self._heap, (heard_at, next(self._order), "step", key))
         self._num_steps += 1
         self._num_step_tokens += shape.num_tokens
@@ -329,7 +337,10 @@ class Simulation:
                 served.prefix_hit_tokens = cached
 
     def _deliver(self, command: Deliver) -> None:
-        sequences = self._steps[command.executor, command.step].sampled[command.rows]
+        running = self._steps[command.executor, command.step]
+        sequences = running.sampled[command.rows]
+        if running.made is not None:
+            sequences = sequences[running.made[command.rows] > self.tokens.num_tokens[sequences]]
         for sequence in self.tokens.add(sequences, self.now).tolist():
             served = self.served[sequence]
             served.first_token_at_s = self.now
@@ -342,7 +353,7 @@ class Simulation:
         return self.admission.rules.prices
 
     def _outcome(self) -> Outcome:
-        rules = self.admission.rules
+        rules, seen = self.admission.rules, self.scheduler.snapshot()
         for request, served in self.served.items():
             served.output_tokens = int(self.tokens.num_tokens[request])
             if served.output_tokens:
@@ -353,13 +364,15 @@ class Simulation:
             served=list(self.served.values()),
             gaps=self.tokens.gaps(),
             simulated_s=self.now,
-            preemptions=self.scheduler.snapshot().num_preemptions,
+            preemptions=seen.num_preemptions,
             num_steps=self._num_steps,
             num_step_tokens=self._num_step_tokens,
             tile_fill=self._tile_fill / self._num_steps if self._num_steps else 0.0,
             max_gap=self._max_gap,
             max_gap_ratio=self._max_gap_ratio,
             jain=self._jain,
+            coverage=seen.coverage,
+            recomputed_tokens=seen.num_recomputed_tokens,
             given_up=self._given_up,
         )
 

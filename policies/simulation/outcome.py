@@ -7,6 +7,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from policies.scheduling.lengths.lengths import Coverage
 from policies.simulation.tokens import Gaps
 from policies.simulation.workload import TraceRequest
 
@@ -57,6 +58,10 @@ class Outcome(Struct):
     """Largest `max_gap` over VTC's bound as it was then."""
     jain: float
     """Jain's index of charged service over weight, all tenants, when the last request arrived."""
+    coverage: Coverage = Coverage()
+    """How often predicted output lengths held; nothing where the policy goes by none."""
+    recomputed_tokens: int = 0
+    """Tokens that preempted sequences computed again."""
     given_up: bool = False
     """Whether the run was ended before its time because nobody wanted to know the rest."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from policies.scheduling.lengths.lengths import Coverage
 from policies.simulation.outcome import Outcome
 from policies.simulation.samples import GAP_METRIC, REQUEST_METRICS, Floats, Mask, Samples, percentile
 
@@ -63,6 +64,8 @@ def report(outcome: Outcome, wall_s: float, *, bucket_tokens: int | None = None)
         "classes": {name: _group(samples, samples.slo_class == n) for n, name in enumerate(samples.classes)},
         "tenants": {name: _group(samples, samples.tenant == n) for n, name in enumerate(samples.tenants)},
         "prompt_lengths": _buckets(samples, bucket_tokens),
+        "recomputed_tokens": outcome.recomputed_tokens,
+        "prediction": _prediction(outcome.coverage),
     }
 
 
@@ -103,6 +106,23 @@ def _arrival_rate(samples: Samples) -> float | None:
     if not len(samples.arrived_at_s) or not samples.arrived_at_s[-1]:
         return None
     return float(len(samples.arrived_at_s) / samples.arrived_at_s[-1])
+
+
+def _prediction(coverage: Coverage) -> Figures | None:
+    """How often the bounds held, of outputs that nobody cut short, and the mean interval; None: none were made."""
+    num = coverage.num_observed
+    if not num:
+        return None
+    return {
+        "num": num,
+        "coverage": {"lower": coverage.num_above_lower / num, "upper": coverage.num_below_upper / num},
+        "interval_tokens": {
+            "lower": coverage.lower_tokens / num,
+            "point": coverage.point_tokens / num,
+            "upper": coverage.upper_tokens / num,
+        },
+        "output_tokens": coverage.output_tokens / num,
+    }
 
 
 def _prefix(samples: Samples) -> Figures:

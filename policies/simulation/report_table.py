@@ -40,6 +40,8 @@ def table(figures: Mapping[str, Any]) -> str:
         f"{steps['num']} steps of {per_step} tokens, tiles of 128 tokens filled to {fill}",
         "fairness: gap {max_gap:.0f} = {gap_ratio:.2f} of the bound, Jain {jain:.3f}".format_map(figures["fairness"]),
     ]
+    if figures["prediction"] is not None:
+        lines.append(_prediction(figures["prediction"]))
     if figures["prefix"]["hit_tokens"]:
         lines.append(
             "prefix cache: {hit_tokens} of {prompt_tokens} prompt tokens found = {hit_share:.1%}".format_map(
@@ -48,6 +50,14 @@ def table(figures: Mapping[str, Any]) -> str:
         )
     lines.append(f"simulated {figures['simulated_s']:.1f} s in {figures['wall_s']:.1f} s")
     return "\n".join(lines)
+
+
+def _prediction(figures: Mapping[str, Any]) -> str:
+    held, mean = figures["coverage"], figures["interval_tokens"]
+    return (
+        f"predicted {mean['lower']:.0f} to {mean['upper']:.0f} output tokens on average, were "
+        f"{figures['output_tokens']:.0f}; the lower bound held for {held['lower']:.1%}, upper {held['upper']:.1%}"
+    )
 
 
 def seeds_table(figures: Mapping[str, Any]) -> str:

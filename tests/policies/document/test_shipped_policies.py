@@ -7,7 +7,8 @@ import pytest
 
 from policies.document.diff import changes
 from policies.document.explain import explain
-from policies.document.loading import load_policy
+from policies.document.loading import load_live_policy, load_policy
+from policies.document.problems import PolicyError
 from policies.document.schema import DecodeStage, Fairness, Policy, PrefillStage, json_schema
 from policies.document.tenants import load_tenants
 
@@ -16,7 +17,9 @@ REPRODUCTIONS = (
     *("fastertransformer", "orca", "vllm", "sarathi", "sarathi_spf"),
     *("slai", "slai_fcfs_fixed", "slai_spf_fixed", "slai_priority", "rad", "rad_packed", "rad_calibrated"),
 )
-SHIPPED = ("fairlead", "fcfs", *REPRODUCTIONS)
+BY_LENGTHS = ("amin", "amax", "mcsf", "hindsight")
+REPLAY_ONLY = ("hindsight",)
+SHIPPED = ("fairlead", "fcfs", *REPRODUCTIONS, *BY_LENGTHS)
 REGENERATE = (
     'python -c "import msgspec; from policies.document.schema import json_schema; '
     'print(msgspec.json.format(msgspec.json.encode(json_schema())).decode())" > policies/schema.json'
@@ -57,7 +60,17 @@ def test_slai_is_the_papers_dynamic_variant() -> None:
     assert policy.preemption.victim == ("newest_started_prefill", "self")
 
 
-@pytest.mark.parametrize("name", REPRODUCTIONS)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_live_service_refuses_those_that_need_to_know_the_future_and_no_other(name: str) -> None:
+    text = (POLICIES / f"{name}.yaml").read_bytes()
+    if name in REPLAY_ONLY:
+        with pytest.raises(PolicyError, match="is for replays"):
+            load_live_policy(text, f"{name}.yaml")
+    else:
+        assert load_live_policy(text, f"{name}.yaml") == shipped(name)
+
+
+@pytest.mark.parametrize("name", [*REPRODUCTIONS, *BY_LENGTHS])
 def test_a_papers_policy_runs_with_fairness_off_and_all_that_arrives_is_the_schedulers(name: str) -> None:
     assert shipped(name).fairness == Fairness(kind="fcfs", window_tokens="auto", max_requests=10_000)
 
@@ -77,6 +90,8 @@ def test_the_variants_differ_from_their_paper_in_what_they_are_named_for() -> No
     assert changed("rad_packed", "rad") == ["batching.stages"]
     assert changed("rad_calibrated", "rad_packed") == ["batching.token_budget"]
     assert changed("fastertransformer", "orca") == ["batching.stages"]
+    assert changed("mcsf", "amin") == ["kv.estimate", "kv.reserve"]
+    assert changed("amax", "amin") == ["batching.stages", "kv.estimate", "preemption.victim"]
 
 
 def test_slai_explains_itself_in_words() -> None:

@@ -116,6 +116,21 @@ def test_a_request_ends_by_itself_before_what_it_asked_for_at_most(first_token: 
     assert all(served.finished_at_s is not None for served in outcome.served)
 
 
+@pytest.mark.parametrize("first_token", ["last_chunk", "next_decode"])
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_tokens_that_are_made_again_after_a_restart_count_once(first_token: Any, steps_in_flight: int) -> None:
+    requests = [request._replace(max_output_tokens=100) for request in small()]
+    restarting = policy("vllm").replace(b"victim: [newest, self]", b"victim: [newest, self], resume: restart")
+    options: dict[str, Any] = {"first_token": first_token, "steps_in_flight": steps_in_flight, "check": True}
+    outcome = Simulation(restarting, requests, DEVICE._replace(num_blocks=40), **options).run()
+    kept = Simulation(policy("vllm"), requests, DEVICE._replace(num_blocks=40), **options).run()
+    assert outcome.preemptions > 0
+    assert outcome.recomputed_tokens > 0
+    assert outcome.num_step_tokens > kept.num_step_tokens - kept.recomputed_tokens
+    assert [served.output_tokens for served in outcome.served] == [asked.output_tokens for asked in small()]
+    assert all(served.finished_at_s is not None for served in outcome.served)
+
+
 def test_a_request_gets_no_more_than_it_asked_for() -> None:
     requests = [TraceRequest(0.0, "a", "free", 100, 50, max_output_tokens=20)]
     outcome = Simulation(policy("vllm"), requests, DEVICE).run()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from policies.scheduling.lengths.lengths import Coverage
 from policies.simulation.outcome import Outcome, Served
 from policies.simulation.report import report
 from policies.simulation.report_table import table
@@ -155,6 +156,8 @@ def test_the_report_has_the_documented_keys_in_order() -> None:
         "classes",
         "tenants",
         "prompt_lengths",
+        "recomputed_tokens",
+        "prediction",
     ]
 
 
@@ -172,3 +175,18 @@ def test_the_table_shows_tenants_and_prompt_lengths_where_there_are_several() ->
     lines = table(report(outcome(requests), 0.0)).splitlines()
     assert any(line.startswith("tenant (8 of 10)") for line in lines)
     assert any(line.startswith("  961-1024") for line in lines)
+
+
+def test_predicted_lengths_are_reported_with_how_often_they_held() -> None:
+    run = outcome([served(1.0, 1.5)])
+    assert report(run, 0.0)["prediction"] is None
+    assert "predicted" not in table(report(run, 0.0))
+    run.coverage = Coverage(4, 3, 4, 40, 60, 400, 240)
+    figures = report(run, 0.0)
+    assert figures["prediction"] == {
+        "num": 4,
+        "coverage": {"lower": 0.75, "upper": 1.0},
+        "interval_tokens": {"lower": 10.0, "point": 15.0, "upper": 100.0},
+        "output_tokens": 60.0,
+    }
+    assert "predicted 10 to 100 output tokens on average, were 60; the lower bound held for 75.0%" in table(figures)
