@@ -19,7 +19,7 @@ from services.progress import progress_bar
 
 EXPERIMENTS = {
     name: (f"policies.simulation.experiments.{name}", f"policies.simulation.experiments.{name}_page")
-    for name in ("slai", "rad")
+    for name in ("slai", "rad", "amin")
 }
 """Name -> the experiment, and its page of plots."""
 SHIPPED = Path(policies.__file__).parent
