@@ -1,10 +1,10 @@
 """How far a replay is from the run that it replays: the four services on the CPU engine against the simulator.
 
-Three tenants of both classes ask at 0.7 of the rate at which a burst is worked off. Each round starts the services anew
-and records 100 requests and then 200 others. Both cores' logs must replay to the identical commands. The model of the
-executor is fitted to the steps of the first 100 requests; all are replayed under the run's policy on that model, and
-the last 200 are compared. So the model has seen none of what it is held against, but it knows this executor: from one
-start to the next the same steps take up to a tenth more or less.
+Three tenants of both classes ask at 0.7 of the rate at which a burst is worked off. Each round starts the services
+anew and records 60 requests, then 200 others, then 60 more. Both cores' logs must replay to the identical commands. The
+model of the executor is fitted to the steps of the first and the last 60 requests; all are replayed under the run's
+policy on that model, and the 200 between are compared. So the model has seen none of what it is held against, but it
+knows this executor: from one start to the next, and within minutes, the same steps take up to a tenth more or less.
 
 Figures are by the scheduler's stamps: to the first token from the arrival, between tokens from one step's end to the
 next's, as its core heard of them. The model draws noise and delays as they were found; what is compared is the median
@@ -42,11 +42,11 @@ from services.settings import Deployment, HttpSettings
 LOAD = 0.7
 """Of the requests a second that a burst is worked off at."""
 NUM_BURST = 60
-NUM_FITTED = 100
-"""Requests of a run, before those that are compared."""
+NUM_AROUND = 60
+"""Requests of a run before those that are compared, and as many after."""
 SEEDS = tuple(range(15))
 """Of the histories of a replay."""
-BURST_SEED, FIT_SEED, FIRST_SEED = 1, 2, 100
+BURST_SEED, BEFORE_SEED, AFTER_SEED, FIRST_SEED = 1, 3, 5, 100
 FIGURES = {"p50_ttft": 0.50, "p99_ttft": 0.99, "p50_tbt": 0.50, "p99_tbt": 0.99}
 MUST, STRETCH = 0.10, 0.05
 
@@ -70,9 +70,10 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     rounds = []
     for number in range(arguments.rounds):
         with _recorded() as (port, logs):
-            _send(port, NUM_FITTED, rate, FIT_SEED)
+            _send(port, NUM_AROUND, rate, BEFORE_SEED)
             _send(port, arguments.requests, rate, FIRST_SEED + 2 * number)
-        rounds.append(compare(logs["admission"], logs["scheduler"], num_fitted=NUM_FITTED))
+            _send(port, NUM_AROUND, rate, AFTER_SEED)
+        rounds.append(compare(logs["admission"], logs["scheduler"], num_around=NUM_AROUND))
         progress(number + 1, arguments.rounds)
     rows = []
     for index, name in enumerate(FIGURES):
@@ -96,8 +97,8 @@ def _paired(ours: list[float], reference: list[float]) -> Paired:
     return Paired(statistics.median(ours), statistics.median(reference), statistics.median(ratios), ratios)
 
 
-def compare(admission: bytes, scheduler: bytes, *, num_fitted: int) -> Round:
-    """A run by the logs of both cores, and its replay on a model that is fitted to its first `num_fitted` requests.
+def compare(admission: bytes, scheduler: bytes, *, num_around: int) -> Round:
+    """A run by the logs of both cores, and its replay on a model fitted to so many of its first and last requests.
 
     Raises:
         RuntimeError: a request has no token: the run is void.
@@ -106,17 +107,18 @@ def compare(admission: bytes, scheduler: bytes, *, num_fitted: int) -> Round:
     checked = [_identical(core, log) for core, log in cores]
     recording = read_recording(admission, scheduler)
     (policy,) = recording.policies
-    compared_from_s = recording.served[num_fitted].asked.arrived_at_s
-    seen = [step for step in recording.steps if step.ended_at_s < compared_from_s]
+    compared = slice(num_around, len(recording.served) - num_around)
+    from_s, to_s = (recording.served[each].asked.arrived_at_s for each in (compared.start, compared.stop))
+    seen = [step for step in recording.steps if step.ended_at_s < from_s or step.begun_at_s > to_s]
     device = fitted_device([recording._replace(steps=seen)], "the demo on this machine's CPU")
     replays = []
     for seed in SEEDS:
         outcome = Simulation(
             policy.document, recording.requests, device.device(seed), steps_in_flight=device.max_steps_in_flight
         ).run()
-        replays.append(_figures(outcome.served, outcome.gaps, num_fitted))
+        replays.append(_figures(outcome.served, outcome.gaps, compared))
     return Round(
-        live=_figures(recording.served, recording.gaps, num_fitted),
+        live=_figures(recording.served, recording.gaps, compared),
         replayed=np.median(replays, axis=0).tolist(),
         num_records=sum(records for records, _ in checked),
         num_identical=sum(identical for _, identical in checked),
@@ -153,8 +155,8 @@ def _identical(core: Core, log: bytes) -> tuple[int, int]:
     return len(records), len(records) if difference is None else difference.record - 1
 
 
-def _figures(served: list[Served], gaps: Gaps, num_left_out: int) -> list[float]:
-    """Milliseconds of `FIGURES`, of all requests but the first few.
+def _figures(served: list[Served], gaps: Gaps, compared: slice) -> list[float]:
+    """Milliseconds of `FIGURES`, of some of the requests.
 
     Raises:
         RuntimeError: a request has no token: the run is void.
@@ -163,7 +165,7 @@ def _figures(served: list[Served], gaps: Gaps, num_left_out: int) -> list[float]
     if len(waits) < len(served):
         raise RuntimeError(f"this run is void: {len(served) - len(waits)} of {len(served)} requests got no token")
     samples = {
-        "ttft": sorted(waits[num_left_out:]),
-        "tbt": np.sort(gaps.seconds[gaps.requests > num_left_out]).tolist(),
+        "ttft": sorted(waits[compared]),
+        "tbt": np.sort(gaps.seconds[(gaps.requests > compared.start) & (gaps.requests <= compared.stop)]).tolist(),
     }
     return [1e3 * percentile(samples[name.split("_")[1]], quantile) for name, quantile in FIGURES.items()]

@@ -23,27 +23,28 @@ def recorded(device: Device = DEVICE) -> tuple[bytes, bytes]:
 
 
 def test_a_run_on_a_device_that_stays_as_it_was_is_met() -> None:
-    compared = compare(*recorded(), num_fitted=40)
+    compared = compare(*recorded(), num_around=20)
     assert compared.replayed == pytest.approx(compared.live, rel=0.1)
     assert compared.num_identical == compared.num_records > 500
     assert compared.fit_error < 0.01
 
 
-class Tiring(NamedTuple):
-    """Twice as slow when so many steps are behind it."""
+class Busy(NamedTuple):
+    """Twice as slow between two of its steps."""
 
-    num_steps: int
+    between: range
     steps: list[StepShape]
 
     def step_s(self, shape: StepShape) -> float:
         self.steps.append(shape)
-        return DEVICE.step_time.step_s(shape) * (1 if len(self.steps) <= self.num_steps else 2)
+        return DEVICE.step_time.step_s(shape) * (2 if len(self.steps) in self.between else 1)
 
 
-def test_a_device_that_grows_slower_after_the_fit_shows_in_every_figure() -> None:
-    compared_from_s = REQUESTS[40].arrived_at_s
-    num_steps = sum(step.ended_at_s < compared_from_s for step in read_recording(*recorded()).steps)
-    compared = compare(*recorded(DEVICE._replace(step_time=Tiring(num_steps, []))), num_fitted=40)
+def test_a_device_that_is_slower_while_nothing_is_fitted_shows_in_every_figure() -> None:
+    from_s, to_s = REQUESTS[20].arrived_at_s, REQUESTS[-20].arrived_at_s
+    ends_s = [step.ended_at_s for step in read_recording(*recorded()).steps]
+    between = range(sum(end_s < from_s for end_s in ends_s), sum(end_s < to_s for end_s in ends_s))
+    compared = compare(*recorded(DEVICE._replace(step_time=Busy(between, []))), num_around=20)
     assert all(now < 0.8 * then for now, then in zip(compared.replayed, compared.live, strict=True))
 
 
@@ -53,7 +54,7 @@ def test_an_answer_that_replays_otherwise_is_counted() -> None:
     # A step's number in a command: whoever reads the run does not look at it, who verifies it does.
     at = damaged.index(b"\xa8revision\x01", len(damaged) // 2) + len(b"\xa8revision")
     damaged[at] = 2
-    compared = compare(admission, bytes(damaged), num_fitted=40)
+    compared = compare(admission, bytes(damaged), num_around=20)
     assert 0 < compared.num_identical < compared.num_records
 
 
@@ -61,7 +62,7 @@ def test_a_run_in_which_somebody_was_not_served_is_void() -> None:
     requests = [*REQUESTS, TraceRequest(99.0, "acme", "paid", prompt_tokens=20_000, output_tokens=9)]
     _, written = logs(SLAI, requests, DEVICE)
     with pytest.raises(RuntimeError, match=f"this run is void: 1 of {len(requests)} requests got no token"):
-        compare(written["admission"], written["scheduler"], num_fitted=40)
+        compare(written["admission"], written["scheduler"], num_around=20)
 
 
 def test_asks_are_the_same_for_a_seed_and_begin_as_their_tenant_does_for_any() -> None:
