@@ -9,9 +9,9 @@ from pathlib import Path
 from policies.simulation.devices import FITTED, named_device
 from policies.simulation.executor_model import Device
 from policies.simulation.fitted_model import FittedDevice, FittedModelError, decode_device
-from policies.simulation.fitting import FitError, fit
+from policies.simulation.fitting import FitError
 from policies.simulation.parameters import ParameterError, Parameters
-from policies.simulation.recording import Recording, RecordingError, read_recording
+from policies.simulation.recording import Recording, RecordingError, fitted_device, read_recording
 from policies.simulation.workload import TraceRequest, at_rate, has_arrivals, read_trace, synthetic
 
 SYNTHETIC_PREFIX = "synthetic:"
@@ -78,22 +78,10 @@ def fit_device(folder: Path) -> FittedDevice:
     Raises:
         ReplayError: there is no such run, it has no executor, or too few steps.
     """
-    recording = read_recorded(folder)
-    if not recording.executors:
-        raise ReplayError(f"{folder}: no executor joined in this run")
-    executor = recording.executors[0]
     try:
-        model = fit(recording.steps)
-    except FitError as error:
+        return fitted_device([read_recorded(folder)], f"an executor as recorded in {folder}")
+    except (RecordingError, FitError) as error:
         raise ReplayError(f"{folder}: {error}") from error
-    return FittedDevice(
-        description=f"an executor as recorded in {folder}",
-        num_blocks=executor.num_blocks,
-        block_tokens=executor.block_tokens,
-        max_sequence_tokens=executor.max_sequence_tokens,
-        max_steps_in_flight=executor.max_steps_in_flight,
-        model=model,
-    )
 
 
 def read_device(name: str, *, efficiency: float, seed: int) -> Device:
