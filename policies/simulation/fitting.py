@@ -171,8 +171,11 @@ def _noise(ratios: Floats, with_prompts: NDArray[np.bool_]) -> dict[str, Noise]:
 
 
 def _quantiles(values: Floats) -> tuple[float, ...]:
+    """Of a handful the median alone: one that is out of line, as beside a gap in the samples, would weigh a fifth."""
     if not len(values):
         return (0.0,)
+    if len(values) < LEAST_OF_A_STRETCH:
+        return (float(np.median(values)),)
     return tuple(np.quantile(values, np.linspace(0, 1, min(NUM_QUANTILES, len(values)))).tolist())
 
 

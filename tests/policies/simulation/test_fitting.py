@@ -128,6 +128,13 @@ def test_past_the_last_knot_a_curve_rises_as_it_does_on_the_whole() -> None:
     assert curve.at(33) == pytest.approx(0.042)
 
 
+def test_a_gap_in_the_samples_does_not_pass_for_a_long_launch() -> None:
+    _, recording = recorded(SLAI, REQUESTS, DEVICES["a10g-llama2-7b"](1.0)._replace(delays=Slow()))
+    third = len(recording.steps) // 3
+    launch_s = fit(recording.steps[:third] + recording.steps[-third:]).delays.launch_s
+    assert np.median(launch_s) == pytest.approx(0.003)
+
+
 def test_few_steps_are_not_fitted() -> None:
     with pytest.raises(FitError, match="31 measured steps; a step model needs 32"):
         fit(measured(DEVICES["toy-tile"](1.0).step_time, count=31))
