@@ -6,7 +6,7 @@ bucket would know only the short ones, which end first. The correction is split 
 past intervals, at a level that follows the misses (adaptive conformal inference, Gibbs and Candes 2021).
 """
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from math import ceil, exp, inf, log
 
@@ -38,42 +38,31 @@ FIRST_PROMPTS = 100
 Key = tuple[str | int, ...]
 
 
-class Scores:
-    """By how much lengths pass one bound, in logarithms; and the level that keeps that as rare as wanted.
+class Margin:
+    """What to add to a bound's logarithm, so that it holds as often as it should.
 
     Args:
         target: share of bounds that hold.
-        window: scores remembered.
     """
 
-    __slots__ = ("_ascending", "_level", "_recent", "_target", "_window")
+    __slots__ = ("_ascending", "_level", "_target")
 
-    def __init__(self, target: float, window: int) -> None:
+    def __init__(self, target: float) -> None:
         self._target = target
-        self._window = window
         self._level = 1 - target
-        self._recent: deque[float] = deque()
         self._ascending: list[float] = []
 
-    def margin(self) -> float:
-        """What to add to a bound's logarithm."""
+    def value(self) -> float:
+        """The score that as few as wanted are above."""
         count = len(self._ascending)
         if not count:
             return 0.0
         rank = ceil((count + 1) * (1 - self._level))
         return self._ascending[min(rank, count) - 1]
 
-    def add(self, score: float) -> None:
-        """A length is known."""
-        if len(self._recent) == self._window:
-            del self._ascending[bisect_left(self._ascending, self._recent.popleft())]
-        self._recent.append(score)
-        insort(self._ascending, score)
-
-    def replace(self, scores: list[float]) -> None:
-        """The bound is another: these are the scores of the lengths remembered, oldest first."""
-        self._recent = deque(scores)
-        self._ascending = sorted(scores)
+    def replace(self, scores: NDArray[np.float64]) -> None:
+        """The bound is another: by how much each length remembered passes it, in logarithms."""
+        self._ascending = np.sort(scores).tolist()
 
     def follow(self, *, missed: bool) -> None:
         """A bound that was promised held, or was missed."""
@@ -83,61 +72,69 @@ class Scores:
 
 
 class _Bucket:
-    """Requests of one kind."""
+    """Requests of one kind. Endings are kept in a ring; what follows from them is worked out when somebody asks."""
 
-    __slots__ = ("_ended", "_lower", "_num_new", "_quantiles", "_scored", "_upper", "_wanted", "running")
+    __slots__ = (
+        "_longest",
+        "_lower",
+        "_num_ended",
+        "_num_fitted",
+        "_point",
+        "_quantiles",
+        "_tokens",
+        "_upper",
+        "running",
+    )
 
-    def __init__(self, coverage: CoverageTarget, window: int) -> None:
-        self._wanted = (1 - coverage.lower, 0.5, coverage.upper)
-        self._ended: deque[tuple[int, bool]] = deque(maxlen=window)
-        """Tokens, and whether there were no more to come."""
-        self._scored: deque[tuple[int, int]] = deque(maxlen=window)
-        """Of those that nobody cut short: tokens, and what was asked for at most."""
-        self._lower = Scores(coverage.lower, window)
-        self._upper = Scores(coverage.upper, window)
-        self._quantiles: tuple[float, float, float] | None = None
-        self._num_new = 0
+    def __init__(self, window: int, coverage: CoverageTarget) -> None:
+        self._tokens = np.zeros(window, np.int64)
+        self._longest = np.zeros(window, np.int64)
+        """What was asked for at most; 0: it was cut short."""
+        self._num_ended = self._num_fitted = 0
+        self._quantiles = (1 - coverage.lower, 0.5, coverage.upper)
+        self._point = (1.0, inf, inf)
+        self._lower, self._upper = Margin(coverage.lower), Margin(coverage.upper)
         self.running: dict[int, None] = {}
 
-    def predict(self, longest: int, emitted: Emitted, *, midpoint: bool) -> Predicted | None:
-        """An interval up to what is asked for at most; None if too few have ended to go by."""
-        if len(self._ended) < INFORMED:
-            return None
-        if self._quantiles is None or self._num_new >= REFIT:
+    @property
+    def is_informed(self) -> bool:
+        """Whether enough has ended to go by."""
+        return self._num_ended >= INFORMED
+
+    def predict(self, longest: int, emitted: Emitted, *, midpoint: bool) -> Predicted:
+        """An interval up to what is asked for at most."""
+        if self._num_ended - self._num_fitted >= REFIT or not self._num_fitted:
             self._fit(emitted)
-        lower, point, upper = self._quantiles or (1.0, inf, inf)
-        low, high = lower * exp(-self._lower.margin()), upper * exp(self._upper.margin())
+        lower, point, upper = self._point
+        low, high = lower * exp(-self._lower.value()), upper * exp(self._upper.value())
         return within(low, (low + min(high, longest)) / 2 if midpoint else point, high, longest)
 
     def observe(self, num_tokens: int, longest: int, said: Predicted | None, *, cut_short: bool) -> None:
-        """A request ended, of which this was said."""
-        self._ended.append((num_tokens, not cut_short and num_tokens < longest))
-        self._num_new += 1
-        if cut_short:
-            return
-        self._scored.append((num_tokens, longest))
-        if self._quantiles is not None:
-            lower, _, upper = self._quantiles
-            tokens = log(max(num_tokens, 1))
-            self._lower.add(log(min(lower, longest)) - tokens)
-            # A bound at what was asked for at most cannot be passed: there is nothing to correct.
-            self._upper.add(0.0 if upper >= longest else tokens - log(upper))
-        if said is not None:
+        """A request ended, of which it said this."""
+        place = self._num_ended % len(self._tokens)
+        self._tokens[place] = num_tokens
+        self._longest[place] = 0 if cut_short else longest
+        self._num_ended += 1
+        if said is not None and not cut_short:
             self._lower.follow(missed=num_tokens < said.lower)
             self._upper.follow(missed=num_tokens > said.upper)
 
     def _fit(self, emitted: Emitted) -> None:
+        num = min(self._num_ended, len(self._tokens))
+        ended, longest = self._tokens[:num], self._longest[:num]
         so_far = [emitted(sequence) for sequence in self.running]
-        tokens = np.array([tokens for tokens, _ in self._ended] + so_far)
-        whole = np.array([whole for _, whole in self._ended] + [False] * len(so_far))
-        lower, point, upper = survival_quantiles(tokens, whole, self._wanted)
-        self._quantiles = (max(lower, 1.0), point, upper)
-        self._num_new = 0
-        if self._scored:
-            ended, longest = np.array(self._scored, np.float64).T
-            logs = np.log(np.maximum(ended, 1))
-            self._lower.replace((np.log(np.minimum(max(lower, 1.0), longest)) - logs).tolist())
-            self._upper.replace(np.where(upper >= longest, 0.0, logs - log(min(upper, MAX_LENGTH))).tolist())
+        tokens = np.concatenate((ended, np.array(so_far, np.int64)))
+        whole = np.zeros(len(tokens), np.bool_)
+        whole[:num] = ended < longest
+        lower, point, upper = survival_quantiles(tokens, whole, self._quantiles)
+        lower = max(lower, 1.0)
+        self._point = (lower, point, upper)
+        self._num_fitted = self._num_ended
+        scored = longest > 0
+        asked, logs = longest[scored], np.log(np.maximum(ended[scored], 1))
+        self._lower.replace(np.log(np.minimum(lower, asked)) - logs)
+        # A bound at what was asked for at most cannot be passed: there is nothing to correct.
+        self._upper.replace(np.where(upper >= asked, 0.0, logs - log(min(upper, MAX_LENGTH))))
 
 
 def survival_quantiles(
@@ -193,39 +190,41 @@ class Conformal:
         self._midpoint = prediction.point == "midpoint"
         self._emitted = emitted
         self._deciles = _Deciles()
-        self._everybody = _Bucket(self._coverage, self._window)
+        self._everybody = _Bucket(self._window, self._coverage)
         self._buckets: OrderedDict[Key, _Bucket] = OrderedDict()
-        self._open: dict[int, tuple[int, list[tuple[_Bucket, Predicted | None]]]] = {}
-        """By sequence: what it asked for at most, and what each of its buckets said."""
+        self._open: dict[int, tuple[int, tuple[_Bucket, ...], _Bucket | None, Predicted]] = {}
+        """By sequence: what it asked for at most, its buckets, the one that answered, and its answer."""
 
     def predict(self, sequence: int, features: Features) -> Predicted:
         """The interval of a sequence that is released now."""
         kind = (features.tenant, features.slo_class)
         decile = self._deciles.of(features.prompt_tokens)
-        chosen: Predicted | None = None
         longest = features.max_output_tokens
-        made: list[tuple[_Bucket, Predicted | None]] = []
-        for bucket in (self._bucket((*kind, decile)), self._bucket(kind), self._everybody):
-            said = bucket.predict(longest, self._emitted, midpoint=self._midpoint)
-            chosen = said if chosen is None else chosen
+        buckets = (self._bucket((*kind, decile)), self._bucket(kind), self._everybody)
+        informed = next((bucket for bucket in buckets if bucket.is_informed), None)
+        if informed is not None:
+            said = informed.predict(longest, self._emitted, midpoint=self._midpoint)
+        else:  # nothing is known: any length may come
+            said = within(1, (1 + longest) / 2 if self._midpoint else longest, longest, longest)
+        for bucket in buckets:
             bucket.running[sequence] = None
-            made.append((bucket, said))
-        self._open[sequence] = (longest, made)
-        if chosen is None:  # nothing is known: any length may come
-            return within(1, (1 + longest) / 2 if self._midpoint else longest, longest, longest)
-        return chosen
+        self._open[sequence] = (longest, buckets, informed, said)
+        return said
 
     def observe(self, sequence: int, num_tokens: int, *, cut_short: bool) -> None:
         """A sequence ended with this many tokens."""
-        longest, made = self._open.pop(sequence, (0, []))
-        for bucket, said in made:
-            bucket.running.pop(sequence, None)
-            bucket.observe(num_tokens, longest, said, cut_short=cut_short)
+        opened = self._open.pop(sequence, None)
+        if opened is None:
+            return
+        longest, buckets, informed, said = opened
+        for bucket in buckets:
+            del bucket.running[sequence]
+            bucket.observe(num_tokens, longest, said if bucket is informed else None, cut_short=cut_short)
 
     def _bucket(self, key: Key) -> _Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(self._coverage, self._window)
+            bucket = self._buckets[key] = _Bucket(self._window, self._coverage)
             if len(self._buckets) > MAX_BUCKETS:
                 self._buckets.popitem(last=False)
         else:
