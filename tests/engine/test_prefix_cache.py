@@ -32,7 +32,7 @@ kv: {share: SHARE, watermark: 0}
 class Server:
     """The core, an engine, and between them what the scheduler service does; no stream and no clock."""
 
-    def __init__(self, engine: Engine, share: str, num_blocks: int) -> None:
+    def __init__(self, engine: Engine, share: str, num_blocks: int, policy: str = POLICY) -> None:
         self.engine = engine
         self.core = SchedulerCore()
         self.sequences = Sequences()
@@ -42,7 +42,7 @@ class Server:
         self.num_copied = 0
         self._plans: list[StartStep] = []
         self._send(Started(wall_s=0.0))
-        self._send(PolicyApplied(revision=1, document=POLICY.replace("SHARE", share).encode()))
+        self._send(PolicyApplied(revision=1, document=policy.replace("SHARE", share).encode()))
         info = engine.info
         self._send(ExecutorJoined(0, num_blocks, info.block_tokens, info.max_sequence_tokens, 2, info.copies_blocks))
 
