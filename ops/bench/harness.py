@@ -135,6 +135,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="engine: what a CPU computes in"
     )
     parser.add_argument("--requests", type=int, default=200, help="replay-error: requests of a round (%(default)s)")
+    parser.add_argument(
+        "--policy", action="append", metavar="NAME", help="scheduler: a shipped policy, may be repeated (default: all)"
+    )
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 
