@@ -53,6 +53,7 @@ class Columns:
         self._all_open: SlotArray | None = None
         self._all_open_ids: NDArray[np.int64] | None = None
         self._all_open_tbt_s: NDArray[np.float64] | None = None
+        self._least_tbt_s: float | None = None
         self._all_first = False
         self._extensions: list[tuple[SlotArray, Int32Array, Int32Array]] = []
         """Slots, their capacity before, the block each was given: not in `tables` yet."""
@@ -173,7 +174,7 @@ class Columns:
         """Slots of every decode that may be planned, ascending; not to be written to."""
         if self._all_open is None:
             self._all_open = self.open[: self.high].nonzero()[0]
-            self._all_open_ids = self._all_open_tbt_s = None
+            self._all_open_ids = self._all_open_tbt_s = self._least_tbt_s = None
             self._all_first = len(self._all_open) > 0 and self._all_open[-1] == len(self._all_open) - 1
         return self._all_open
 
@@ -207,6 +208,13 @@ class Columns:
         if self._all_open_tbt_s is None:
             self._all_open_tbt_s = self.tbt_s.take(slots)
         return self._all_open_tbt_s
+
+    def least_tbt_s(self) -> float:
+        """The shortest TBT of those who may be planned; there is one at least."""
+        slots = self.all_open()
+        if self._least_tbt_s is None:
+            self._least_tbt_s = float(self.tbt_of(slots).min())
+        return self._least_tbt_s
 
     def close_at_end(self, slots: SlotArray, positions: NDArray[np.int32]) -> list[int]:
         """Of rows just planned up to these positions, the slots with no output token left; they are closed. Called once

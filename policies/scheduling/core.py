@@ -331,7 +331,7 @@ class SchedulerCore:
             executor.publish(step, event.keys)
         ended_at_s = now - event.ended_ago_s
         executor.step_time.observe(event.step_time_s)
-        if step.shape is not None:
+        if executor.rules.paced:
             executor.costs.observe(step.shape, event.step_time_s)
         executor.last_ended_s = ended_at_s
         if not executor.steps or executor.steps[0].arms is not step.arms:  # else the next plan arms all of them anyway

@@ -28,27 +28,41 @@ class Pace(NamedTuple):
 
 def pace(executor: Executor, starts_s: float) -> Pace:
     """Of the step planned now, which begins at `starts_s`."""
-    rules, columns = executor.rules, executor.columns
-    usual_s = executor.step_time.estimate_s
+    budget, columns = executor.rules.budget, executor.columns
+    slots = columns.all_open()
     limit_s = inf
-    if rules.budget is not None and rules.budget.max_step_s is not None:
-        limit_s = rules.budget.max_step_s
-    elif rules.budget is not None:
-        slots = columns.all_open()
-        if len(slots):
-            slack_s = columns.read(columns.deadline_s, slots) - starts_s
-            # Whoever is late already, or has no token yet, cannot be helped by a shorter step; its next gap counts.
-            slack_s = np.where(slack_s > 0.0, slack_s, columns.tbt_of(slots))
-            limit_s = rules.budget.share * float(slack_s.min())
-    due_until_s = starts_s
-    if rules.eager_kv is not None:
-        next_s = usual_s
-        if rules.budget is not None and executor.costs.with_prompts.most_tokens:
-            next_s = max(next_s, executor.costs.with_prompts.seconds(rules.budget.min, 0))
-        due_until_s += (limit_s if limit_s < inf else usual_s) + next_s
-        if executor.blocks.use >= rules.eager_kv:
-            due_until_s = inf
-    return Pace(due_until_s, limit_s)
+    if budget is not None and budget.max_step_s is not None:
+        limit_s = budget.max_step_s
+    elif budget is not None and len(slots):
+        slack_s = columns.read(columns.deadline_s, slots) - starts_s
+        # Whoever is late already, or has no token yet, cannot be helped by a shorter step; its next gap counts.
+        slack_s = np.where(slack_s > 0.0, slack_s, columns.tbt_of(slots))
+        limit_s = budget.share * float(slack_s.min())
+    return _paced(executor, starts_s, limit_s)
+
+
+def pace_of_everyone(executor: Executor, starts_s: float) -> Pace:
+    """Of a step that plans every decode and nothing else, as if it followed another of that kind: everybody then has
+    the time of its class, and there is nothing to compute. There is one decode at least.
+    """
+    budget = executor.rules.budget
+    limit_s = inf
+    if budget is not None:
+        all_s = budget.max_step_s
+        limit_s = budget.share * executor.columns.least_tbt_s() if all_s is None else all_s
+    return _paced(executor, starts_s, limit_s)
+
+
+def _paced(executor: Executor, starts_s: float, limit_s: float) -> Pace:
+    rules = executor.rules
+    if rules.eager_kv is None:
+        return Pace(starts_s, limit_s)
+    if executor.blocks.use >= rules.eager_kv:
+        return Pace(inf, limit_s)
+    next_s = usual_s = executor.step_time.estimate_s
+    if rules.budget is not None and executor.costs.with_prompts.most_tokens:
+        next_s = max(next_s, executor.costs.with_prompts.seconds(rules.budget.min, 0))
+    return Pace(starts_s + (limit_s if limit_s < inf else usual_s) + next_s, limit_s)
 
 
 def tokens_that_fit(executor: Executor, limit_s: float, num_tokens: int, context_tokens: int) -> int:

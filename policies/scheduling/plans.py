@@ -14,6 +14,9 @@ from policies.scheduling.stages import Draft
 from policies.scheduling.state import Sequence, Step
 from policies.scheduling.step_costs import StepShape
 
+DECODES_SAMPLED = 8
+"""One step of so many that hold decodes alone is learned from: they are many, and much alike."""
+
 
 def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     """Make the draft's rows a step: progress advances, the step is in flight, the plan goes to the executor.
@@ -75,8 +78,9 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
     step.budget = executor.rules.token_budget
     step.filled = filled
     if executor.rules.paced:
-        read = int(positions.sum()) - sum(int(positions[prefill.row]) for prefill in draft.prefills)
-        step.shape = StepShape(step.num_tokens, read, bool(draft.prefills))
+        if draft.prefills or step.number % DECODES_SAMPLED == 0:
+            read = int(positions.sum()) - sum(int(positions[prefill.row]) for prefill in draft.prefills)
+            step.shape = StepShape(step.num_tokens, read, bool(draft.prefills))
         step.expected_s = executor.costs.expected_s(step.shape)
     sequences = columns.ids_of(slots)
     step.ending = columns.close_at_end(slots, after)

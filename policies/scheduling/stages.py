@@ -13,7 +13,7 @@ from policies.commands import BoolArray, Int32Array
 from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots
 from policies.scheduling.outlook import Outlook, raise_estimates, spared, survivors
-from policies.scheduling.pacing import decodes_that_fit, pace, tokens_that_fit
+from policies.scheduling.pacing import decodes_that_fit, pace, pace_of_everyone, tokens_that_fit
 from policies.scheduling.preemption import choose
 from policies.scheduling.prefills import Prefill, candidates
 from policies.scheduling.rules import CARRY_OVER_RULE, DecodeRule, PrefillRule
@@ -51,6 +51,7 @@ class Draft:
         "_planned_prefills",
         "_rules",
         "_spared",
+        "_starts_s",
         "border_rows",
         "cached",
         "copies",
@@ -71,7 +72,8 @@ class Draft:
         self._rules = executor.rules
         self._now = now
         self._aged_since_s = now - self._rules.aging_s
-        self._due_until_s, self._limit_s = pace(executor, starts_s) if self._rules.paced else (now, inf)
+        self._starts_s = starts_s
+        self._due_until_s, self._limit_s = now, inf
         self._context_tokens = 0
         self._open: BoolArray | None = None
         self._closed = 0
@@ -105,6 +107,8 @@ class Draft:
             self._executor.enqueue(sequence)
 
     def _offer(self) -> None:
+        if self._rules.paced:
+            self._due_until_s, self._limit_s = pace(self._executor, self._starts_s)
         num_decoding = len(self._executor.columns.all_open())
         if self._executor.may_carry:
             self._take_prefills(CARRY_OVER_RULE)
@@ -134,9 +138,12 @@ class Draft:
             return False
         if self._may_prefill():
             return False
+        due_until_s = self._now
+        if self._rules.paced:
+            due_until_s, limit_s = pace_of_everyone(executor, self._starts_s)
+            if executor.costs.last_decodes_s > limit_s:
+                return False
         positions = columns.read(columns.position, slots).copy()
-        if self._limit_s < inf and decodes_that_fit(executor, self._limit_s, slots, StepShape(0, 0, False)) < count:
-            return False
         at_border = (positions >= columns.read(columns.capacity, slots)).nonzero()[0]
         if len(at_border) > executor.blocks.num_free:
             return False
@@ -145,7 +152,7 @@ class Draft:
             self.border_rows.append(at_border)
         due, others = executor.decode_stages
         if due is not None:
-            not_due = columns.read(columns.deadline_s, slots) > self._due_until_s
+            not_due = columns.read(columns.deadline_s, slots) > due_until_s
             self.stages = not_due.view(np.int8) * (others - due)  # a third of what numpy.where takes
             if due:
                 self.stages += due

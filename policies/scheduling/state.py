@@ -146,7 +146,7 @@ class Step:
         closing: slots to use again once this step has returned.
         returning: preempted sequences that may wait again once this step has returned.
         filled: (sequence, first position, position after the last) of the prompt pieces that can be shared.
-        shape: what its time is learned by; None where no policy asks.
+        shape: what its time is learned by; None where nothing is to be learned from it.
         expected_s: what it is expected to take; None: nothing is known of such steps.
     """
 

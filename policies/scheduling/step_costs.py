@@ -101,18 +101,28 @@ class StepCost:
 
 
 class StepCosts:
-    """Two fits, because a step without prompts reads the weights for a handful of tokens and follows another line."""
+    """Two fits, because a step without prompts reads the weights for a handful of tokens and follows another line.
+
+    Attributes:
+        last_decodes_s: of the last step without prompts; steps of that kind follow one another and differ little.
+    """
 
     def __init__(self) -> None:
         self.with_prompts = StepCost()
         self.decodes_only = StepCost()
+        self.last_decodes_s = 0.0
 
-    def observe(self, shape: StepShape, seconds: float) -> None:
-        """Take a finished step into account."""
-        fit = self.with_prompts if shape.has_prompts else self.decodes_only
-        fit.observe(shape.num_tokens, shape.context_tokens, seconds)
+    def observe(self, shape: StepShape | None, seconds: float) -> None:
+        """Take a finished step into account; None: one of decodes, of which no more than its time is learned."""
+        if shape is None or not shape.has_prompts:
+            self.last_decodes_s = seconds
+        if shape is not None:
+            fit = self.with_prompts if shape.has_prompts else self.decodes_only
+            fit.observe(shape.num_tokens, shape.context_tokens, seconds)
 
-    def expected_s(self, shape: StepShape) -> float | None:
+    def expected_s(self, shape: StepShape | None) -> float | None:
         """What a step is expected to take; None: no step of its kind has ended yet."""
-        fit = self.with_prompts if shape.has_prompts else self.decodes_only
-        return fit.seconds(shape.num_tokens, shape.context_tokens) if fit.most_tokens else None
+        if shape is not None and shape.has_prompts:
+            fit = self.with_prompts
+            return fit.seconds(shape.num_tokens, shape.context_tokens) if fit.most_tokens else None
+        return self.last_decodes_s or None
