@@ -31,7 +31,7 @@ from services.settings import REPOSITORY, Deployment, HttpSettings, child_enviro
 NUM_SEQUENCES, NUM_PROMPT, NUM_OUTPUTS = 64, 128, 64
 SMOKE = (4, 20, 6)
 SEED = 0
-POLICY = REPOSITORY / "policies" / "slai.yaml"
+POLICY = REPOSITORY / "policies" / "fairlead.yaml"
 LLAMA_CPP_PYTHON = REPOSITORY / ".venv-llama-cpp" / "bin" / "python"
 LLAMA_CPP = REPOSITORY / "ops" / "bench" / "peers" / "llama_cpp_peer.py"
 LLAMA_CPP_WAYS = ("fast", "exact")
