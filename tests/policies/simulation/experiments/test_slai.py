@@ -20,8 +20,8 @@ def figures(*, median: float | None = 0.4, paid: float | None = 0.09, free: floa
     return {
         "arrived": 100,
         "unfinished": unfinished,
-        "ttft_prefill_s": {"p50": median, "p99": 2.0},
-        "ttft_s": {"p50": None if median is None else median + 0.05, "p99": 2.0},
+        "ttft_prefill_s": {"p50": median, slai.JUDGED: median, "p99": 2.0},
+        "ttft_s": {"p50": 0.1, slai.JUDGED: None if median is None else median + 0.05, "p99": 2.0},
         "tbt_s": {"paid": {"p99": paid}, "free": {"p99": free}},
     }
 
@@ -78,12 +78,13 @@ def test_a_short_run_has_the_documented_figures_and_counts_whoever_never_got_the
     ]
     assert run["unfinished"] == run["arrived"] == 2
     assert run["ttft_prefill_s"]["p50"] < run["ttft_s"]["p50"]
+    assert run["ttft_s"][slai.JUDGED] is None
     assert run["long_prompts"]["ttft_prefill_s"]["p99"] == run["ttft_prefill_s"]["p99"]
     short = slai.simulate(
         slai.points(Options(policies=documents("sarathi"), duration_s=0.9, qps=(5.0,)), [(8000, 20)] * 9)[0]
     )
     assert short["arrived"] > 3
-    assert short["ttft_s"] == {"p50": None, "p99": None, "mean": None}
+    assert short["ttft_s"] == {"p50": None, "p99": None, "mean": None, slai.JUDGED: None}
 
 
 def test_without_a_folder_the_trace_is_made_up_and_the_output_says_so() -> None:
