@@ -36,7 +36,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         self.policy = folder / "policy.yaml"
-        self.policy.write_bytes((ROOT / "policies" / "slai.yaml").read_bytes())
+        self.policy.write_bytes((ROOT / "policies" / "fairlead.yaml").read_bytes())
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output: list[str] = []

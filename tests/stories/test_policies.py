@@ -80,7 +80,7 @@ async def test_a_policy_is_planned_on_what_happened_tried_beside_applied_and_rol
 
         assert await asyncio.to_thread(command, running, "plan", fcfs, "--json") == 0
         planned = json.loads(capsys.readouterr().out)
-        assert "name: slai -> fcfs" in planned["changes"]
+        assert "name: fairlead -> fcfs" in planned["changes"]
         basis = planned["prediction"]["basis"]
         assert (basis["num_requests"], basis["num_of_other_policies"]) == (32, 0)
         lines: dict[Any, Any] = {(line["group"], line["metric"]): line for line in planned["prediction"]["lines"]}
@@ -108,9 +108,9 @@ async def test_a_policy_is_planned_on_what_happened_tried_beside_applied_and_rol
     assert command(running, "history", "--json") == 0
     history = json.loads(capsys.readouterr().out)
     assert [(each["name"], each["message"]) for each in history] == [
-        ("slai", ""),
+        ("fairlead", ""),
         ("fcfs", "to see"),
-        ("slai", "rollback to revision 1"),
+        ("fairlead", "rollback to revision 1"),
     ]
     # The data folder is enough for a plan; a shadow needs somebody to stand beside.
     assert command(running, "plan", fcfs) == 0

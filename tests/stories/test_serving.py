@@ -124,7 +124,7 @@ async def test_64_streams_of_3_tenants_get_every_token_once_while_the_policy_cha
 
 async def swap_policies(running: House, revisions: set[object]) -> None:
     """Save another policy file, wait until its revision is in force, 20 times."""
-    names = cycle(["sarathi", "vllm", "fcfs", "slai"])
+    names = cycle(["sarathi", "vllm", "slai", "fcfs", "fairlead"])
     for swap in range(NUM_SWAPS):
         text = (POLICIES / f"{next(names)}.yaml").read_text()
         running.policy.write_text(f"{text}# save {swap}\n")
