@@ -30,7 +30,7 @@ def with_possible_shares(members, block_tokens):
     return [(tokens, steps, min(shared, tokens // block_tokens)) for tokens, steps, shared in members]
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(members=MEMBERS, candidates=MEMBERS, block_tokens=st.sampled_from([1, 2, 3, 4, 16]), limit=st.integers(1, 400))
 def test_whoever_is_admitted_fits_in_every_step_and_nobody_else_is(members, candidates, block_tokens, limit):
     members = with_possible_shares(members, block_tokens)

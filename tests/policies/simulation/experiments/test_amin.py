@@ -29,8 +29,16 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 @cache
-def ran(policy: str, prediction: str, *, outputs: str = "lognormal", prompts: str = "equal", seed: int = 0) -> Ran:
-    setting = Setting("test", prediction, {}, outputs=outputs, prompts=prompts)
+def ran(
+    policy: str,
+    prediction: str,
+    *,
+    outputs: str = "lognormal",
+    prompts: str = "equal",
+    seed: int = 0,
+    num_requests: int = 500,
+) -> Ran:
+    setting = Setting("test", prediction, {}, outputs=outputs, prompts=prompts, num_requests=num_requests)
     lengths, sizes, _ = drawn(setting, seed)
     result = simulate(document(policy, prediction), lengths, sizes, KV_TOKENS)
     assert not np.isnan(result.latency_s).any()
@@ -135,7 +143,7 @@ def test_intervals_that_do_not_give_the_truth_away_are_enough(seed: int) -> None
 @pytest.mark.parametrize("share", [2, 5, 8])
 def test_of_two_lengths_those_that_are_tested_first_tell(share: int) -> None:  # T4
     setting = next(setting for setting in SETTINGS if setting.outputs == f"two_point_{share}")
-    options = {"outputs": setting.outputs}
+    options: dict[str, Any] = {"outputs": setting.outputs, "num_requests": 200}
     assert of_hindsight("amin_restart", setting.prediction, **options) <= 2.0
     assert of_hindsight("a_l", setting.prediction, **options) <= 1.15
 
