@@ -56,15 +56,18 @@ def compile_admission(policy: Policy) -> AdmissionRules:
 def compile_scheduling(policy: Policy) -> SchedulingRules:
     """The sections that say what runs in a step and in which blocks, and the classes' deadlines."""
     batching, deadlines = policy.batching, policy.deadlines
+    budget = _budget(batching.token_budget)
+    eager_kv = deadlines.eager_kv if deadlines.slack == "exact" else None
     return SchedulingRules(
         stages=tuple(_stage(index, stage) for index, stage in enumerate(batching.stages)),
         token_budget=_most_tokens(batching.token_budget),
-        budget=_budget(batching.token_budget),
+        budget=budget,
         max_sequences=batching.max_sequences,
         max_decodes=batching.max_decodes,
         aging_s=batching.aging_s,
         offsets=_offsets(deadlines),
-        eager_kv=deadlines.eager_kv if deadlines.slack == "exact" else None,
+        eager_kv=eager_kv,
+        paced=budget is not None or eager_kv is not None,
         step_time_weight=deadlines.step_time.ewma if isinstance(deadlines.step_time, Ewma) else None,
         admit_max_length=policy.kv.admit == "max_length",
         future_share=1.0 - policy.kv.reserve if policy.kv.admit == "future" else None,

@@ -285,10 +285,11 @@ class Executor:
         """Let others find the prompts that a step computed, now that it has ended. Of output only the names are noted
         (`keys`, as in `policies.events.StepEnded`): nobody asks for it before its sequence has ended.
         """
+        routed = self.routed
         for sequence_id, new_keys in keys:
-            sequence = self.routed.get(sequence_id)
-            if sequence is not None and sequence.prefix is not None:
-                sequence.prefix.extend(new_keys)
+            sequence = routed.get(sequence_id)
+            if sequence is not None and (prefix := sequence.prefix) is not None:
+                prefix.extend(new_keys)
         for sequence, first, last in step.filled:
             # Whoever lost its blocks since the step was planned cannot share them.
             if sequence.slot is not None and sequence.life.state in HOLDS_BLOCKS:

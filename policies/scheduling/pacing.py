@@ -5,7 +5,6 @@ how many tokens still fit.
 """
 
 from math import inf
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +15,9 @@ from policies.scheduling.step_costs import StepShape
 GROWTH = 2
 """A step is at most so many times as large as the largest seen: beyond that the fit knows nothing."""
 
-
-class Pace(NamedTuple):
-    """Of one step."""
-
-    due_until_s: float
-    """A decode whose deadline is not later belongs in this step: the next one would not meet it."""
-    limit_s: float
-    """The step is to take at most this long."""
+Pace = tuple[float, float]
+"""Of one step, (due until, limit), in seconds. A decode whose deadline is not later than the first belongs in this
+step: the next one would not meet it. The step is to take at most the second. A plain tuple, as every plan makes one."""
 
 
 def pace(executor: Executor, starts_s: float) -> Pace:
@@ -56,13 +50,15 @@ def pace_of_everyone(executor: Executor, starts_s: float) -> Pace:
 def _paced(executor: Executor, starts_s: float, limit_s: float) -> Pace:
     rules = executor.rules
     if rules.eager_kv is None:
-        return Pace(starts_s, limit_s)
+        return starts_s, limit_s
     if executor.blocks.use >= rules.eager_kv:
-        return Pace(inf, limit_s)
+        return inf, limit_s
     next_s = usual_s = executor.step_time.estimate_s
-    if rules.budget is not None and executor.costs.with_prompts.most_tokens:
-        next_s = max(next_s, executor.costs.with_prompts.seconds(rules.budget.min, 0))
-    return Pace(starts_s + (limit_s if limit_s < inf else usual_s) + next_s, limit_s)
+    if rules.budget is not None:
+        cost = executor.costs.with_prompts
+        least_s = cost.fixed_s + cost.token_s * rules.budget.min  # 0 before the first
+        next_s = max(next_s, least_s)
+    return starts_s + (limit_s if limit_s < inf else usual_s) + next_s, limit_s
 
 
 def tokens_that_fit(executor: Executor, limit_s: float, num_tokens: int, context_tokens: int) -> int:

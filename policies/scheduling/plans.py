@@ -14,7 +14,7 @@ from policies.scheduling.stages import Draft
 from policies.scheduling.state import Sequence, Step
 from policies.scheduling.step_costs import StepShape
 
-DECODES_SAMPLED = 8
+DECODES_SAMPLED = 16
 """One step of so many that hold decodes alone is learned from: they are many, and much alike."""
 
 

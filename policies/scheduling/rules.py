@@ -100,6 +100,7 @@ class SchedulingRules(Struct, frozen=True):
         budget: what a step's time makes of that; None: it is the same for every step.
         eager_kv: None: decodes are due by `offsets`; else by what a step takes, and all of them from this share of KV
             blocks in use.
+        paced: whether anything follows what steps take by what is in them: `budget` or `eager_kv`.
         headroom: share of blocks that a sequence with more than `short_tokens` to prefill leaves free beside the
             watermark.
     """
@@ -112,6 +113,7 @@ class SchedulingRules(Struct, frozen=True):
     aging_s: float
     offsets: OffsetRule
     eager_kv: float | None
+    paced: bool
     step_time_weight: float | None
     admit_max_length: bool
     watermark: float
@@ -132,11 +134,6 @@ class SchedulingRules(Struct, frozen=True):
     route: Route
     classes: dict[str, tuple[int, float]]
     """Class name -> (priority, TBT in seconds), in order of priority."""
-
-    @property
-    def paced(self) -> bool:
-        """Whether anything follows what steps take by what is in them."""
-        return self.budget is not None or self.eager_kv is not None
 
     def slo(self, slo_class: str) -> tuple[int, float]:
         """Priority and TBT of a class. One that this policy does not know (it was classified under an older revision)
