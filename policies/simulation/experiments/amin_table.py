@@ -19,7 +19,7 @@ def table(figures: Mapping[str, Any]) -> str:
         lines += [
             "",
             f"{setting['setting']}: {setting['num_requests']} requests, {setting['kv_tokens']} tokens of KV, {load}",
-            f"  {'':18}" + "".join(f"{name:>17}" if name == "seen before" else f"{name:>13}" for name in COLUMNS),
+            f"  {'':18}" + "".join(f"{name:>20}" if name == "seen before" else f"{name:>13}" for name in COLUMNS),
             *_rows(setting["runs"]),
         ]
     return "\n".join(lines)
@@ -31,7 +31,7 @@ def _rows(runs: list[Mapping[str, Any]]) -> list[str]:
         mine = [run for run in runs if run["policy"] == policy]
         ratios = [run["of_hindsight"] for run in mine]
         figures = [f"{value:13.2f}" for value in (np.mean(ratios), min(ratios), max(ratios))]
-        figures.append(f"{mine[0]['seen']:>17}")
+        figures.append(f"{mine[0]['seen']:>20}")
         names = ("preemptions", "recomputed_tokens", "p99_latency_s", "mean_latency_of_longest_s")
         figures += [f"{np.mean([run[name] for run in mine]):13.0f}" for name in names]
         rows.append(f"  {policy:18}" + "".join(figures))
