@@ -30,6 +30,16 @@ def test_every_problem_of_a_bad_policy_is_a_line(tmp_path: Path, capsys: pytest.
     )
 
 
+def test_the_mistake_in_the_readme_is_answered_as_the_readme_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "fairlead.yaml"
+    file.write_text((POLICIES / "fairlead.yaml").read_text().replace("{pools: 3}", "automatic"))
+    assert main(["policy", "check", str(file)]) == 2
+    said = capsys.readouterr().err.strip().replace(str(file), "policies/fairlead.yaml")
+    assert said in (POLICIES.parent / "README.md").read_text().splitlines()
+
+
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
 def test_a_file_that_cannot_be_read_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
