@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.admission.limits.items import LimitItem, LimitState
+
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -50,6 +52,31 @@ class Release(Command):
     slo_class: str
     waited_s: float
     reason: str
+    limits: tuple[LimitState, ...] = ()
+
+
+class Reserve(Command):
+    """Take all of these from the store, or nothing; answered by `Reserved` or `OverLimit`."""
+
+    request: int
+    items: tuple[LimitItem, ...]
+
+
+class Adjust(Command):
+    """Something was taken that turned out to be another amount: (item as reserved, actual amount) each."""
+
+    request: int
+    items: tuple[tuple[LimitItem, int], ...]
+
+
+class Queue(Command):
+    """A request waits; not terminal."""
+
+    request: int
+    position: int
+    """Requests expected to be released before it."""
+    expected_wait_s: float
+    limits: tuple[LimitState, ...] = ()
 
 
 class Refuse(Command):
@@ -61,6 +88,12 @@ class Refuse(Command):
     message: str
     """One sentence naming the limit, what was asked and what to do."""
     retry_after_s: float | None = None
+    dimension: str = ""
+    """Of the limit that binds; empty: none does."""
+    position: int | None = None
+    """Requests that wait before it."""
+    limits: tuple[LimitState, ...] = ()
+    tenant: str = ""
 
 
 class Withdraw(Command):
@@ -85,6 +118,10 @@ class Settle(Command):
     prompt_tokens: int
     output_tokens: int
     outcome: str
+    project: str = "default"
+    key: str = ""
+    cached_tokens: int = 0
+    """Of the prompt, found in the prefix cache."""
 
 
 # --- scheduling --------------------------------------------------------------------------------------------------
@@ -172,7 +209,21 @@ def encode(commands: Iterable[Command]) -> bytes:
     return _encoder.encode(list(commands))
 
 
-AnyCommand = WakeAt | Release | Refuse | Withdraw | CancelReleased | Settle | StartStep | Deliver | Forget | Finish
+AnyCommand = (
+    WakeAt
+    | Reserve
+    | Adjust
+    | Queue
+    | Release
+    | Refuse
+    | Withdraw
+    | CancelReleased
+    | Settle
+    | StartStep
+    | Deliver
+    | Forget
+    | Finish
+)
 
 
 def _decode_array(kind: Any, value: bytes) -> NDArray[Any]:

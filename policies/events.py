@@ -8,9 +8,30 @@ Ids: a request of `n` choices owns the sequence ids `request .. request + n - 1`
 
 import msgspec
 
+from policies.admission.limits.items import LimitItem, LimitState
+
 
 class Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", omit_defaults=True):
     """Something that happened, as a core sees it and as the event log stores it."""
+
+
+class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request that the scheduler has: enough to charge for it without having released it."""
+
+    request: int
+    tenant: str
+    project: str
+    key: str
+    slo_class: str
+    weight: float
+    prompt_tokens: int
+    max_output_tokens: int
+    """Of one choice."""
+    num_choices: int
+    output_tokens: int
+    """Produced so far, all choices together."""
+    cached_tokens: int = 0
+    """Of the prompt, found in the prefix cache."""
 
 
 class Started(Event, frozen=True):
@@ -56,6 +77,66 @@ class Arrived(Event, frozen=True):
     service_tier: str | None = None
     allowed_classes: tuple[str, ...] = ()
     """Classes this tenant may use; empty: any."""
+    declared: bool = True
+    """The client said how many output tokens it wants at most; else `max_output_tokens` is what there is room for."""
+    output_tokens: int | None = None
+    """How many each choice will produce; None: nobody knows, which is so wherever it is not a replay."""
+
+
+class Invalid(Event, frozen=True):
+    """A request that the gateway will answer with a 400: it counts against its caller's `requests` limits."""
+
+    request: int
+    tenant: str
+    project: str = "default"
+    key: str = ""
+
+
+class Reserved(Event, frozen=True):
+    """The store has taken all that a `Reserve` asked for."""
+
+    request: int
+    limits: tuple[LimitState, ...] = ()
+
+
+class OverLimit(Event, frozen=True):
+    """The store has taken nothing of a `Reserve`, because this item does not fit."""
+
+    request: int
+    item: LimitItem
+    """The one with the longest wait."""
+    wait_s: float | None
+    """Until the same request passes if nobody takes more; None: unknown (a gauge), or never (`never_fits`)."""
+    used: int = 0
+    never_fits: bool = False
+    """It asks for more than the limit's burst."""
+    limits: tuple[LimitState, ...] = ()
+
+
+class Restored(Event, frozen=True):
+    """What the store kept of an earlier process; the third event of a start that found some."""
+
+    state: bytes
+    """As `policies.admission.saved` writes it."""
+
+
+class SchedulerHolds(Event, frozen=True):
+    """The scheduler is there again, and this is all that it has of what was released to it before.
+
+    What is in flight here and not in the list is settled as delivered so far; what is listed and not known here is
+    taken up.
+    """
+
+    requests: tuple[HeldAtScheduler, ...]
+
+
+class CountersShared(Event, frozen=True):
+    """What other replicas have charged since the last time, by node of the fairness tree, and the smallest counter of
+    a backlogged child at each inner node over all replicas.
+    """
+
+    charged: dict[str, float]
+    floors: dict[str, float]
 
 
 class CapacityChanged(Event, frozen=True):
@@ -72,6 +153,8 @@ class TokensProduced(Event, frozen=True):
     """One output token for each sequence id listed (one event per step)."""
 
     sequences: list[int]
+    prefix_hits: list[tuple[int, int]] = []
+    """(request, prompt tokens that it found in the prefix cache), with its first token."""
 
 
 class RequestFinished(Event, frozen=True):
@@ -184,6 +267,12 @@ AdmissionEvent = (
     | TokensProduced
     | RequestFinished
     | SchedulerLost
+    | Invalid
+    | Reserved
+    | OverLimit
+    | Restored
+    | SchedulerHolds
+    | CountersShared
 )
 SchedulerEvent = (
     Started

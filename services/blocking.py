@@ -16,7 +16,8 @@ from services.framing import (
     encode_frame,
     parse_address,
 )
-from services.wire import AnyMessage, Message
+from services.wire import AnyMessage
+from services.wire_parts import Message
 
 RECEIVE_BYTES = 256 * 2**10
 HANDSHAKE_S = 5.0

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Message, Welcome, decoder, encoder
+from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Welcome, decoder, encoder
+from services.wire_parts import Message
 
 HEADER = struct.Struct("<I")
 HEADER_BYTES = HEADER.size

@@ -5,7 +5,7 @@ from collections import deque
 
 from services.framing import HEADER_BYTES, Identity, Peer, decode_message, encode_frame
 from services.streams import Receiver
-from services.wire import Message
+from services.wire_parts import Message
 
 
 def inproc_pair(

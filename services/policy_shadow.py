@@ -23,7 +23,8 @@ from services.policy_documents import CommandError, Document
 from services.runtime import StartError, open_link
 from services.settings import Deployment
 from services.transport import AddressError, Identity, Stream
-from services.wire import AnyMessage, MirrorAsked, MirrorEnded, MirrorRecords, MirrorState
+from services.wire import AnyMessage
+from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState
 
 OPERATOR = "operator"
 CONNECT_S = 3.0

@@ -17,7 +17,8 @@ from services.framing import (
     decode_message,
     encode_frame,
 )
-from services.wire import AnyMessage, Message
+from services.wire import AnyMessage
+from services.wire_parts import Message
 
 HANDSHAKE_S = 5.0
 """A peer that has not proved itself by then is disconnected."""

@@ -6,16 +6,15 @@ defaults, so that neighbours one version apart understand each other. Never impo
 """
 
 import msgspec
-import numpy as np
 
-from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
+from engine.interface import EngineInfo, Sampling, SequenceStart
+from policies.admission.limits.items import LimitState
+from policies.events import HeldAtScheduler
+from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Report, ReportAsked
+from services.wire_parts import LogprobColumns, Measured, Message
 
 PROTOCOL = 1
 """Raised when a message changes so that the previous version cannot read it."""
-
-
-class Message(msgspec.Struct, tag=True, tag_field="t", omit_defaults=True):
-    """Anything that crosses a stream after the handshake."""
 
 
 # --- handshake (transport.py) ------------------------------------------------------------------------------------
@@ -79,6 +78,19 @@ class Submit(Message, tag="submit"):
     wanted)."""
     pooling: str = ""
     """An embedding is wanted (`engine.interface.POOLINGS`): one choice, whose only token is neither shown nor paid."""
+    declared: bool = True
+    """The client said how many output tokens it wants at most."""
+
+
+class InvalidRequest(Message, tag="invalid"):
+    """Gateway -> admission: this request will be answered with a 400 and counts; answered by `Admitted` (of no class)
+    or `Refused`.
+    """
+
+    request: int
+    tenant: str
+    project: str = "default"
+    key: str = ""
 
 
 class Dispatch(Message, tag="dispatch"):
@@ -114,6 +126,21 @@ class Refused(Message, tag="refused"):
     code: str
     message: str
     retry_after_s: float | None = None
+    dimension: str = ""
+    """Of the limit that binds; empty: none does."""
+    position: int | None = None
+    """Requests that wait before it."""
+    limits: tuple[LimitState, ...] = ()
+
+
+class Queued(Message, tag="queued"):
+    """Admission -> gateway: it waits."""
+
+    request: int
+    position: int
+    """Requests expected to be released before it."""
+    expected_wait_s: float
+    limits: tuple[LimitState, ...] = ()
 
 
 class Admitted(Message, tag="admitted"):
@@ -126,43 +153,10 @@ class Admitted(Message, tag="admitted"):
     released_ns: int
     scheduler_epoch: int = 0
     """Which start of the scheduler it was released to; 0: not said."""
+    limits: tuple[LimitState, ...] = ()
 
 
 # --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------
-
-
-class LogprobColumns(msgspec.Struct, omit_defaults=True):
-    """engine.interface.Logprobs with arrays as bytes; part of a message about as many rows as `num_entries` has."""
-
-    num_entries: bytes
-    """int8 each."""
-    tokens: bytes
-    """int32 each."""
-    values: bytes
-    """float32 each."""
-
-    @classmethod
-    def pack(cls, logprobs: Logprobs | None) -> "LogprobColumns | None":
-        """None where nobody asked for any."""
-        if logprobs is None:
-            return None
-        return cls(logprobs.num_entries.tobytes(), logprobs.tokens.tobytes(), logprobs.values.tobytes())
-
-    def unpack(self, num_rows: int) -> Logprobs:
-        """The arrays of a message about this many rows.
-
-        Raises:
-            ValueError: they are of another number of rows, or do not fit each other.
-        """
-        num_entries = np.frombuffer(self.num_entries, np.int8)
-        tokens, values = np.frombuffer(self.tokens, np.int32), np.frombuffer(self.values, np.float32)
-        total = int(num_entries.sum())
-        if len(num_entries) != num_rows or (num_entries < 0).any() or not len(tokens) == len(values) == total:
-            raise ValueError(
-                f"log-probabilities of {len(num_entries)} rows where there are {num_rows}, with {len(tokens)} tokens "
-                f"and {len(values)} values where there should be {total}"
-            )
-        return Logprobs(num_entries, tokens, values)
 
 
 class TokenFrame(Message, tag="tokens"):
@@ -193,19 +187,6 @@ class TokenFrame(Message, tag="tokens"):
     """Embeddings of these sequences, float32 little-endian."""
 
 
-class Measured(msgspec.Struct, omit_defaults=True):
-    """How a request went, as the scheduler saw it; part of its `RequestEnded` to the gateway, which records it."""
-
-    slo_class: str
-    ttft_s: float | None = None
-    """Since it arrived at admission; None: it got no token."""
-    gaps: bytes = b""
-    """Times between its tokens (`services.traffic.gaps`)."""
-    key_tokens: int = 0
-    prompt_keys: bytes = b""
-    """Both as in `policies.events.Released`."""
-
-
 class RequestEnded(Message, tag="ended"):
     """Scheduler -> gateway and admission: terminal for a released request."""
 
@@ -216,6 +197,20 @@ class RequestEnded(Message, tag="ended"):
     message: str = ""
     measured: Measured | None = None
     """None: not said, as by an earlier version and to admission."""
+    number: int = 0
+    """To admission: counts the ends since the scheduler's start; 0: not said."""
+
+
+class EndsKept(Message, tag="ends_kept"):
+    """Admission -> scheduler: the ends up to this number are settled for good and need not be told again."""
+
+    number: int
+
+
+class Holds(Message, tag="holds"):
+    """Scheduler -> admission that connected: what it has; the ends that were not acknowledged follow."""
+
+    requests: list[HeldAtScheduler]
 
 
 class Usage(Message, tag="usage"):
@@ -336,35 +331,6 @@ class PolicyStatus(Message, tag="policy_status"):
     error: str = ""
 
 
-# --- a mirror of the scheduler: scheduler <-> operator -----------------------------------------------------------
-
-
-class MirrorAsked(Message, tag="mirror_asked"):
-    """Operator -> scheduler: send a copy of your core, then everything it is told, for so long."""
-
-    duration_s: float
-
-
-class MirrorState(Message, tag="mirror_state"):
-    """The core as it is now."""
-
-    core: bytes
-    """As `policies.scheduling.shadow.copy_of` writes it: of use to the same version alone."""
-
-
-class MirrorRecords(Message, tag="mirror_records"):
-    """What the core was told since, and what it answered."""
-
-    records: bytes
-    """As `policies.event_log` writes them."""
-
-
-class MirrorEnded(Message, tag="mirror_ended"):
-    """No more records; `error` is why before the time, empty when it was the time."""
-
-    error: str = ""
-
-
 AnyMessage = (
     Challenge
     | Hello
@@ -373,10 +339,16 @@ AnyMessage = (
     | Dispatch
     | Cancel
     | Stopped
+    | InvalidRequest
     | Refused
+    | Queued
     | Admitted
     | TokenFrame
     | RequestEnded
+    | EndsKept
+    | Holds
+    | ReportAsked
+    | Report
     | Usage
     | Capacity
     | ExecutorReady

@@ -16,7 +16,8 @@ from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
 from services.runtime import describe
 from services.transport import Stream
-from services.wire import Message, PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
+from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
+from services.wire_parts import Message
 
 POLL_S = 0.1
 ANSWER_S = 2.0

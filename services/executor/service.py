@@ -20,7 +20,8 @@ from services.blocking import BlockingStream
 from services.framing import AddressError, Identity, StreamError
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
-from services.wire import AnyMessage, ExecutorReady, ForgetMessage, LogprobColumns, StepFailed, StepMessage, StepResult
+from services.wire import AnyMessage, ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
+from services.wire_parts import LogprobColumns
 
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0

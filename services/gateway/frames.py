@@ -10,7 +10,8 @@ from policies.commands import FinishReason
 from services.gateway.logprobs import per_row
 from services.gateway.responses import CHUNK_HEADS, chunk_head, encode
 from services.gateway.streams import Answer, Choice
-from services.wire import LogprobColumns, TokenFrame
+from services.wire import TokenFrame
+from services.wire_parts import LogprobColumns
 
 GOES_ON = 0
 UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)

@@ -12,7 +12,8 @@ from engine.interface import Logprobs
 from policies.commands import Deliver, Int64Array
 from services.scheduler.executors import StepTokens
 from services.scheduler.sequences import Sequences
-from services.wire import LogprobColumns, TokenFrame
+from services.wire import TokenFrame
+from services.wire_parts import LogprobColumns
 
 GATEWAY_SHIFT = 32
 """A gateway's number is the upper 32 bits of its request and sequence ids."""

@@ -16,7 +16,7 @@ from policies.scheduling.shadow import copy_of
 from services.pump import Pump
 from services.runtime import describe
 from services.transport import Stream
-from services.wire import MirrorEnded, MirrorRecords, MirrorState
+from services.wire_operator import MirrorEnded, MirrorRecords, MirrorState
 
 OPERATOR = "operator"
 """What a stream calls itself that asks for a mirror."""

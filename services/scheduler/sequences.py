@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from engine.interface import Sampling, SequenceStart
 from services.scheduler.prefix_keys import PrefixKeys, Salt
 from services.traffic import gaps
-from services.wire import Dispatch, Measured
+from services.wire import Dispatch
+from services.wire_parts import Measured
 
 INT32_BYTES = 4
 

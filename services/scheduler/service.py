@@ -41,7 +41,6 @@ from services.wire import (
     Dispatch,
     ExecutorReady,
     ForgetMessage,
-    MirrorAsked,
     PolicyAbort,
     PolicyCommit,
     PolicyNow,
@@ -53,6 +52,7 @@ from services.wire import (
     Stopped,
     Usage,
 )
+from services.wire_operator import MirrorAsked
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from policies.scheduling.core import SchedulerCore
 from policies.scheduling.shadow import Disagreement, Example, Tally, copy_of
 from services.policy_documents import CommandError
 from services.policy_shadow import _Watcher, as_json, in_words
-from services.wire import MirrorEnded, MirrorRecords, MirrorState
+from services.wire_operator import MirrorEnded, MirrorRecords, MirrorState
 
 POLICIES = Path(__file__).resolve().parents[2] / "policies"
 SLAI, FCFS = ((POLICIES / f"{name}.yaml").read_bytes() for name in ("slai", "fcfs"))

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
+from policies.events import HeldAtScheduler
 from services import wire
+from services.wire_parts import LogprobColumns
 
 STORED = Path(__file__).with_name("wire_protocol_1.json")
 """Tag -> hex of one message. A message is never removed and no bytes are ever changed; new messages are added."""
@@ -56,6 +58,12 @@ SAMPLES: list[wire.Message] = [
     wire.MirrorState(b"core"),
     wire.MirrorRecords(b"records"),
     wire.MirrorEnded("why"),
+    wire.InvalidRequest(7, "acme", "web", "key_acme_web"),
+    wire.Queued(7, 3, 1.5),
+    wire.EndsKept(4),
+    wire.Holds([HeldAtScheduler(7, "acme", "web", "key_acme_web", "paid", 2.0, 5, 16, 1, 3)]),
+    wire.ReportAsked(1, "usage", "acme", 7),
+    wire.Report(1, b"{}"),
 ]
 
 
@@ -82,7 +90,7 @@ def test_a_field_of_a_later_version_is_ignored(message: wire.Message) -> None:
 
 def test_log_probabilities_come_back_as_they_were_sent() -> None:
     sent = Logprobs(np.array([0, 2, 1], np.int8), np.array([5, 9, 6], np.int32), np.array([-1, -2, 0], np.float32))
-    frame = wire.TokenFrame(1, 0, 1, b"", b"", b"", b"", 1, 2, 3, 4, logprobs=wire.LogprobColumns.pack(sent))
+    frame = wire.TokenFrame(1, 0, 1, b"", b"", b"", b"", 1, 2, 3, 4, logprobs=LogprobColumns.pack(sent))
     decoded = wire.decoder.decode(wire.encoder.encode(frame))
     assert isinstance(decoded, wire.TokenFrame)
     assert decoded.logprobs is not None
@@ -97,4 +105,4 @@ def test_log_probabilities_come_back_as_they_were_sent() -> None:
 @pytest.mark.parametrize(("num_entries", "num_rows"), [(b"\1\1", 3), (b"\2\1", 2), (b"\xff\3", 2)])
 def test_log_probabilities_that_do_not_fit_their_rows_are_refused(num_entries: bytes, num_rows: int) -> None:
     with pytest.raises(ValueError, match=f"where there are {num_rows}, with 2 tokens and 2 values"):
-        wire.LogprobColumns(num_entries, b"t" * 8, b"v" * 8).unpack(num_rows)
+        LogprobColumns(num_entries, b"t" * 8, b"v" * 8).unpack(num_rows)

@@ -22,18 +22,8 @@ from policies.document.tenants import digest
 from services.gateway.service import GatewayService
 from services.settings import Deployment, HttpSettings
 from services.transport import Identity, Listener, Stream, listen
-from services.wire import (
-    Admitted,
-    AnyMessage,
-    Cancel,
-    Capacity,
-    LogprobColumns,
-    Message,
-    PolicyNow,
-    RequestEnded,
-    Submit,
-    TokenFrame,
-)
+from services.wire import Admitted, AnyMessage, Cancel, Capacity, PolicyNow, RequestEnded, Submit, TokenFrame
+from services.wire_parts import LogprobColumns, Message
 
 KEY, REVOKED = "fl-test-key", "fl-test-revoked"
 SECRET = b"the secret of a test deployment"

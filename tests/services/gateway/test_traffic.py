@@ -9,7 +9,8 @@ import pytest
 from services.gateway.traffic import Traffic
 from services.traffic.reading import read_requests
 from services.traffic.rows import RequestRow
-from services.wire import Measured, Refused, RequestEnded, Submit
+from services.wire import Refused, RequestEnded, Submit
+from services.wire_parts import Measured
 
 pytestmark = pytest.mark.asyncio
 

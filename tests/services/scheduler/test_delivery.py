@@ -9,7 +9,8 @@ from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError
 from services.scheduler.sequences import Sequences
 from services.transport import Identity, inproc_pair
-from services.wire import Dispatch, LogprobColumns, StepMessage, StepResult, Submit
+from services.wire import Dispatch, StepMessage, StepResult, Submit
+from services.wire_parts import LogprobColumns
 
 GATEWAYS = (3, 9)
 

@@ -13,7 +13,7 @@ from services.pump import Pump
 from services.scheduler import mirrors as mirrors_module
 from services.scheduler.mirrors import OPERATOR, Mirrors
 from services.transport import Identity, InprocStream, inproc_pair
-from services.wire import MirrorEnded, MirrorRecords, MirrorState
+from services.wire_operator import MirrorEnded, MirrorRecords, MirrorState
 
 POLICY = (Path(__file__).resolve().parents[3] / "policies" / "slai.yaml").read_bytes()
 JOINED = ExecutorJoined(0, num_blocks=64, block_tokens=16, max_sequence_tokens=512)

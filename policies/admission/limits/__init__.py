@@ -1,0 +1,1 @@
+"""Rate limits: what a contract allows, taken and given back. Pure; times are nanoseconds given by the caller."""

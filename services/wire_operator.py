@@ -1,0 +1,50 @@
+"""Messages of questions about a service that works: reports, and the mirror of the scheduler. Part of `wire.py`."""
+
+from services.wire_parts import Message
+
+
+class ReportAsked(Message, tag="report_asked"):
+    """Gateway or operator -> admission: what do you know of this?"""
+
+    number: int
+    """Of the question; the answer bears it."""
+    about: str
+    """`fairness` or `usage`."""
+    tenant: str = ""
+    """Of this tenant alone; empty: of all."""
+    days: int = 1
+    """Of usage: how many days back, today included."""
+
+
+class Report(Message, tag="report"):
+    """The answer to a `ReportAsked`."""
+
+    number: int
+    document: bytes
+    """JSON."""
+
+
+class MirrorAsked(Message, tag="mirror_asked"):
+    """Operator -> scheduler: send a copy of your core, then everything it is told, for so long."""
+
+    duration_s: float
+
+
+class MirrorState(Message, tag="mirror_state"):
+    """The core as it is now."""
+
+    core: bytes
+    """As `policies.scheduling.shadow.copy_of` writes it: of use to the same version alone."""
+
+
+class MirrorRecords(Message, tag="mirror_records"):
+    """What the core was told since, and what it answered."""
+
+    records: bytes
+    """As `policies.event_log` writes them."""
+
+
+class MirrorEnded(Message, tag="mirror_ended"):
+    """No more records; `error` is why before the time, empty when it was the time."""
+
+    error: str = ""
