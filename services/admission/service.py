@@ -155,7 +155,8 @@ class AdmissionService:
         """Messages become events."""
         match message:
             case Usage():
-                self._pump.handle(TokensProduced(np.frombuffer(message.sequences, np.int64).tolist()))
+                sequences = np.frombuffer(message.sequences, np.int64).tolist()
+                self._pump.handle(TokensProduced(sequences, message.prefix_hits))
             case Submit():
                 self._submitted(message)
             case RequestEnded():
