@@ -203,8 +203,11 @@ class Simulation:
             asked.prompt_tokens,
             asked.declared_tokens,
             weight=asked.weight,
+            project=asked.project,
+            key=asked.key,
             service_tier=asked.service_tier,
             allowed_classes=asked.allowed_classes,
+            output_tokens=asked.output_tokens,
         )
         self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)

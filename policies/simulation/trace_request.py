@@ -24,7 +24,9 @@ class TraceRequest(NamedTuple):
     weight: float = 1.0
     service_tier: str | None = None
     allowed_classes: tuple[str, ...] = ()
-    """These three as in `policies.events.Arrived`."""
+    project: str = "default"
+    key: str = ""
+    """These five as in `policies.events.Arrived`."""
 
     @property
     def declared_tokens(self) -> int:

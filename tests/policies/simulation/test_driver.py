@@ -9,6 +9,7 @@ import pytest
 from policies.admission.core import AdmissionCore
 from policies.commands import Command
 from policies.event_log import encode_record, read_records, verify
+from policies.events import Arrived
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import Device, FloorLinear
@@ -235,3 +236,17 @@ batching: {token_budget: 64, stages: [{decode: {}}, {prefill: {from: waiting, ch
     uneven = Simulation(tiers, [*(each._replace(weight=1.0) for each in both), later], DEVICE).run().jain
     assert uneven < 0.92
     assert even > 0.99
+
+
+def test_admission_is_told_who_asks_and_what_the_request_will_come_to() -> None:
+    arrivals = []
+
+    def observe(_core: str, _now: float, event: Any, _commands: list[Command]) -> None:
+        if isinstance(event, Arrived):
+            arrivals.append(event)
+
+    request = TraceRequest(0.0, "a", "free", 10, 3, max_output_tokens=9, project="p", key="k")
+    Simulation(policy("fcfs"), [request], DEVICE, observer=observe).run()
+    (arrived,) = arrivals
+    assert (arrived.tenant, arrived.project, arrived.key) == ("a", "p", "k")
+    assert (arrived.max_output_tokens, arrived.output_tokens) == (9, 3)
