@@ -26,12 +26,13 @@ def sharegpt_lengths(seed: int, num_rows: int = NUM_ROWS) -> list[tuple[int, int
     conversation would pass 8192 tokens.
     """
     generator = np.random.default_rng(seed)
-    prompts = _draw(PROMPT_QUANTILES, generator.random(num_rows))
-    outputs = np.minimum(_draw(OUTPUT_QUANTILES, generator.random(num_rows)), LONGEST_TOKENS - prompts)
+    prompts = lengths_at(PROMPT_QUANTILES, generator.random(num_rows))
+    outputs = np.minimum(lengths_at(OUTPUT_QUANTILES, generator.random(num_rows)), LONGEST_TOKENS - prompts)
     return list(zip(prompts.tolist(), outputs.tolist(), strict=True))
 
 
-def _draw(quantiles: tuple[tuple[float, float], ...], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+def lengths_at(quantiles: tuple[tuple[float, float], ...], uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Tokens at shares of a distribution given as (share, tokens that so many have at most); straight lines between."""
     shares, tokens = zip(*quantiles, strict=True)
     drawn: NDArray[np.int64] = np.rint(np.interp(uniform, shares, tokens)).astype(np.int64)
     return drawn
