@@ -1,0 +1,85 @@
+"""F13 and F14: nothing idles beside work that fits, and what is charged is what was processed, token by token."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.admission.core import AdmissionCore
+from policies.events import Arrived, RequestFinished
+from tests.policies.admission.worlds import Ask, Conditions, World, document, random_trace
+
+histories = st.integers(min_value=0, max_value=2**32)
+ROUGH = Conditions(executors=2, late_steps=3, lost=0.1, preempted=0.1)
+
+
+def settled_tokens(world: World) -> dict[int, tuple[int, int]]:
+    """(prompt, output) by request, as the core settled them."""
+    return {command.request: (command.prompt_tokens, command.output_tokens) for command in world.settled}
+
+
+def processed_tokens(world: World) -> dict[int, tuple[int, int]]:
+    """(prompt, output) of everything that was released, as it happened; recomputed tokens are in it once."""
+    return {
+        request: (0 if life.refunded else life.ask.prompt, life.made)
+        for request, life in world.lives.items()
+        if life.released_s is not None
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=histories, kind=st.sampled_from(["vtc", "fcfs"]))
+def test_f14_what_is_settled_is_what_was_processed_and_nothing_stays_reserved(seed: int, kind: str) -> None:
+    world = World(document(kind=kind, window_tokens=60), random_trace(seed, weights=True), ROUGH, seed=seed).run()
+    assert settled_tokens(world) == processed_tokens(world)
+    assert sorted(world.ends) == sorted(world.lives)
+    assert world.core.window.reserved_tokens == world.core.window.num_requests == 0
+    assert not world.core.ledger.in_flight
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=histories, window=st.integers(min_value=1, max_value=80))
+def test_f13_nobody_waits_while_nothing_is_in_flight(seed: int, window: int) -> None:
+    world = World(document(kind="vtc", window_tokens=window), random_trace(seed), ROUGH, seed=seed)
+    world.watchers.append(lambda _event, _commands: nothing_idles(world))
+    world.run()
+    assert world.ends
+
+
+def nothing_idles(world: World) -> None:
+    """`World` also runs `core.check()` after every event, which asserts that the next in order does not fit."""
+    assert world.in_flight or not any(world.waiting.values())
+
+
+def test_a_request_that_is_reported_twice_or_by_nobody_known_changes_nothing() -> None:
+    world = World(document(kind="vtc", window_tokens=60), [Ask(0.0, "a", 5, 5, 5), Ask(0.0, "b", 5, 5, 5)]).run()
+    before = [account.counter for account in world.core.queue.accounts.values()]
+    for request in (8, 16, 800):
+        world.tell(RequestFinished(request, 3))
+    assert [account.counter for account in world.core.queue.accounts.values()] == before
+    assert len(world.ends) == 2
+
+
+@pytest.mark.parametrize("event", ["cancel", "disconnect", "error"])
+def test_storms_of_ends_leave_no_reservation_and_no_drift(event: str) -> None:
+    fates = {
+        "cancel": {"cancel_after_s": 0.0},
+        "disconnect": {"cancel_after_s": 2.5},
+        "error": {"fails_after": 0},
+    }
+    trace = [Ask(0.1 * number, f"t{number % 5}", 10, 10, 10)._replace(**fates[event]) for number in range(300)]
+    world = World(document(kind="vtc", window_tokens=60), trace).run()
+    assert settled_tokens(world) == processed_tokens(world)
+    assert world.core.window.reserved_tokens == 0
+    assert all(account.counter >= 0.0 for account in world.core.queue.accounts.values())
+    # Everybody starts anew from the same place: nobody was left with a credit or a debt that others do not have.
+    fresh = [Ask(1000.0, f"t{number}", 10, 10, 10) for number in range(5)]
+    gap = resume(world.core, fresh, world.now)
+    assert gap <= world.core.bound
+
+
+def resume(core: AdmissionCore, asks: list[Ask], now: float) -> float:
+    """The gap when all these wait at once."""
+    for number, ask in enumerate([*asks, *asks, *asks]):
+        core.handle(Arrived(1_000_000 + 8 * number, ask.tenant, "free", ask.prompt, ask.declared), now)
+    core.check()
+    return core.gap

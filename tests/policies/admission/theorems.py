@@ -1,0 +1,162 @@
+"""The fairness theorems as measurements: how near to its bound each comes, over everything a `World` does.
+
+Written from the statements (fairness specification, 4.2; Sheng et al., OSDI 2024) and from what happened, not from the
+core: service is counted here, and the sizes in flight are the real final ones. Only F1 reads the core's counters. A
+figure above 1 is a theorem broken.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from policies.commands import Command, Release
+from policies.events import Arrived
+from tests.policies.admission.worlds import World
+
+Cost = Callable[[int, int], float]
+"""Of (prompt tokens, output tokens)."""
+
+
+def weighted(prompt: float, output: float) -> Cost:
+    """Linear prices."""
+    return lambda num_prompt, num_output: prompt * num_prompt + output * num_output
+
+
+class Theorems:
+    """Watches a world. `worst[name]` is the largest (measured / bound) of theorem `name` so far.
+
+    `cost` is the policy's; `unit_bound(M, L)` its U. All services are per weight, and the bounds over the smallest.
+    """
+
+    def __init__(
+        self, world: World, cost: Cost, unit_bound: Callable[[int, int], float], late_price: float = 0.0
+    ) -> None:
+        self.worst = dict.fromkeys(("F1", "F2", "F3", "F4", "F5"), 0.0)
+        self.largest_pair_difference = 0.0
+        self._world, self._cost, self._unit_bound, self._late_price = world, cost, unit_bound, late_price
+        self.most_in_flight_tokens = 0
+        self.longest_prompt_tokens = 0
+        self.most_late_tokens = 0
+        """`D`: tokens of one tenant that existed and that the core had not heard of."""
+        self._smallest_weight = 1.0
+        self._asked: dict[str, float] = {}
+        self._since: dict[str, _Since] = {}
+        self._ranges: dict[tuple[str, str], tuple[float, float]] = {}
+        self._alone: dict[int, float] = {}
+        """First requests of a tenant that had nothing queued or in flight -> others' service when it came."""
+        world.watchers.append(self.look)
+
+    @property
+    def bound(self) -> float:
+        """U over the smallest weight, with what was really in flight so far."""
+        return self._unit_bound(self.most_in_flight_tokens, self.longest_prompt_tokens) / self._smallest_weight
+
+    @property
+    def late(self) -> float:
+        """What late usage adds to every bound (F12)."""
+        return 2 * self._late_price * self.most_late_tokens / self._smallest_weight
+
+    def look(self, event: Any, commands: list[Command]) -> None:
+        """After every event."""
+        world = self._world
+        service = self.service()
+        arrived = None
+        if isinstance(event, Arrived):
+            ask = world.lives[event.request].ask
+            arrived = ask.tenant
+            self._smallest_weight = min(self._smallest_weight, ask.weight)
+            self._asked[arrived] = self._asked.get(arrived, 0.0) + self._of(event.request, ask.choices * ask.output)
+            busy = [life for life in world.lives.values() if life.ask.tenant == arrived and life.state in STILL_HERE]
+            if len(busy) == 1 and busy[0].state == "queued":
+                self._alone[event.request] = sum(service.values()) - service[arrived]
+        for command in commands:
+            if isinstance(command, Release):
+                self._released(command, service)
+        self._count_late()
+        if not self.bound:
+            return
+        backlogged = [name for name in world.names if world.waiting[name]]
+        self._note("F1", world.core.gap, self.bound)
+        self._pairs(backlogged, service)
+        self._since_backlogged(backlogged, service)
+
+    def service(self) -> dict[str, float]:
+        """Cost of what was processed of each tenant's requests, over its weight."""
+        total = dict.fromkeys(self._world.names, 0.0)
+        for request, life in self._world.lives.items():
+            if life.released_s is not None and not life.refunded:
+                total[life.ask.tenant] += self._of(request, life.made)
+        return total
+
+    def _of(self, request: int, num_output: int) -> float:
+        life = self._world.lives[request]
+        return self._cost(life.ask.prompt - (life.ask.cached if life.hit else 0), num_output) / life.ask.weight
+
+    def _note(self, name: str, measured: float, bound: float) -> None:
+        self.worst[name] = max(self.worst[name], measured / (bound + self.late))
+
+    def _released(self, command: Release, service: dict[str, float]) -> None:
+        world = self._world
+        ask = world.lives[command.request].ask
+        self.longest_prompt_tokens = max(self.longest_prompt_tokens, ask.prompt)
+        in_flight = sum(life.ask.final_tokens for life in world.in_flight.values())
+        self.most_in_flight_tokens = max(self.most_in_flight_tokens, in_flight)
+        if command.request in self._alone:
+            others = sum(service.values()) - service[ask.tenant] - self._alone.pop(command.request)
+            num_others = len(world.names) - 1
+            # Served by others during the wait = wait x capacity, so this is the theorem without a clock.
+            self._note("F4", others, 2 * max(num_others, 1) * self.bound)
+
+    def _count_late(self) -> None:
+        late = dict.fromkeys(self._world.names, 0)
+        for life in self._world.in_flight.values():
+            late[life.ask.tenant] += life.made - life.told
+        self.most_late_tokens = max(self.most_late_tokens, *late.values())
+
+    def _pairs(self, backlogged: list[str], service: dict[str, float]) -> None:
+        """F2 over every interval in which two tenants are backlogged."""
+        now = {(left, right) for left in backlogged for right in backlogged if left < right}
+        for pair in [pair for pair in self._ranges if pair not in now]:
+            del self._ranges[pair]
+        for left, right in sorted(now):
+            difference = service[left] - service[right]
+            low, high = self._ranges.get((left, right), (difference, difference))
+            low, high = min(low, difference), max(high, difference)
+            self._ranges[left, right] = (low, high)
+            self.largest_pair_difference = max(self.largest_pair_difference, high - low)
+            self._note("F2", high - low, 2 * self.bound)
+
+    def _since_backlogged(self, backlogged: list[str], service: dict[str, float]) -> None:
+        """F3 and F5 over every interval that ends now and in which a tenant is backlogged."""
+        for name in [name for name in self._since if name not in backlogged]:
+            del self._since[name]
+        for name in backlogged:
+            since = self._since.get(name)
+            if since is None:
+                waiting = self._world.waiting[name]
+                asked = sum(
+                    self._of(request, (ask := self._world.lives[request].ask).choices * ask.output)
+                    for request in waiting
+                )
+                since = self._since[name] = _Since(service, self._asked[name] - asked)
+            for other, got in service.items():
+                if other != name:
+                    ahead = got - service[name]
+                    since.least_ahead[other] = min(since.least_ahead[other], ahead)
+                    self._note("F3", ahead - since.least_ahead[other], 4 * self.bound)
+            given = {other: got - since.service[other] for other, got in service.items()}
+            num_asking = sum(1 for other in service if given[other] or self._world.waiting[other])
+            share = sum(given.values()) / num_asking
+            # Had it asked for less than its share - 5U it would have been let in entirely, and would not wait now.
+            self._note("F5", share - (self._asked[name] - since.asked), 5 * self.bound)
+
+
+class _Since:
+    """What was so when a tenant became backlogged."""
+
+    def __init__(self, service: dict[str, float], asked: float) -> None:
+        self.service = service
+        self.asked = asked
+        self.least_ahead = dict.fromkeys(service, float("inf"))
+
+
+STILL_HERE = ("queued", "in flight")
