@@ -92,7 +92,7 @@ class GatewayService:
 
     async def drain(self) -> None:
         """Refuse new requests, let the running ones end within `http.drain_s`."""
-        self.api.draining = True
+        self.api.intake.draining = True
         self._idle.clear()
         if self._backend.running:
             try:

@@ -168,6 +168,14 @@ async def test_a_chat_without_a_maximum_may_fill_what_is_left_of_the_smaller_lim
     await stage.client().chat.completions.create(model="demo", messages=MESSAGES)
     [submit] = stage.backstage.all_of(Submit)
     assert submit.max_output_tokens == 512 - len(wire_tokens(submit))
+    assert not submit.declared
+
+
+async def test_a_maximum_of_the_client_or_of_the_endpoint_is_a_declared_one(stage: Any) -> None:
+    stage.says("x")
+    await stage.client().chat.completions.create(model="demo", messages=MESSAGES, max_tokens=5)
+    await stage.client().completions.create(model="demo", prompt="x")
+    assert [submit.declared for submit in stage.backstage.all_of(Submit)] == [True, True]
 
 
 @pytest.mark.parametrize(

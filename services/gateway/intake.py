@@ -1,0 +1,181 @@
+"""What a request passes before it is handed on: its key, its body, the model's limits.
+
+Owns what is checked of every inference request, whatever its endpoint; knows no answer.
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from array import array
+from typing import Protocol
+
+from aiohttp import web
+
+from engine.interface import Sampling
+from engine.tokenizer import Tokenizer
+from policies.document.schema import HashedKey, Tenant
+from services.errors import RequestError
+from services.gateway.auth import Keys
+from services.gateway.backend import Backend
+from services.settings import HttpSettings
+from services.wire import Submit
+
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+Caller = tuple[Tenant, HashedKey]
+
+
+class Asked(Protocol):
+    """What the services behind need of a body."""
+
+    service_tier: str | None
+
+    @property
+    def seed(self) -> int | None:
+        """Of the first choice."""
+
+    @property
+    def choices(self) -> int:
+        """Outputs for each prompt."""
+
+    @property
+    def maximum(self) -> int | None:
+        """Output tokens asked for at most; None: as many as fit."""
+
+    def check_room(self, num_tokens: int) -> None:
+        """Whether an output of at most this many tokens can be what is asked for."""
+
+    def sampling(self, seed: int, first: int) -> list[Sampling]:
+        """One for each choice."""
+
+
+class Intake:
+    """The door of one gateway."""
+
+    def __init__(self, http: HttpSettings, model: str, tokenizer: Tokenizer, keys: Keys, backend: Backend) -> None:
+        self._http = http
+        self._model = model
+        self._tokenizer = tokenizer
+        self._keys = keys
+        self._backend = backend
+        self.draining = False
+        """No new requests; those running go on."""
+
+    def caller(self, request: web.Request) -> Caller:
+        """Who asks; errors as `Keys.find`."""
+        return self._keys.find(request.headers.get("authorization", ""))
+
+    async def body(self, request: web.Request) -> bytes:
+        """The body.
+
+        Raises:
+            RequestError: it is too large, too slow or not as its headers say.
+        """
+        limit = self._http.max_body_bytes
+        too_large = RequestError("body_too_large", f"the body is larger than {limit} bytes, the limit here")
+        if request.content_length is not None and request.content_length > limit:
+            raise too_large
+        try:
+            async with asyncio.timeout(self._http.body_s):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise too_large from error
+        except web.RequestPayloadError as error:
+            message = f"the body cannot be decoded as its headers say: {' '.join(str(error).split())}"
+            raise RequestError("invalid_value", message) from error
+        except TimeoutError as error:
+            raise RequestError("body_too_slow", f"the body took longer than {self._http.body_s:g} s") from error
+
+    def check_room(self, model: str, num_prompts: int, name: str) -> None:
+        """Whether the model is there, takes so many of the parameter `name` and is open.
+
+        Raises:
+            RequestError: it is not.
+        """
+        self.check_model(model)
+        if num_prompts > self._http.max_prompts:
+            message = f"{name}: {num_prompts} {name}s in one request; at most {self._http.max_prompts} are allowed"
+            raise RequestError("invalid_value", message, param=name)
+        if self.draining:
+            raise RequestError("draining", "this gateway is shutting down; try again elsewhere or in a moment")
+        self._backend.check_open()
+
+    def check_model(self, model: str) -> None:
+        """Whether this is the model that is served.
+
+        Raises:
+            RequestError: it is not.
+        """
+        if model != self._model:
+            message = f'the model "{model}" does not exist here; the model here is "{self._model}"'
+            raise RequestError("model_not_found", message, param="model")
+
+    def check_choices(self, choices: int) -> None:
+        """Whether one request may have so many outputs for a prompt.
+
+        Raises:
+            RequestError: it may not.
+        """
+        if choices > self._http.max_choices:
+            message = f"n: {choices} choices asked for; at most {self._http.max_choices} are allowed"
+            raise RequestError("invalid_value", message, param="n")
+
+    def submits(
+        self,
+        request: web.Request,
+        caller: Caller,
+        body: Asked,
+        prompts: list[list[int]],
+        received_ns: int,
+        *,
+        grammar: str = "",
+        pooling: str = "",
+    ) -> list[Submit]:
+        """What is handed on, one for each prompt.
+
+        Raises:
+            RequestError: one is too long for the model, or nothing can be handed on at the moment.
+        """
+        self._backend.check_open()  # tokenising in the background took a while
+        tenant, key = caller
+        traceparent = request.headers.get("traceparent", "")
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        tokenized_ns = time.monotonic_ns()
+        return [
+            Submit(
+                request=0,  # the backend numbers requests
+                tenant=tenant.name,
+                tier=tenant.tier,
+                prompt=array("i", prompt).tobytes(),
+                max_output_tokens=self._room(len(prompt), body),
+                sampling=body.sampling(seed, index * body.choices),
+                weight=tenant.weight,
+                project=key.project,
+                key=key.id,
+                service_tier=body.service_tier,
+                allowed_classes=tenant.classes,
+                received_ns=received_ns,
+                tokenized_ns=tokenized_ns,
+                traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else "",
+                grammar=grammar,
+                shares_prefix=pooling != "mean",  # which needs every token computed for it
+                pooling=pooling,
+                declared=body.maximum is not None,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+
+    def _room(self, prompt_tokens: int, body: Asked) -> int:
+        """Output tokens that a request may make."""
+        asked = body.maximum
+        capacity = self._backend.capacity
+        limit = self._tokenizer.max_sequence_tokens
+        limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
+        if prompt_tokens + (asked or 1) > limit:
+            wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
+            message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"
+            raise RequestError("context_length_exceeded", message)
+        room = asked or limit - prompt_tokens
+        body.check_room(room)
+        return room
