@@ -27,11 +27,18 @@ class LimitItem(Struct, frozen=True, omit_defaults=True):
     period_s: int = 60
     burst: int = 0
     """The most that may be taken at once; of a gauge and a sliding log, `limit`."""
+    slo_class: str = ""
+    """The limit is for requests of this class only; empty: for those of every class together."""
 
     @property
     def name(self) -> str:
         """Of the one limit of which this takes: the same for all who share it, whatever the limit's size is now."""
-        return f"{self.scope}:{self.subject}:{self.dimension}:{self.period_s}:{self.algorithm}"
+        return f"{self.scope}:{self.subject}:{self.dimension}:{self.period_s}:{self.algorithm}:{self.slo_class}"
+
+    @property
+    def most(self) -> int:
+        """Whoever asks for more than this can never have it."""
+        return self.burst if self.algorithm in ("gcra", "token_bucket") else self.limit
 
 
 class LimitState(Struct, frozen=True, omit_defaults=True):
