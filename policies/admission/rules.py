@@ -10,6 +10,7 @@ from msgspec import Struct
 from policies.admission.classify import Classifier
 from policies.admission.cost import Prices
 from policies.admission.fairness import Select
+from policies.admission.limits.rules import LimitRule
 from policies.document.schema import Queue, SloClass
 
 
@@ -29,6 +30,7 @@ class AdmissionRules(Struct, frozen=True):
     """None: what the KV pool holds, less the watermark, times `window_pools`."""
     window_pools: float
     watermark: float
+    limits: tuple[LimitRule, ...] = ()
 
     def window_tokens(self, kv_tokens: int) -> int:
         """Tokens that may be in flight over executors whose pools hold `kv_tokens`."""

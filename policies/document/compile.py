@@ -6,8 +6,12 @@ Owns the mapping from names in the document to working code. Compiling a valid d
 from policies.admission.classify import Classifier
 from policies.admission.cost import prices
 from policies.admission.fairness import SELECTIONS
+from policies.admission.limits.items import Algorithm
+from policies.admission.limits.rules import LimitRule
 from policies.admission.rules import AdmissionRules
 from policies.admission.window import OPEN_TOKENS
+from policies.document.limit_rules import AT_ONCE, size_of
+from policies.document.limits import Limit
 from policies.document.memory import Preemption
 from policies.document.memory_rules import goes_by_lengths
 from policies.document.schema import (
@@ -36,7 +40,7 @@ SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
 
 
 def compile_admission(policy: Policy) -> AdmissionRules:
-    """The sections `classes`, `classify`, `fairness` and `queue`, and the watermark of `kv`."""
+    """The sections `classes`, `classify`, `limits`, `fairness` and `queue`, and the watermark of `kv`."""
     fairness = policy.fairness
     return AdmissionRules(
         name=policy.name,
@@ -50,6 +54,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         declared_window_tokens=_window_tokens(fairness),
         window_pools=fairness.window_tokens.pools if isinstance(fairness.window_tokens, Pools) else 1.0,
         watermark=policy.kv.watermark,
+        limits=tuple(_limit(limit) for limit in policy.limits),
     )
 
 
@@ -84,6 +89,29 @@ def compile_scheduling(policy: Policy) -> SchedulingRules:
         route=route(policy.routing.kind, policy.routing.seed),
         classes={slo.name: (priority, slo.tbt_s) for priority, slo in enumerate(policy.classes)},
     )
+
+
+def _limit(limit: Limit) -> LimitRule:
+    size, period_s = size_of(limit)
+    when = limit.when
+    return LimitRule(
+        scope=limit.scope,
+        dimension=limit.dimension,
+        algorithm=_algorithm(limit),
+        limit=size,
+        period_s=period_s,
+        burst=limit.burst or size,
+        mode=limit.mode,
+        tier=when.tier if when is not None else None,
+        tenant=when.tenant if when is not None else None,
+        slo_class=when.class_ if when is not None else None,
+    )
+
+
+def _algorithm(limit: Limit) -> Algorithm:
+    if limit.dimension in AT_ONCE:
+        return "gauge"
+    return limit.algorithm or ("gcra" if limit.dimension == "requests" else "token_bucket")
 
 
 def _window_tokens(fairness: Fairness) -> int | None:

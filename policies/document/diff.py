@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from policies.document.explain import rule_in_words, stage_in_words
+from policies.document.explain_limits import limits_in_words
 from policies.document.schema import Policy
 from policies.document.section import Section
 
@@ -26,6 +27,8 @@ def _changes(path: str, old: Any, new: Any) -> Iterable[str]:
         yield from _classes(old, new)
     elif path == "classify":
         yield f"classify: {_sentences(rule_in_words(rule) for rule in new) or 'everything gets the last class'}"
+    elif path == "limits":
+        yield f"limits: {_sentences(limits_in_words(new))}"
     elif path == "batching.stages":
         yield f"batching.stages: {_sentences(f'{n}. {stage_in_words(stage)}' for n, stage in enumerate(new, 1))}"
     else:

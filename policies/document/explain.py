@@ -3,6 +3,7 @@
 Speaks only of what the document says; predicts nothing.
 """
 
+from policies.document.explain_limits import limits_in_words
 from policies.document.explain_memory import memory_in_words, prediction_in_words
 from policies.document.rules import orders_of, sources_of, takes_all
 from policies.document.schema import (
@@ -41,6 +42,7 @@ def explain(policy: Policy) -> str:
     parts = [
         ("Classes, the most important first", _classes(policy)),
         ("Who gets which class", _classify(policy)),
+        ("Limits", limits_in_words(policy.limits)),
         ("Admission", _admission(policy)),
         ("Each step", _batching(policy)),
         ("Deadlines", _deadlines(policy)),
@@ -111,7 +113,6 @@ def _admission(policy: Policy) -> list[str]:
         order,
         f"In flight at most: {window}{fairness.max_requests} requests.",
         backlog,
-        "No limits on single tenants.",
         ROUTES[policy.routing.kind],
     ]
 

@@ -96,8 +96,6 @@ class Reading:
                 value = self._struct(path, node, kind)
             case inspect.VarTupleType(), Listing():
                 value = self._list(path, node, kind, extra)
-            case inspect.TupleType(), Listing(items=[]):
-                value = ()
             case _, Scalar():
                 value = self._scalar(path, node, kind, extra)
             case _:
@@ -204,6 +202,8 @@ def _allowed(kind: inspect.Type, extra: dict[str, Any]) -> str:
 
 def _could_hold(kind: inspect.Type, node: Node) -> bool:
     """Whether a member of a union is the one meant by a value of this shape."""
+    if isinstance(kind, inspect.Metadata):
+        return _could_hold(kind.type, node)
     match node:
         case Mapping():
             return isinstance(kind, inspect.StructType)

@@ -6,6 +6,7 @@ something missing speaks only when all it looks at could be read.
 
 from msgspec import UNSET
 
+from policies.document.limit_rules import check_limits
 from policies.document.memory_rules import check_memory
 from policies.document.problems import nearest
 from policies.document.reading import Path, Reading
@@ -41,6 +42,7 @@ def check_policy(reading: Reading) -> None:
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
     check_memory(reading)
+    check_limits(reading)
 
 
 def _classes_are_distinct(reading: Reading) -> None:

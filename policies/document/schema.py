@@ -1,8 +1,8 @@
 """Every knob an operator can turn: its type, unit, bound, default and one sentence.
 
-Owns the shape of a policy document and nothing else: no defaults live anywhere but here and in `memory.py` (the
-sections about KV memory), no file is read here, and no other module declares a knob. `schema.json` is generated from
-these types.
+Owns the shape of a policy document and nothing else: no defaults live anywhere but here, in `memory.py` (the sections
+about KV memory) and in `limits.py`, no file is read here, and no other module declares a knob. `schema.json` is
+generated from these types.
 """
 
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, field
 
+from policies.document.limits import Limit
 from policies.document.memory import Kv, Prediction, Preemption
 from policies.document.section import Count, Fraction, Name, Seconds, Section
 
@@ -257,7 +258,9 @@ class Policy(Section, frozen=True):
     classify: Annotated[
         tuple[ClassifyRule, ...], Meta(description="First match wins; empty: everything gets the last class.")
     ] = ()
-    limits: Annotated[tuple[()], Meta(description="Hard contracts. None can be set yet.")] = ()
+    limits: Annotated[
+        tuple[Limit, ...], Meta(description="Contracts, checked on arrival and taken all together or not at all.")
+    ] = ()
     fairness: Fairness = Fairness()
     queue: Queue = Queue()
     routing: Routing = Routing()

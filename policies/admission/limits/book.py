@@ -96,7 +96,7 @@ class LimitBook:
         self._now_ns = now_ns
         self._meters.clear()
         for name, (limit, burst, *state) in dumped["limits"].items():
-            *_, period_s, algorithm, _ = name.rsplit(":", 3)
+            _, period_s, algorithm, *_ = name.rsplit(":", 4)
             if algorithm not in ALGORITHMS:
                 raise ValueError(f"{name} is not the name of a limit")
             meter = ALGORITHMS[algorithm](limit, burst, int(period_s) * NS_PER_S)

@@ -10,6 +10,7 @@ from msgspec import Struct
 Dimension = Literal["requests", "prompt_tokens", "output_tokens", "total_tokens", "concurrency", "queued"]
 Scope = Literal["key", "project", "tenant", "class", "model"]
 Algorithm = Literal["gcra", "token_bucket", "sliding_log", "gauge"]
+Mode = Literal["hard", "only_when_saturated"]
 
 
 class LimitItem(Struct, frozen=True, omit_defaults=True):
@@ -29,11 +30,13 @@ class LimitItem(Struct, frozen=True, omit_defaults=True):
     """The most that may be taken at once; of a gauge and a sliding log, `limit`."""
     slo_class: str = ""
     """The limit is for requests of this class only; empty: for those of every class together."""
+    mode: Mode = "hard"
 
     @property
     def name(self) -> str:
         """Of the one limit of which this takes: the same for all who share it, whatever the limit's size is now."""
-        return f"{self.scope}:{self.subject}:{self.dimension}:{self.period_s}:{self.algorithm}:{self.slo_class}"
+        apart = f"{self.algorithm}:{self.slo_class}:{self.mode}"
+        return f"{self.scope}:{self.subject}:{self.dimension}:{self.period_s}:{apart}"
 
     @property
     def most(self) -> int:

@@ -44,7 +44,7 @@ DAMAGED = [
     ("name: test", "name: test\nbatchin: 1", "3:1: document", 'did you mean "batching"?'),
     ("name: test", "name: test\n[a]: 1", "3:1: document", "a list is not a key"),
     ("name: test", "name: test\ntracing: {}", "3:1: tracing", "no part of this version reads `tracing`; remove it"),
-    ("name: test", "name: test\nlimits: [a]", "3:9: limits", "a list does not fit; allowed: an empty list"),
+    ("name: test", "name: test\nlimits: [a]", "3:10: limits[0]", 'the text "a" does not fit; allowed: a mapping'),
     ("name: test", "name: test\nqueue: 5", "3:8: queue", "the number 5 does not fit; allowed: a mapping with the keys"),
     (
         "ttft_s: 5,",

@@ -124,6 +124,7 @@ def test_limits_of_a_class_and_of_another_size_are_told_apart_by_name_only_where
     assert requests().name == requests(5, limit=7, burst=7).name
     assert requests().name != requests(slo_class="paid").name
     assert requests().name != requests(period_s=86_400).name
+    assert requests().name != requests(mode="only_when_saturated").name
 
 
 def test_a_clock_that_is_set_back_stands_still() -> None:
@@ -168,8 +169,8 @@ def test_a_book_goes_on_after_a_restart_where_it_was_even_with_the_clock_set_bac
 
 
 def test_a_dump_that_names_no_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="a:b:1:leaky: is not the name of a limit"):
-        LimitBook().load({"at_ns": 0, "limits": {"a:b:1:leaky:": [1, 1]}}, 0)
+    with pytest.raises(ValueError, match="a:b:c:1:leaky::hard is not the name of a limit"):
+        LimitBook().load({"at_ns": 0, "limits": {"a:b:c:1:leaky::hard": [1, 1]}}, 0)
 
 
 def test_whoever_keeps_the_state_hears_which_limits_changed() -> None:
