@@ -202,13 +202,17 @@ class RequestEnded(Message, tag="ended"):
 
 
 class EndsKept(Message, tag="ends_kept"):
-    """Admission -> scheduler: the ends up to this number are settled for good and need not be told again."""
+    """Admission -> scheduler: the ends up to this number are settled for good and need not be told again. The first on
+    a connection asks for `Holds`.
+    """
 
     number: int
 
 
 class Holds(Message, tag="holds"):
-    """Scheduler -> admission that connected: what it has; the ends that were not acknowledged follow."""
+    """Scheduler -> admission that connected: what it has, and what has ended without being acknowledged; those ends
+    follow, then the capacity.
+    """
 
     requests: list[HeldAtScheduler]
 
@@ -228,6 +232,8 @@ class Capacity(Message, tag="capacity"):
     kv_tokens: int
     max_sequence_tokens: int
     engines: list[EngineInfo] = []
+    counts_ends: bool = False
+    """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
 
 
 # --- steps: scheduler <-> executor -------------------------------------------------------------------------------

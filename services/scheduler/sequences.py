@@ -117,6 +117,19 @@ class Sequences:
             prompt_keys=held.prompt_keys,
         )
 
+    def progress(self, request: int) -> tuple[int, int]:
+        """Output tokens so far, all choices together, and prompt tokens that were found in the prefix cache; nothing of
+        a request that is not here.
+        """
+        if request not in self._requests:
+            return 0, 0
+        first = self.by_id[request]
+        cached = (first.num_cached or 0) if first.output else 0
+        if first.pooling:
+            return 0, cached
+        choices = range(request, request + self._requests[request].num_choices)
+        return sum(len(self.by_id[sequence].output) for sequence in choices), cached
+
     def remove(self, request: int) -> None:
         """A request is finished."""
         for choice in range(self._requests.pop(request).num_choices):

@@ -25,6 +25,7 @@ from policies.events import (
 from policies.scheduling.core import SchedulerCore
 from services.pump import Pump, open_event_log
 from services.runtime import describe, gateway_number, open_listener
+from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError, StepTokens
 from services.scheduler.mirrors import OPERATOR, Mirrors
@@ -39,6 +40,7 @@ from services.wire import (
     Cancel,
     Capacity,
     Dispatch,
+    EndsKept,
     ExecutorReady,
     ForgetMessage,
     PolicyAbort,
@@ -50,7 +52,6 @@ from services.wire import (
     StepFailed,
     StepResult,
     Stopped,
-    Usage,
 )
 from services.wire_operator import MirrorAsked
 
@@ -76,7 +77,7 @@ class SchedulerService:
         self._gateways: dict[int, Stream] = {}
         self._executors: dict[int, Executor] = {}
         self._executor_of: dict[Stream, Executor] = {}
-        self._admission: Stream | None = None
+        self._admissions = Admissions(self._sequences)
         self._prepared: tuple[int, bytes] | None = None
         self._returned: StepTokens | None = None
         """The step whose end the core is hearing of."""
@@ -112,9 +113,8 @@ class SchedulerService:
     def opened(self, stream: Stream) -> None:
         """Somebody is there. An executor counts only when it says that it is ready."""
         log.info("%s connected", describe(stream))
-        if stream.peer.service == "admission":
-            self._admission = stream
-            stream.send(self._capacity())
+        if stream.peer.service == ADMISSION:
+            self._admissions.opened(stream, self._capacity())
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
             stream.send(self._capacity())
@@ -125,8 +125,8 @@ class SchedulerService:
     def closed(self, stream: Stream, reason: str) -> None:
         """A gone gateway's sequences are cancelled, a gone executor's recomputed; without admission all goes on."""
         log.info("%s disconnected: %s", describe(stream), reason)
-        if stream.peer.service == "admission":
-            self._admission = None
+        if stream.peer.service == ADMISSION:
+            self._admissions.closed(stream)
         elif stream.peer.service == OPERATOR:
             self._mirrors.leave(stream)
         elif (gateway := gateway_number(stream)) is not None:
@@ -155,10 +155,12 @@ class SchedulerService:
         match message:
             case StepResult():
                 self._step_ended(stream, message)
-            case Dispatch():
+            case Dispatch() if stream.peer.service == ADMISSION:
                 self._dispatched(stream, message)
             case Cancel():
                 self._pump.handle(CancelRequested(message.request, message.reason))
+            case EndsKept() if stream.peer.service == ADMISSION:
+                self._admissions.kept(stream, message.number, self._capacity())
             case Stopped():
                 self._pump.handle(StopFound(message.sequence, message.output_tokens))
             case ExecutorReady():
@@ -187,9 +189,10 @@ class SchedulerService:
         submit = dispatch.submit
         if submit.request in self._sequences:
             return
+        self._admissions.dispatched(stream, dispatch)
         if dispatch.gateway not in self._gateways:
             # Its reader left while the request waited: computing it would be for nobody.
-            stream.send(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
+            self._admissions.ended(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
             return
         prompt_keys = self._sequences.add(dispatch, time.monotonic_ns())
         self._pump.handle(
@@ -258,6 +261,7 @@ class SchedulerService:
             kv_tokens=sum(executor.kv_tokens for executor in executors),
             max_sequence_tokens=max((executor.max_sequence_tokens for executor in executors), default=0),
             engines=[executor.info for executor in executors],
+            counts_ends=True,
         )
 
     def _tell_capacity(self) -> None:
@@ -265,8 +269,7 @@ class SchedulerService:
         capacity = self._capacity()
         for gateway in self._gateways.values():
             gateway.send(capacity)
-        if self._admission is not None:
-            self._admission.send(capacity)
+        self._admissions.tell(capacity)
 
     # --- commands -------------------------------------------------------------------------------------------------
 
@@ -297,15 +300,12 @@ class SchedulerService:
             gateway = self._gateways.get(number)
             if gateway is not None:
                 gateway.send(frame)
-        charged = delivery.charged
-        if self._admission is not None and (len(charged) or delivery.prefix_hits):
-            self._admission.send(Usage(charged.tobytes(), delivery.prefix_hits))
+        self._admissions.produced(delivery.charged, delivery.prefix_hits)
 
     def _finish(self, command: Finish) -> None:
         output_tokens = 0 if self._sequences.by_id[command.request].pooling else command.output_tokens
         ended = RequestEnded(command.request, command.outcome, output_tokens, command.code, command.message)
-        if self._admission is not None:
-            self._admission.send(ended)
+        self._admissions.ended(ended)
         gateway = self._gateways.get(command.request >> 32)
         if gateway is not None:
             gateway.send(msgspec.structs.replace(ended, measured=self._sequences.measured(command.request)))
