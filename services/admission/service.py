@@ -8,20 +8,15 @@ import time
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from policies.admission.core import AdmissionCore
-from policies.commands import CancelReleased, Command, Refuse, Release, Settle, Withdraw
-from policies.events import (
-    Arrived,
-    CancelRequested,
-    CapacityChanged,
-    RequestFinished,
-    SchedulerLost,
-    TokensProduced,
-)
+from policies.commands import Adjust, CancelReleased, Command, Refuse, Release, Reserve, Settle, Withdraw
+from policies.events import Arrived, CancelRequested, CapacityChanged
+from services.admission.embedded_store import EmbeddedStore
 from services.admission.history import History
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
+from services.admission.scheduler_side import LOST, SchedulerSide
+from services.admission.store import Store
 from services.pump import Pump, open_event_log
 from services.runtime import StartError, describe, gateway_number, open_link, open_listener
 from services.settings import Deployment
@@ -32,6 +27,7 @@ from services.wire import (
     Cancel,
     Capacity,
     Dispatch,
+    Holds,
     PolicyPrepared,
     Refused,
     RequestEnded,
@@ -69,7 +65,10 @@ class AdmissionService:
         self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._scheduler: Stream | None = None
+        self._store: Store = EmbeddedStore(deployment.data, self._pump.handle)
+        self._scheduler = SchedulerSide(
+            self._pump.handle, self._settled, self._set_capacity, deployment.streams.lease_s
+        )
         self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
         self._listener: Listener | None = None
         self._link: Link | None = None
@@ -78,7 +77,7 @@ class AdmissionService:
         """Load the policy, listen for gateways, connect to the scheduler.
 
         Raises:
-            StartError: the policy cannot be read or used.
+            StartError: the policy cannot be read or used, or the store belongs to somebody else.
         """
         try:
             document = self._file.read()
@@ -87,7 +86,9 @@ class AdmissionService:
         problems = validate(document, str(self._file.path))
         if problems:
             raise StartError(problems)
+        kept = await self._store.open()
         self._revisions.first(document, self._history.first(document))
+        self._scheduler.begin(kept)
         streams = self._deployment.streams
         self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
         self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
@@ -95,7 +96,7 @@ class AdmissionService:
 
     def not_ready(self) -> str:
         """Ready when the scheduler has an executor."""
-        if self._scheduler is None:
+        if self._scheduler.stream is None:
             return "no scheduler"
         return "" if self._capacity.num_executors else "no executor"
 
@@ -110,7 +111,9 @@ class AdmissionService:
             await self._listener.close()
         if self._link is not None:
             await self._link.close()
+        self._scheduler.close()
         self._pump.close()
+        await self._store.close()
         self._history.close()
 
     # --- streams --------------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ class AdmissionService:
         """A gateway or the scheduler is there."""
         log.info("%s connected", describe(stream))
         if stream.peer.service == "scheduler":
-            self._scheduler = stream
+            self._scheduler.opened(stream)
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
             stream.send(self._capacity)
@@ -130,13 +133,11 @@ class AdmissionService:
         self._revisions.joined(stream)
 
     def closed(self, stream: Stream, reason: str) -> None:
-        """What a gone gateway had waiting is withdrawn; a gone scheduler ends what it had."""
+        """What a gone gateway had waiting is withdrawn; without the scheduler nothing is released."""
         log.info("%s disconnected: %s", describe(stream), reason)
         if stream.peer.service == "scheduler":
-            self._scheduler = None
             self._revisions.left(stream)
-            self._set_capacity(Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0))
-            self._pump.handle(SchedulerLost())
+            self._scheduler.closed()
         elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._revisions.left(stream)
@@ -154,17 +155,12 @@ class AdmissionService:
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """Messages become events."""
         match message:
-            case Usage():
-                sequences = np.frombuffer(message.sequences, np.int64).tolist()
-                self._pump.handle(TokensProduced(sequences, message.prefix_hits))
+            case Usage() | RequestEnded() | Holds() | Capacity():
+                self._scheduler.received(stream, message)
             case Submit():
                 self._submitted(message)
-            case RequestEnded():
-                self._pump.handle(RequestFinished(message.request, message.output_tokens, message.outcome))
             case Cancel():
                 self._pump.handle(CancelRequested(message.request, message.reason))
-            case Capacity():
-                self._set_capacity(message)
             case PolicyPrepared():
                 self._revisions.prepared(stream, message)
             case _:
@@ -187,6 +183,9 @@ class AdmissionService:
                 allowed_classes=submit.allowed_classes,
             )
         )
+
+    def _settled(self, epoch: int, number: int) -> None:
+        self._scheduler.kept(epoch, number)
 
     def _set_capacity(self, capacity: Capacity) -> None:
         self._capacity = capacity
@@ -220,10 +219,13 @@ class AdmissionService:
             case Withdraw():
                 del self._waiting[command.request]
             case CancelReleased():
-                if self._scheduler is not None:
-                    self._scheduler.send(Cancel(command.request, command.reason))
+                self._scheduler.send(Cancel(command.request, command.reason))
             case Settle():
-                log.debug("request %d %s after %d tokens", command.request, command.outcome, command.output_tokens)
+                self._settle(command)
+            case Reserve():
+                self._store.reserve(command.request, command.items)
+            case Adjust():
+                self._store.adjust(command.request, command.items)
             case _:
                 raise TypeError(f"admission cannot perform a {type(command).__name__}")
 
@@ -231,17 +233,16 @@ class AdmissionService:
         waiting = self._waiting.pop(command.request)
         released_ns = time.monotonic_ns()
         gateway = command.request >> 32
-        if self._scheduler is not None:
-            self._scheduler.send(
-                Dispatch(
-                    submit=waiting.submit,
-                    slo_class=command.slo_class,
-                    waited_s=command.waited_s,
-                    gateway=gateway,
-                    queued_ns=waiting.queued_ns,
-                    released_ns=released_ns,
-                )
+        self._scheduler.send(
+            Dispatch(
+                submit=waiting.submit,
+                slo_class=command.slo_class,
+                waited_s=command.waited_s,
+                gateway=gateway,
+                queued_ns=waiting.queued_ns,
+                released_ns=released_ns,
             )
+        )
         self._to_gateway(
             command.request,
             Admitted(
@@ -250,11 +251,20 @@ class AdmissionService:
                 self._revisions.revision,
                 waiting.queued_ns,
                 released_ns,
-                self._scheduler.peer.epoch if self._scheduler is not None else 0,
+                self._scheduler.epoch,
             ),
         )
 
-    def _to_gateway(self, request: int, message: Refused | Admitted) -> None:
+    def _settle(self, command: Settle) -> None:
+        log.debug("request %d %s after %d tokens", command.request, command.outcome, command.output_tokens)
+        if command.outcome == LOST:
+            self._scheduler.settled_as_lost(command.request)
+            if not command.output_tokens:
+                # Its gateway has been told that it was released, and would wait for a scheduler that never got it.
+                sentence = "the scheduler was lost before the request had begun; try again"
+                self._to_gateway(command.request, RequestEnded(command.request, "error", 0, LOST, sentence))
+
+    def _to_gateway(self, request: int, message: Refused | Admitted | RequestEnded) -> None:
         gateway = self._gateways.get(request >> 32)
         if gateway is not None:
             gateway.send(message)

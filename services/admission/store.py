@@ -71,13 +71,13 @@ class Store(Protocol):
         the order of the calls.
         """
 
-    def adjust(self, items: tuple[tuple[LimitItem, int], ...]) -> None:
+    def adjust(self, request: int, items: tuple[tuple[LimitItem, int], ...]) -> None:
         """What was reserved turned out to be another amount: (item as reserved, actual amount) each."""
 
     async def save(self, batch: Batch) -> None:
         """Keep a batch together with every limit as it is at this call; returns when it will survive this process.
 
-        One call at a time.
+        One call at a time; the rows and the limits are taken before it first waits.
 
         Raises:
             StoreError: it is not kept. The next batch must be whole, and carry this one's usage.
