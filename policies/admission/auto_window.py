@@ -17,18 +17,18 @@ STEP, FINE_STEP = 0.75, 0.9
 """To the next narrower window: first in large steps, after the first refusal once in a small one."""
 SMALLEST_SHARE = 1 / 64
 """Of the pool: narrower windows are not tried."""
-BATCH_SAMPLES = 5
-"""Neighbouring seconds resemble each other, so the error of a mean is taken over means of so many."""
-LEAST_BATCHES, MOST_BATCHES = 6, 24
+BATCH_SAMPLES = 10
+"""What one second did not finish the next one does, so the error of a mean is taken over means of so many."""
+LEAST_BATCHES, MOST_BATCHES = 4, 30
 LEAST_TURNOVERS = 3
 """A measurement lasts until the window has been served so many times, and `LEAST_BATCHES`."""
 SMALL_ERROR = 0.004
 """Relative standard error with which the reference is good enough; at `MOST_BATCHES` it must be."""
-CLEARLY = 3.0
-"""Standard errors below the limit at which a narrower window is given up without measuring on."""
+HOPELESS = 0.9
+"""Of the reference: below it a window is given up without measuring on."""
 RECHECK_BATCHES = 360
-"""A held window is compared anew after so many (30 minutes in which somebody waited)."""
-DROP_BATCHES = 24
+"""A held window is compared anew after so many (an hour in which somebody waited)."""
+DROP_BATCHES = 12
 """Over these a held window's throughput must have dropped, for a comparison before its time."""
 
 REFERENCE, TRIAL, HOLDING = "measuring the pool-sized window", "trying a window", "holding"
@@ -67,7 +67,7 @@ class Mean:
 
 
 class AutoWindow:
-    """The controller: told of tokens served, it sizes the window.
+    """The controller: told of what is released and produced, it sizes the window.
 
     Attributes:
         pool_tokens: the largest window, and the one that all are compared to.
@@ -91,21 +91,37 @@ class AutoWindow:
         self._held = Mean()
         self._num_held_batches = 0
         self._patience_batches = DROP_BATCHES
+        self._unstarted: dict[int, int] = {}
+        """Prompt tokens of what was released and has no token yet."""
         self._since_s: float | None = None
         self._tokens = 0
         self._unsettled_tokens = pool_tokens
         self._measured_tokens = 0
 
+    def released(self, request: int, prompt_tokens: int) -> None:
+        """A request will be processed."""
+        self._unstarted[request] = prompt_tokens
+
+    def produced(self, sequences: list[int]) -> None:
+        """Output tokens; with its first one a request's prompt has been processed."""
+        self._tokens += len(sequences)
+        if self._unstarted:
+            for request in self._unstarted.keys() & sequences:
+                self._tokens += self._unstarted.pop(request)
+
+    def finished(self, request: int) -> None:
+        """A request has ended, whether it had begun or not."""
+        self._unstarted.pop(request, None)
+
     def idle(self) -> None:
-        """Nobody waits: the window does not bind, and the second under way says nothing."""
+        """Nobody waited until now: the window did not bind, and the second under way says nothing."""
         self._since_s = None
 
-    def served(self, tokens: int, now: float) -> bool:
-        """So many tokens were processed while somebody waited; whether the window has another size now."""
+    def look(self, now: float) -> bool:
+        """Somebody waits; whether the window has another size now."""
         if self._since_s is None:
             self._since_s, self._tokens = now, 0
             return False
-        self._tokens += tokens
         elapsed_s = now - self._since_s
         if elapsed_s < SAMPLE_S:
             return False
@@ -118,18 +134,18 @@ class AutoWindow:
         if not self._mean.add(sample / elapsed_s):
             return False
         before = self.limit_tokens
-        self._look()
+        self._judge()
         return self.limit_tokens != before
 
     # --- after every batch ----------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _judge(self) -> None:
         if self.phase == HOLDING:
             self._hold()
         elif self.phase == REFERENCE:
             if (self._measured() and self._mean.error <= SMALL_ERROR * self._mean.tokens_per_s) or self._is_long():
                 self._compare()
-        elif self._falls_short(self._mean, CLEARLY) or (self._measured() and self._falls_short(self._mean, 1.0)):
+        elif self._is_hopeless() or (self._measured() and self._falls_short(self._mean, 2.0)):
             self._refused()
         elif self._measured() and not self._falls_short(self._mean, -1.0):
             self._accepted()
@@ -143,6 +159,9 @@ class AutoWindow:
 
     def _is_long(self) -> bool:
         return self._mean.num_batches >= MOST_BATCHES
+
+    def _is_hopeless(self) -> bool:
+        return self._mean.num_batches >= 2 and self._mean.tokens_per_s < HOPELESS * self._reference.tokens_per_s
 
     def _falls_short(self, mean: Mean, errors: float) -> bool:
         """Whether a throughput is more than 2 % below the reference even if it is so many errors higher."""

@@ -7,6 +7,7 @@ A new policy revision applies to what is decided after it: queued requests are c
 they follow the newest rules; released ones keep their class and prices; counters survive every change.
 """
 
+from policies.admission.auto_window import AutoWindow
 from policies.admission.cost import Prices
 from policies.admission.drain import ServiceRate
 from policies.admission.fairness import FairQueue, Queued, jain
@@ -40,6 +41,8 @@ class AdmissionCore:
     def __init__(self) -> None:
         self.queue = FairQueue()
         self.window = Window()
+        self.auto_window: AutoWindow | None = None
+        """What sizes the window, where the policy leaves that to it."""
         self.ledger = Ledger()
         self.revision = 0
         self._rules: AdmissionRules | None = None
@@ -59,8 +62,12 @@ class AdmissionCore:
         and `Settle`.
         """
         commands: list[Command] = []
+        if self.auto_window is not None and not self.queue.waiting:
+            self.auto_window.idle()
         match event:
             case TokensProduced():
+                if self.auto_window is not None:
+                    self.auto_window.produced(event.sequences)
                 self.ledger.tokens(event.sequences)
                 self._rate.add(len(event.sequences) * self.rules.prices.output, now)
                 # Charges may have changed whose turn it is, and the new head may fit where the old one did not.
@@ -83,6 +90,7 @@ class AdmissionCore:
                 self._apply(event)
             case Started():
                 self._without_executors_since = now
+        self._adapt_window(now)
         self._release(now, commands)
         self._wake_for_oldest(commands)
         return commands
@@ -185,6 +193,8 @@ class AdmissionCore:
         if charge is None:
             return
         refund_prompt = outcome in NOTHING_DONE and not output_tokens
+        if self.auto_window is not None:
+            self.auto_window.finished(request)
         refund = self.ledger.close(charge, output_tokens, refund_prompt=refund_prompt)
         if refund:
             self.queue.refund(charge.account, refund)
@@ -250,6 +260,8 @@ class AdmissionCore:
         self._queued_cost -= self._cost(queued)
         self.queue.leave(queued)
         self.window.take(queued.size_tokens)
+        if self.auto_window is not None:
+            self.auto_window.released(queued.request, queued.prompt_tokens)
         self._longest_prompt_tokens = max(self._longest_prompt_tokens, queued.prompt_tokens)
         self.ledger.open(
             Charge(
@@ -291,7 +303,18 @@ class AdmissionCore:
         if self._rules is None:
             return
         self.window.max_requests = self._rules.max_requests
-        self.window.limit_tokens = self._rules.window_tokens(self._capacity.kv_tokens)
+        tokens = self._rules.window_tokens(self._capacity.kv_tokens)
+        auto = self.auto_window
+        if not self._rules.narrows_window or not tokens:
+            self.auto_window = None
+        elif auto is None or auto.pool_tokens != tokens:
+            self.auto_window = AutoWindow(tokens)
+        self.window.limit_tokens = tokens if self.auto_window is None else self.auto_window.limit_tokens
+
+    def _adapt_window(self, now: float) -> None:
+        auto = self.auto_window
+        if auto is not None and self.queue.waiting and auto.look(now):
+            self.window.limit_tokens = auto.limit_tokens
 
     def _cost(self, queued: Queued) -> float:
         return self.rules.prices.whole(queued.prompt_tokens, queued.output_tokens)

@@ -29,6 +29,8 @@ class AdmissionRules(Struct, frozen=True):
     declared_window_tokens: int | None
     """None: what the KV pool holds, less the watermark, times `window_pools`."""
     window_pools: float
+    narrows_window: bool
+    """From what the KV pool holds to the smallest that keeps its throughput."""
     watermark: float
     limits: tuple[LimitRule, ...] = ()
 

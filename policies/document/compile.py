@@ -53,6 +53,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         max_requests=fairness.max_requests,
         declared_window_tokens=_window_tokens(fairness),
         window_pools=fairness.window_tokens.pools if isinstance(fairness.window_tokens, Pools) else 1.0,
+        narrows_window=fairness.window_tokens == "auto" and fairness.kind != "fcfs",
         watermark=policy.kv.watermark,
         limits=tuple(_limit(limit) for limit in policy.limits),
     )

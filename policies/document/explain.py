@@ -90,6 +90,12 @@ def _classify(policy: Policy) -> list[str]:
     return [rule_in_words(rule) for rule in policy.classify]
 
 
+AUTO_WINDOW = (
+    "what the KV pool holds (prompt and declared output), narrowed while serving to the smallest window that keeps "
+    "98 % of that one's throughput (`fairlead fairness` says what it is and what it bounds), and "
+)
+
+
 def _admission(policy: Policy) -> list[str]:
     fairness, queue = policy.fairness, policy.queue
     if fairness.kind == "vtc":
@@ -104,7 +110,7 @@ def _admission(policy: Policy) -> list[str]:
     elif fairness.window_tokens != "auto":
         window = f"{fairness.window_tokens} tokens at a time (prompt and declared output), and "
     else:
-        window = "" if fairness.kind == "fcfs" else "what the KV pool holds (prompt and declared output), and "
+        window = "" if fairness.kind == "fcfs" else AUTO_WINDOW
     backlog = (
         f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
         f"{queue.ttl_s:g} s each; beyond that a request is refused."

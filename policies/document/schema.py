@@ -77,8 +77,9 @@ class Fairness(Section, frozen=True):
     window_tokens: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"] | Pools,
         Meta(
-            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds, and with "
-            "kind: fcfs no limit but max_requests; {pools: N}: N times that, for the scheduler to order.",
+            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds, narrowed "
+            "while serving as far as throughput stays within 2 %, and with kind: fcfs no limit but max_requests; "
+            "{pools: N}: N times the pool, for the scheduler to order.",
             extra={"unit": "tokens"},
         ),
     ] = "auto"

@@ -162,7 +162,9 @@ batching:
         assert sentence in text
     unlimited = text_of_unlimited()
     assert "a prompt token costs 1, an output token 2." in unlimited
-    assert "  In flight at most: what the KV pool holds (prompt and declared output), and 1000 requests.\n" in unlimited
+    assert (
+        "  In flight at most: what the KV pool holds (prompt and declared output), narrowed while serving" in unlimited
+    )
     assert "A step has no limit of tokens; at most" in unlimited
     assert "are refused, because" not in unlimited
 
