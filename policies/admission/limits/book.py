@@ -95,13 +95,22 @@ class LimitBook:
         shift_ns = min(0, now_ns - dumped["at_ns"])
         self._now_ns = now_ns
         self._meters.clear()
-        for name, (limit, burst, *state) in dumped["limits"].items():
-            _, period_s, algorithm, *_ = name.rsplit(":", 4)
-            if algorithm not in ALGORITHMS:
-                raise ValueError(f"{name} is not the name of a limit")
-            meter = ALGORITHMS[algorithm](limit, burst, int(period_s) * NS_PER_S)
-            meter.restore(state, shift_ns)
-            self._meters[name] = meter
+        for name, one in dumped["limits"].items():
+            self.put(name, one, shift_ns)
+
+    def put(self, name: str, dumped: list[Any], shift_ns: int = 0) -> None:
+        """One limit is as a `dump_one` has it, with its times moved by so much.
+
+        Raises:
+            ValueError: this is not the name of a limit.
+        """
+        _, period_s, algorithm, *_ = name.rsplit(":", 4)
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"{name} is not the name of a limit")
+        limit, burst, *state = dumped
+        meter = ALGORITHMS[algorithm](limit, burst, int(period_s) * NS_PER_S)
+        meter.restore(state, shift_ns)
+        self._meters[name] = meter
 
     def _advance(self, now_ns: int) -> int:
         self._now_ns = max(self._now_ns, now_ns)
