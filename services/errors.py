@@ -1,9 +1,9 @@
-"""What a client is told when it gets no answer: one table from code to HTTP status, in OpenAI's body shape.
+"""What a client is told when it gets no answer: one table from code to HTTP status and error type, in both dialects.
 
-Knows codes and their HTTP form; the sentences come from whoever refuses.
+Knows codes and their HTTP form; the sentences come from whoever refuses. Anthropic's types are those of its public
+documentation; its 529 says of the service what OpenAI's 503 says.
 """
 
-import math
 from typing import NamedTuple
 
 import msgspec
@@ -15,10 +15,16 @@ class Form(NamedTuple):
     status: int
     type: str
     retry_after_s: float | None = None
+    anthropic_type: str = "invalid_request_error"
+    anthropic_status: int | None = None
+    """None: the same as OpenAI's."""
 
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+RATE = "rate_limit_error"
+OURS = "api_error"
+OVERLOADED = "overloaded_error"
 
 FORMS: dict[str, Form] = {
     # The request is wrong: sending it again changes nothing.
@@ -31,46 +37,63 @@ FORMS: dict[str, Form] = {
     "unsupported_parameter": Form(400, INVALID),
     "context_length_exceeded": Form(400, INVALID),
     "request_exceeds_limit": Form(400, INVALID),
-    "invalid_api_key": Form(401, INVALID),
-    "class_not_allowed": Form(403, "permission_error"),
-    "model_not_found": Form(404, INVALID),
-    "not_found": Form(404, INVALID),
+    "invalid_api_key": Form(401, INVALID, None, "authentication_error"),
+    "class_not_allowed": Form(403, "permission_error", None, "permission_error"),
+    "model_not_found": Form(404, INVALID, None, "not_found_error"),
+    "not_found": Form(404, INVALID, None, "not_found_error"),
     "method_not_allowed": Form(405, INVALID),
-    "body_too_slow": Form(408, INVALID),
-    "body_too_large": Form(413, INVALID),
+    "body_too_slow": Form(408, INVALID, None, "timeout_error"),
+    "body_too_large": Form(413, INVALID, None, "request_too_large"),
     # The caller has had its share.
-    "rate_limit_exceeded": Form(429, "tokens"),
-    "insufficient_quota": Form(429, "insufficient_quota"),
-    "queue_full": Form(429, "requests", 1.0),
+    "rate_limit_exceeded": Form(429, "requests", None, RATE),
+    "insufficient_quota": Form(429, "insufficient_quota", None, RATE),
+    "queue_full": Form(429, "requests", 1.0, RATE),
     # The caller is gone or does not read: for logs, traces and the end of a stream.
     "client_gone": Form(499, "client_error"),
     "slow_reader": Form(499, "client_error"),
     # We cannot serve it now.
-    "internal_error": Form(500, SERVER),
-    "engine_error": Form(500, SERVER),
-    "output_failed": Form(500, SERVER),
-    "scheduler_lost": Form(502, SERVER, 1.0),
-    "cancelled": Form(503, SERVER, 1.0),
-    "draining": Form(503, SERVER, 1.0),
-    "no_capacity": Form(503, SERVER, 1.0),
-    "queue_timeout": Form(503, SERVER, 1.0),
-    "admission_lost": Form(503, SERVER, 1.0),
+    "internal_error": Form(500, SERVER, None, OURS),
+    "engine_error": Form(500, SERVER, None, OURS),
+    "output_failed": Form(500, SERVER, None, OURS),
+    "scheduler_lost": Form(502, SERVER, 1.0, OURS),
+    "cancelled": Form(503, SERVER, 1.0, OVERLOADED, 529),
+    "draining": Form(503, SERVER, 1.0, OVERLOADED, 529),
+    "no_capacity": Form(503, SERVER, 1.0, OVERLOADED, 529),
+    "queue_timeout": Form(503, SERVER, 1.0, OVERLOADED, 529),
+    "admission_lost": Form(503, SERVER, 1.0, OVERLOADED, 529),
 }
-UNKNOWN = Form(503, SERVER, 1.0)
+UNKNOWN = Form(503, SERVER, 1.0, OVERLOADED, 529)
 """A code that a newer neighbour uses and this version does not know."""
 
+TYPES = {
+    "prompt_tokens": "tokens",
+    "output_tokens": "tokens",
+    "total_tokens": "tokens",
+    "concurrency": "concurrency",
+}
+"""Dimension of the limit that binds -> OpenAI's type of `rate_limit_exceeded`, where it is not `requests`."""
+
 NO_RETRY = ("insufficient_quota",)
-"""Waiting does not help, and OpenAI's clients would retry a 429."""
+"""Waiting does not help, and the clients of both dialects would retry a 429."""
+
+NS_PER_S, NS_PER_MS = 10**9, 10**6
 
 
 class RequestError(Exception):
     """Why a request gets no answer, or not the rest of it.
 
-    `param` is the request's parameter at fault. `retry_after_s` is when the same request may pass.
+    `param` is the request's parameter at fault, `dimension` that of the limit that binds. `retry_after_s` is when the
+    same request may pass.
     """
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        dimension: str = "",
     ) -> None:
         super().__init__(message)
         form = FORMS.get(code, UNKNOWN)
@@ -78,7 +101,9 @@ class RequestError(Exception):
         self.message = message
         self.param = param
         self.status = form.status
-        self.type = form.type
+        self.type = TYPES.get(dimension, form.type) if code == "rate_limit_exceeded" else form.type
+        self.anthropic_status = form.anthropic_status or form.status
+        self.anthropic_type = form.anthropic_type
         self.retry_after_s = form.retry_after_s if retry_after_s is None else retry_after_s
 
     @property
@@ -88,13 +113,20 @@ class RequestError(Exception):
         return msgspec.json.encode({"error": error})
 
     @property
+    def anthropic_body(self) -> bytes:
+        """Anthropic's error document."""
+        return msgspec.json.encode({"type": "error", "error": {"type": self.anthropic_type, "message": self.message}})
+
+    @property
     def headers(self) -> dict[str, str]:
-        """`retry-after` in whole seconds, rounded up: a client that waits that long has waited enough."""
+        """`retry-after` in whole seconds and `retry-after-ms`, rounded up: who waits that long has waited enough."""
         headers = {}
-        if self.retry_after_s is not None:
-            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.code in NO_RETRY:
             headers["x-should-retry"] = "false"
+        elif self.retry_after_s is not None:
+            wait_ns = max(1, round(self.retry_after_s * NS_PER_S))
+            headers["retry-after"] = str(-(-wait_ns // NS_PER_S))
+            headers["retry-after-ms"] = str(-(-wait_ns // NS_PER_MS))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

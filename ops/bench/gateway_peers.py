@@ -20,7 +20,8 @@ import uvloop
 from fastapi.responses import StreamingResponse
 
 from services.framing import HEADER_BYTES, FrameBuffer
-from services.gateway.responses import Shape, http_chunk
+from services.gateway.chunks import http_chunk
+from services.gateway.responses import ChatShape
 from services.wire import TokenFrame, decoder
 
 MAX_FRAME_BYTES = 2**20
@@ -89,9 +90,8 @@ class RawFeed(asyncio.Protocol):
 
 async def raw(feed: str, texts: list[str]) -> None:
     """Run the floor for ever."""
-    affixes = Shape(
-        chat=True, answer_id="chatcmpl-" + "0" * 24, created=int(time.time()), model="demo", include_usage=False
-    ).affixes(0)
+    shape = ChatShape(answer_id="chatcmpl-" + "0" * 24, created=int(time.time()), model="demo", include_usage=False)
+    affixes = shape.choice(0)
     chunks = [http_chunk(affixes.prefix + json.dumps(text).encode() + affixes.suffix) for text in texts]
     loop = asyncio.get_running_loop()
     _, protocol = await loop.create_unix_connection(lambda: RawFeed(chunks), feed)

@@ -18,7 +18,7 @@ from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
 from services.gateway.replies import Replies, new_id
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
-from services.gateway.responses import Shape
+from services.gateway.responses import ChatShape, OpenAiShape
 from services.gateway.serving import Serving
 from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.structure import ANY_TEXT, Structure
@@ -54,9 +54,9 @@ class Api:
         app = web.Application(middlewares=[self._replies.errors], client_max_size=self._http.max_body_bytes)
         app.add_routes(
             [
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/completions", self._complete),
-                web.post("/v1/embeddings", self._embed),
+                web.post("/v1/chat/completions", self._serving.counted(self.intake.caller, self._chat)),
+                web.post("/v1/completions", self._serving.counted(self.intake.caller, self._complete)),
+                web.post("/v1/embeddings", self._serving.counted(self.intake.caller, self._embed)),
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._one_model),
                 web.get("/v1/fairlead/policy", self._policy),
@@ -72,21 +72,21 @@ class Api:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self.intake.caller(request)
-        return self._replies.json({"object": "list", "data": [self._model_card()]})
+        return self._replies.json(request, {"object": "list", "data": [self._model_card()]})
 
     async def _one_model(self, request: web.Request) -> web.StreamResponse:
         self.intake.caller(request)
         self.intake.check_model(request.match_info["model"])
-        return self._replies.json(self._model_card())
+        return self._replies.json(request, self._model_card())
 
     def _model_card(self) -> dict[str, Any]:
         card = {"id": self._model, "object": "model", "created": self._started, "owned_by": "fairlead"}
         return card | {"max_model_len": self._tokenizer.max_sequence_tokens}
 
-    async def _healthz(self, _: web.Request) -> web.StreamResponse:
-        return self._replies.json({"status": "ok"})
+    async def _healthz(self, request: web.Request) -> web.StreamResponse:
+        return self._replies.json(request, {"status": "ok"})
 
-    async def _readyz(self, _: web.Request) -> web.StreamResponse:
+    async def _readyz(self, request: web.Request) -> web.StreamResponse:
         reasons = self.missing()
         revisions = self._backend.revisions
         document = {
@@ -97,20 +97,20 @@ class Api:
             "model": self._model,
             "requests": len(self._backend.running),
         }
-        return self._replies.json(document, status=503 if reasons else 200)
+        return self._replies.json(request, document, status=503 if reasons else 200)
 
     async def _policy(self, request: web.Request) -> web.StreamResponse:
         self.intake.caller(request)
         revisions = self._backend.revisions
         return self._replies.json(
-            {"now": revisions.now, "history": list(revisions.history), "last_rejection": revisions.last_rejection}
+            request,
+            {"now": revisions.now, "history": list(revisions.history), "last_rejection": revisions.last_rejection},
         )
 
     # --- completions --------------------------------------------------------------------------------------------
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _chat(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         received_ns = time.monotonic_ns()
-        caller = self.intake.caller(request)
         body = read_chat(await self.intake.body(request))
         self._check(body, 1)
         structure = body.structure()
@@ -123,27 +123,25 @@ class Api:
         prompt = await self._prompts.chat(messages, tools, size)
         return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         received_ns = time.monotonic_ns()
-        caller = self.intake.caller(request)
         body = read_completion(await self.intake.body(request))
         given = body.prompts
         self._check(body, len(given))
         prompts = await self._prompts.each(given, "prompt")
         return await self._answer(request, caller, body, prompts, received_ns)
 
-    async def _embed(self, request: web.Request) -> web.StreamResponse:
+    async def _embed(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         received_ns = time.monotonic_ns()
-        caller = self.intake.caller(request)
         body = read_embedding(await self.intake.body(request))
         given = body.inputs
         self.intake.check_room(body.model, len(given), "input")
         inputs = await self._prompts.each(given, "input")
         submits = self.intake.submits(request, caller, body, inputs, received_ns, pooling=body.pooling)
-        shape = Shape(
-            chat=False, answer_id=new_id("embd"), created=int(time.time()), model=self._model, include_usage=False
+        shape = OpenAiShape(answer_id=new_id("embd"), created=int(time.time()), model=self._model, include_usage=False)
+        answer = EmbeddingAnswer(
+            shape, sum(map(len, inputs)), model=self._model, encoding=body.encoding_format or "float"
         )
-        answer = EmbeddingAnswer(shape, sum(map(len, inputs)), body.encoding_format or "float")
         return await self._serving.serve(request, submits, answer)
 
     def _check(self, body: Body, num_prompts: int) -> None:
@@ -164,8 +162,7 @@ class Api:
     ) -> web.StreamResponse:
         submits = self.intake.submits(request, caller, body, prompts, received_ns, grammar=structure.grammar())
         chat = isinstance(body, ChatBody)
-        shape = Shape(
-            chat=chat,
+        shape = (ChatShape if chat else OpenAiShape)(
             answer_id=new_id("chatcmpl" if chat else "cmpl"),
             created=int(time.time()),
             model=self._model,

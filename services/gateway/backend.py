@@ -4,16 +4,19 @@ Owns request ids and which of them are still to end; a request ends exactly once
 nothing of HTTP.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from engine.tokenizer import TextStream
+from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.frames import Pump
 from services.gateway.policy import Revisions
 from services.gateway.streams import Answer, Choice, Running
+from services.gateway.told import Told
 from services.gateway.traffic import Traffic
 from services.streams import Stream
 from services.traffic.rows import RequestRow
@@ -22,11 +25,13 @@ from services.wire import (
     AnyMessage,
     Cancel,
     Capacity,
+    InvalidRequest,
     PolicyAbort,
     PolicyCommit,
     PolicyNow,
     PolicyPrepare,
     PolicyStatus,
+    Queued,
     Refused,
     RequestEnded,
     Stopped,
@@ -36,6 +41,10 @@ from services.wire import (
 
 GATEWAY_BITS = 30
 ADMISSION, SCHEDULER = "admission", "scheduler"
+COUNTED_S = 1.0
+"""How long the answer to a wrong request waits to be counted: a busy admission must not hold it up for ever."""
+
+Counted = tuple[Told, RequestError | None]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +70,9 @@ class Backend:
         """Called when the last running request has ended."""
         self._traffic = Traffic(record)
         self._next = 0
+        self._unheard: dict[int, Answer] = {}
+        """As `Answer.unheard`, of all."""
+        self._counting: dict[int, asyncio.Future[Counted]] = {}
         self._pump = Pump(self._choice_ended)
         self._streams: dict[str, Stream] = {}
         self._stalled: dict[str, bool] = {}
@@ -94,10 +106,11 @@ class Backend:
         """Give each Submit its id and hand it on; the answer gets their choices in this order."""
         for submit in submits:
             num_choices = len(submit.sampling)
-            submit.request = request = self.gateway << 32 | self._next
-            self._next = (self._next + num_choices) % 2**32
+            submit.request = request = self._number(num_choices)
             running = Running(request, num_choices, answer)
             self.running[request] = answer.running[request] = running
+            self._unheard[request] = answer
+            answer.unheard[request] = None
             for sequence in running.sequences:
                 self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
         now = self.revisions.now
@@ -105,8 +118,31 @@ class Backend:
             self._traffic.arrived(submit, 0 if now is None else now.revision)
             self._send(ADMISSION, submit)
 
+    async def count_invalid(self, tenant: Tenant, key: HashedKey) -> Counted:
+        """Have a wrong request counted against its caller's limits.
+
+        Returns what is left of them, which is nothing where admission cannot say it in time, and the refusal of a
+        caller who is over one.
+        """
+        request = self._number(1)
+        counted: asyncio.Future[Counted] = asyncio.get_running_loop().create_future()
+        self._counting[request] = counted
+        if ADMISSION not in self._streams:
+            counted.set_result((Told(), None))
+        self._send(ADMISSION, InvalidRequest(request, tenant.name, key.project, key.id))
+        try:
+            async with asyncio.timeout(COUNTED_S):
+                return await counted
+        except TimeoutError:
+            return Told(), None
+        finally:
+            del self._counting[request]
+
     def cancel(self, answer: Answer, failure: RequestError) -> None:
         """End what is left of an answer, here and in the services behind."""
+        for request in answer.unheard:
+            del self._unheard[request]
+        answer.unheard.clear()
         for running in list(answer.running.values()):
             self._forget(running)
             if not running.admitted:
@@ -146,6 +182,10 @@ class Backend:
         if service == ADMISSION:
             # Running requests go on without it; its backlog is gone.
             self._fail_all("admission_lost", "admission was lost while the request waited; try again", admitted=False)
+            for request in list(self._unheard):
+                self._heard(request)
+            for request in list(self._counting):
+                self._heard(request)
         else:
             self._fail_all("scheduler_lost", "the scheduler was lost while the request ran; try again", admitted=True)
             self._traffic.lost_but(self.running)
@@ -155,11 +195,15 @@ class Backend:
         match message:
             case TokenFrame():
                 self._pump.deliver(message)
+            case Queued():
+                answering = self._unheard.get(message.request)
+                if answering is not None:
+                    answering.told.queued(message)
             case Admitted():
+                self._heard(message.request).admitted(message)
                 self._admitted(message)
             case Refused():
-                self._traffic.gone(message.request, "refused", message.code)
-                self._fail(message.request, message.code, message.message, message.retry_after_s)
+                self._refused(message)
             case RequestEnded():
                 self._request_ended(message)
             case Capacity():
@@ -170,6 +214,36 @@ class Backend:
                     stream.send(answer)
             case _:
                 log.warning("%s sent a %s, which is not for a gateway", stream.peer.service, type(message).__name__)
+
+    # --- what admission said ------------------------------------------------------------------------------------
+
+    def _heard(self, request: int) -> Told:
+        """Admission has spoken, or never will. Returns where to keep what it said."""
+        counted = self._counting.get(request)
+        if counted is not None and not counted.done():
+            told = Told()
+            counted.set_result((told, None))
+            return told
+        answer = self._unheard.pop(request, None)
+        if answer is None:
+            return Told()  # nobody waits for it any more
+        del answer.unheard[request]
+        answer.wake()
+        return answer.told
+
+    def _refused(self, message: Refused) -> None:
+        error = RequestError(
+            message.code, message.message, retry_after_s=message.retry_after_s, dimension=message.dimension
+        )
+        counted = self._counting.get(message.request)
+        if counted is not None and not counted.done():
+            told = Told()
+            told.refused(message)
+            counted.set_result((told, error))
+            return
+        self._heard(message.request).refused(message)
+        self._traffic.gone(message.request, "refused", message.code)
+        self._fail(message.request, error)
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
@@ -182,7 +256,7 @@ class Backend:
         if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
             # Released to a scheduler that was lost before this message came: nobody else will end it.
             self._traffic.gone(message.request, "lost", "scheduler_lost")
-            self._fail(message.request, "scheduler_lost", "the scheduler was lost; try again")
+            self._fail(message.request, RequestError("scheduler_lost", "the scheduler was lost; try again"))
 
     def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
         running = choice.running
@@ -199,12 +273,13 @@ class Backend:
         if message.request not in self.running:
             return
         code = message.code or ("cancelled" if message.outcome == "cancelled" else "internal_error")
-        self._fail(message.request, code, message.message or f"the request ended as {message.outcome}")
+        sentence = message.message or f"the request ended as {message.outcome}"
+        self._fail(message.request, RequestError(code, sentence))
 
-    def _fail(self, request: int, code: str, message: str, retry_after_s: float | None = None) -> None:
+    def _fail(self, request: int, failure: RequestError) -> None:
         running = self.running.get(request)
         if running is not None:
-            self.cancel(running.answer, RequestError(code, message, retry_after_s=retry_after_s))
+            self.cancel(running.answer, failure)
 
     def _fail_all(self, code: str, message: str, *, admitted: bool) -> None:
         for running in list(self.running.values()):
@@ -219,7 +294,13 @@ class Backend:
         if not self.running:
             self.on_idle()
 
-    def _send(self, service: str, message: Submit | Cancel | Stopped) -> None:
+    def _number(self, num_choices: int) -> int:
+        """The id of the next request."""
+        request = self.gateway << 32 | self._next
+        self._next = (self._next + num_choices) % 2**32
+        return request
+
+    def _send(self, service: str, message: Submit | InvalidRequest | Cancel | Stopped) -> None:
         stream = self._streams.get(service)
         if stream is not None:
             stream.send(message)

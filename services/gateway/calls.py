@@ -37,8 +37,10 @@ Piece = Said | CallBegun | CallArguments
 class CallReader:
     """One output. The line break that separates a call from what precedes it is no text."""
 
-    def __init__(self) -> None:
+    def __init__(self, call_id: str) -> None:
         self.num_calls = 0
+        self._call_id = call_id
+        """How the ids of calls begin."""
         self._held = ""
         """Text that may be part of a marker."""
         self._read = self._read_text
@@ -70,7 +72,7 @@ class CallReader:
     def _read_name(self, pieces: list[Piece]) -> bool:
         name, marker, after = self._held.partition(ARGUMENTS)
         if marker:
-            pieces.append(CallBegun(self.num_calls, f"call_{secrets.token_hex(12)}", name.removeprefix(NAME)))
+            pieces.append(CallBegun(self.num_calls, self._call_id + secrets.token_hex(12), name.removeprefix(NAME)))
             self.num_calls += 1
             self._held, self._read = after, self._read_arguments
         return bool(marker)

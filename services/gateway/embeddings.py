@@ -12,7 +12,7 @@ from msgspec import Struct
 from engine.interface import Sampling
 from services.errors import RequestError
 from services.gateway.requests import convert, drop_harmless, read_fields, several
-from services.gateway.responses import Shape, encode
+from services.gateway.shapes import Shape, encode
 from services.gateway.streams import Answer, Choice
 
 HARMLESS: dict[str, tuple[Any, ...]] = {"dimensions": (None,)}
@@ -58,8 +58,9 @@ class Usage(Struct):
 class EmbeddingAnswer(Answer):
     """Done when every input has its vector."""
 
-    def __init__(self, shape: Shape, prompt_tokens: int, encoding: str) -> None:
+    def __init__(self, shape: Shape, prompt_tokens: int, *, model: str, encoding: str) -> None:
         super().__init__(shape, prompt_tokens)
+        self._model = model
         self._encoding = encoding
 
     def close(self, choice: Choice, reason: str) -> None:
@@ -75,7 +76,7 @@ class EmbeddingAnswer(Answer):
             for index in range(len(self.choices))
         ]
         usage = Usage(self.prompt_tokens, self.prompt_tokens)
-        return encode({"object": "list", "data": data, "model": self.shape.model, "usage": usage})
+        return encode({"object": "list", "data": data, "model": self._model, "usage": usage})
 
     def _encoded(self, vector: bytes) -> str | list[float]:
         if self._encoding == "base64":

@@ -7,8 +7,9 @@ write. Knows neither HTTP requests nor other services; whoever owns those is tol
 from collections.abc import Callable
 
 from policies.commands import FinishReason
+from services.gateway.chunks import CHUNK_HEADS, chunk_head
 from services.gateway.logprobs import per_row
-from services.gateway.responses import CHUNK_HEADS, chunk_head, encode
+from services.gateway.shapes import encode
 from services.gateway.streams import Answer, Choice
 from services.wire import TokenFrame
 from services.wire_parts import LogprobColumns

@@ -1,10 +1,11 @@
 """Answers of the gateway's own: their headers, and errors as JSON whatever went wrong.
 
-Knows status codes and the policy's label; knows no request's parameters and no stream.
+Knows status codes, dialects and the policy's label; knows no request's parameters and no stream.
 """
 
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,9 +13,14 @@ import msgspec
 from aiohttp import web
 
 from services.errors import RequestError
+from services.gateway.dialects import ANTHROPIC, OPENAI, Dialect
+from services.gateway.limit_headers import queue_place
 from services.gateway.policy import Revisions
+from services.gateway.told import Told
 
 JSON = "application/json"
+MESSAGES = "/v1/messages"
+"""This endpoint and those below it speak Anthropic's dialect, all others OpenAI's."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -27,23 +33,30 @@ class Replies:
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
 
-    def headers(self, answer_id: str = "") -> dict[str, str]:
-        """Of any answer."""
-        headers = {"x-request-id": answer_id or new_id("req")}
+    def headers(self, request: web.BaseRequest, told: Told | None = None, answer_id: str = "") -> dict[str, str]:
+        """Of any answer; `told` is what admission said of its request."""
+        dialect = dialect_of(request)
+        request_id = answer_id or new_id("req")
+        headers = {"x-request-id": request_id, dialect.id_header: request_id}
         if self._revisions.label:
             headers["x-fairlead-policy"] = self._revisions.label
-        return headers
+        if told is None:
+            return headers
+        if told.slo_class:
+            headers["x-fairlead-class"] = told.slo_class
+        limits = dialect.limits(told.limits, told.limits_unix_s, time.time())
+        return headers | limits | queue_place(told.position, told.wait_s)
 
-    def json(self, document: Any, status: int = 200) -> web.Response:
+    def json(self, request: web.BaseRequest, document: Any, status: int = 200) -> web.Response:
         """A document."""
         body = msgspec.json.encode(document)
-        return web.Response(status=status, body=body, content_type=JSON, headers=self.headers())
+        return web.Response(status=status, body=body, content_type=JSON, headers=self.headers(request))
 
-    def refusal(self, error: RequestError) -> web.Response:
+    def refusal(self, request: web.BaseRequest, error: RequestError, told: Told | None = None) -> web.Response:
         """An error."""
-        return web.Response(
-            status=error.status, body=error.body, content_type=JSON, headers=self.headers() | error.headers
-        )
+        dialect = dialect_of(request)
+        headers = self.headers(request, told) | error.headers
+        return web.Response(status=dialect.status(error), body=dialect.body(error), content_type=JSON, headers=headers)
 
     @web.middleware
     async def errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -51,22 +64,29 @@ class Replies:
         try:
             return await handler(request)
         except RequestError as error:
-            return self.refusal(error)
+            return self.refusal(request, error)
         except web.HTTPNotFound:
-            return self.refusal(RequestError("not_found", f"there is no {request.method} {request.path} here"))
+            message = f"there is no {request.method} {request.path} here"
+            return self.refusal(request, RequestError("not_found", message))
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{request.path} does not take {request.method}; it takes {allowed}"
-            response = self.refusal(RequestError("method_not_allowed", message))
+            response = self.refusal(request, RequestError("method_not_allowed", message))
             response.headers["allow"] = allowed
             return response
         except web.HTTPException as error:
-            return self.refusal(RequestError("invalid_value", f"{error.reason}"))
+            return self.refusal(request, RequestError("invalid_value", f"{error.reason}"))
         except ConnectionError:
             raise
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
-            return self.refusal(RequestError("internal_error", "the gateway failed on this request; its log says why"))
+            failure = RequestError("internal_error", "the gateway failed on this request; its log says why")
+            return self.refusal(request, failure)
+
+
+def dialect_of(request: web.BaseRequest) -> Dialect:
+    """Whose form this endpoint speaks."""
+    return ANTHROPIC if request.path == MESSAGES or request.path.startswith(f"{MESSAGES}/") else OPENAI
 
 
 def new_id(prefix: str) -> str:

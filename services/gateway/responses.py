@@ -1,22 +1,18 @@
-"""OpenAI's response documents and the bytes of streamed chunks.
+"""OpenAI's response documents and the bytes of its streamed chunks.
 
 Owns shapes. A chunk is a prefix and a suffix made once for each choice; only the text between them is encoded.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from services.errors import RequestError
 from services.gateway.calls import CallArguments, CallBegun, Piece, Said
 from services.gateway.logprobs import LogprobForm, Position
+from services.gateway.shapes import ChoiceText, Ending, Totals, encode
 
-encode = msgspec.json.Encoder().encode
-
-CHUNK_END = b"\r\n"
-CHUNK_HEADS = tuple(b"%x\r\n" % size for size in range(1024))
-"""A table, because formatting a number costs as much as all else that is done for a token."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -24,65 +20,35 @@ class PromptTokensDetails(msgspec.Struct):
     """Of the tokens of the prompts."""
 
     cached_tokens: int
-    """Those whose KV an earlier request had left."""
 
 
 class Usage(msgspec.Struct):
-    """Tokens of a whole answer; a prompt counts once however many choices it has."""
+    """Tokens of a whole answer."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
 
-
-class ChoiceText(msgspec.Struct):
-    """One finished choice."""
-
-    index: int
-    text: str
-    finish_reason: str
-    positions: Sequence[Position] = ()
-    """Log-probabilities of its tokens, if asked for."""
-    calls: "Sequence[Call]" = ()
+    @classmethod
+    def of(cls, totals: Totals) -> "Usage":
+        """As OpenAI counts them."""
+        prompt, made = totals.prompt_tokens, totals.output_tokens
+        return cls(prompt, made, prompt + made, PromptTokensDetails(totals.cached_tokens))
 
 
-class CalledFunction(msgspec.Struct):
-    """What is to be called."""
+class OpenAiShape:
+    """An answer of /v1/completions, and what one of /v1/chat/completions has in common with it."""
 
-    name: str
-    arguments: str
-
-
-class Call(msgspec.Struct, tag_field="type", tag="function"):
-    """A tool call of a finished choice."""
-
-    id: str
-    function: CalledFunction
-
-
-class Affixes(NamedTuple):
-    """The server-sent events of one choice: `opening`, `prefix + JSON string + suffix` for each text, `closing`."""
-
-    opening: bytes
-    prefix: bytes
-    suffix: bytes
-    before_logprobs: bytes
-    """`prefix + JSON string + before_logprobs + JSON object + after_logprobs` is the event of a text with both."""
-    after_logprobs: bytes
-    call_prefix: bytes
-    """As `prefix`, before a JSON object that is one part of a tool call."""
-    closing: dict[str, bytes]
-    """By finish reason."""
-
-
-class Shape:
-    """What the chunks or the document of one answer have in common."""
+    document_kind = "text_completion"
+    chunk_kind = "text_completion"
+    before_text, after_text, empty = b'"text":', b"", b'"text":""'
+    """What surrounds the text of a choice, and stands for none."""
+    call_id = "call_"
 
     def __init__(
         self,
         *,
-        chat: bool,
         answer_id: str,
         created: int,
         model: str,
@@ -90,124 +56,122 @@ class Shape:
         calls: bool = False,
         logprobs: LogprobForm | None = None,
     ) -> None:
-        self.chat = chat
         self.calls = calls
-        """Choices may call tools."""
+        self.logged = logprobs is not None
         self.logprobs = logprobs
         """How to write log-probabilities; None: nobody asked for any."""
         self.answer_id = answer_id
         self.created = created
         self.model = model
         self.include_usage = include_usage
-        kind = "chat.completion.chunk" if chat else "text_completion"
-        head = encode({"id": answer_id, "object": kind, "created": created, "model": model})
-        self._head = b"data: " + head[:-1] + b',"choices":['
+        head = encode({"id": answer_id, "object": self.chunk_kind, "created": created, "model": model})
+        self.start = b"data: " + head[:-1]
+        self.head = self.start + b',"choices":['
         # OpenAI's chunks carry `usage: null` when the last one is to carry the usage.
-        self._tail = (b',"usage":null}' if include_usage else b"}") + b"\n\n"
+        self.tail = (b',"usage":null}' if include_usage else b"}") + b"\n\n"
 
-    def affixes(self, index: int) -> Affixes:
-        """The bytes of one choice's events."""
-        place, end = b'{"index":%d,' % index, b"]" + self._tail
-        unfinished = b',"finish_reason":null}' + end
-        going_on = b',"logprobs":null' + unfinished
-        if self.chat:
-            opening = self._head + place + b'"delta":{"role":"assistant","content":""}' + going_on
-            prefix, ending, empty = b'"delta":{"content":', b"}", b'"delta":{}'
-        else:
-            opening, prefix, ending, empty = b"", b'"text":', b"", b'"text":""'
-        closing = {
-            reason: self._head + place + empty + b',"logprobs":null,"finish_reason":"%s"}' % reason.encode() + end
-            for reason in ("stop", "length", "tool_calls")
-        }
-        head = self._head + place
-        return Affixes(
-            opening=opening,
-            prefix=head + prefix,
-            suffix=ending + going_on,
-            before_logprobs=ending + b',"logprobs":',
-            after_logprobs=unfinished,
-            call_prefix=head + b'"delta":{"tool_calls":[',
-            closing=closing,
-        )
+    def choice(self, index: int) -> "OpenAiChoice":
+        """As `Shape.choice`."""
+        return OpenAiChoice(self, index)
 
-    def text_event(self, affixes: Affixes, text: str, positions: Sequence[Position]) -> bytes:
-        """A text, with the log-probabilities of its tokens if there are any."""
-        if self.logprobs is None or not positions:
-            return affixes.prefix + encode(text) + affixes.suffix
-        numbers = encode(self.logprobs.document(positions))
-        return affixes.prefix + encode(text) + affixes.before_logprobs + numbers + affixes.after_logprobs
+    def opening(self, place: bytes, totals: Totals) -> bytes:
+        """The event before a choice's first text, whose chunk begins with `place`."""
+        del place, totals
+        return b""
 
-    def ending(self, usage: Usage) -> bytes:
-        """The last events of a stream."""
+    def with_tier(self, totals: Totals) -> bytes:
+        """What chunks begin with, where they say the class that serves the request."""
+        tier = b',"service_tier":' + encode(totals.slo_class) if totals.slo_class else b""
+        return self.start + tier + b',"choices":['
+
+    def ending(self, totals: Totals, endings: Sequence[Ending]) -> bytes:
+        """As `Shape.ending`."""
+        del endings
         if not self.include_usage:
             return DONE
-        return self._head + b'],"usage":' + encode(usage) + b"}\n\n" + DONE
+        return self.with_tier(totals) + b'],"usage":' + encode(Usage.of(totals)) + b"}\n\n" + DONE
 
-    def document(self, choices: list[ChoiceText], usage: Usage) -> bytes:
-        """The whole answer at once."""
-        return encode(
-            {
-                "id": self.answer_id,
-                "object": "chat.completion" if self.chat else "text_completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": [self._choice(choice) for choice in choices],
-                "usage": usage,
-            }
-        )
+    def error(self, failure: RequestError) -> bytes:
+        """As `Shape.error`; no `[DONE]` follows."""
+        return b"data: " + failure.body + b"\n\n"
+
+    def document(self, choices: Sequence[ChoiceText], totals: Totals) -> bytes:
+        """As `Shape.document`."""
+        document = {
+            "id": self.answer_id,
+            "object": self.document_kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._choice(choice) for choice in choices],
+            "usage": Usage.of(totals),
+        }
+        return encode(document | ({"service_tier": totals.slo_class} if totals.slo_class else {}))
+
+    def said(self, choice: ChoiceText) -> dict[str, Any]:
+        """What a choice of the document says."""
+        return {"text": choice.text}
 
     def _choice(self, choice: ChoiceText) -> dict[str, Any]:
+        numbers = None if self.logprobs is None else self.logprobs.document(choice.positions)
+        rest = {"logprobs": numbers, "finish_reason": choice.ending.reason}
+        return {"index": choice.index, **self.said(choice), **rest}
+
+
+class ChatShape(OpenAiShape):
+    """An answer of /v1/chat/completions."""
+
+    document_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    before_text, after_text, empty = b'"delta":{"content":', b"}", b'"delta":{}'
+
+    def opening(self, place: bytes, totals: Totals) -> bytes:
+        """As `OpenAiShape.opening`."""
+        delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
+        return self.with_tier(totals) + place + delta + self.tail
+
+    def said(self, choice: ChoiceText) -> dict[str, Any]:
+        """As `OpenAiShape.said`."""
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
         if choice.calls:
             message |= {"content": choice.text or None, "tool_calls": choice.calls}
-        said = {"message": message} if self.chat else {"text": choice.text}
-        numbers = None if self.logprobs is None else self.logprobs.document(choice.positions)
-        return {"index": choice.index, **said, "logprobs": numbers, "finish_reason": choice.finish_reason}
+        return {"message": message}
 
 
-def piece_event(affixes: Affixes, piece: Piece) -> bytes:
-    """A part of an output with tool calls."""
-    match piece:
-        case Said(text):
-            return affixes.prefix + encode(text) + affixes.suffix
-        case CallBegun(number, call_id, name):
-            function = {"name": name, "arguments": ""}
-            delta: dict[str, Any] = {"index": number, "id": call_id, "type": "function", "function": function}
-        case CallArguments(number, text):
-            delta = {"index": number, "function": {"arguments": text}}
-    return affixes.call_prefix + encode(delta) + b"]" + affixes.suffix
+class OpenAiChoice:
+    """The chunks of one choice."""
 
+    def __init__(self, shape: OpenAiShape, index: int) -> None:
+        self._shape = shape
+        self._place = b'{"index":%d,' % index
+        self._start = shape.head + self._place
+        self._unfinished = b',"finish_reason":null}]' + shape.tail
+        self.prefix = self._start + shape.before_text
+        self.suffix = shape.after_text + b',"logprobs":null' + self._unfinished
 
-def whole_calls(pieces: list[Piece]) -> tuple[str, list[Call]]:
-    """What an output says, and its calls; arguments may be cut off."""
-    said, calls = "", list[Call]()
-    for piece in pieces:
+    def opening(self, totals: Totals) -> bytes:
+        """As `ChoiceShape.opening`."""
+        return self._shape.opening(self._place, totals)
+
+    def text(self, text: str, positions: Sequence[Position]) -> bytes:
+        """As `ChoiceShape.text`."""
+        if self._shape.logprobs is None or not positions:
+            return self.prefix + encode(text) + self.suffix
+        numbers = encode(self._shape.logprobs.document(positions))
+        return self.prefix + encode(text) + self._shape.after_text + b',"logprobs":' + numbers + self._unfinished
+
+    def piece(self, piece: Piece) -> bytes:
+        """As `ChoiceShape.piece`."""
         match piece:
             case Said(text):
-                said += text
-            case CallBegun(_, call_id, name):
-                calls.append(Call(call_id, CalledFunction(name, "")))
+                return self.text(text, ())
+            case CallBegun(number, call_id, name):
+                function = {"name": name, "arguments": ""}
+                delta: dict[str, Any] = {"index": number, "id": call_id, "type": "function", "function": function}
             case CallArguments(number, text):
-                calls[number].function.arguments += text
-    return said, calls
+                delta = {"index": number, "function": {"arguments": text}}
+        return self._start + b'"delta":{"tool_calls":[' + encode(delta) + b"]" + self.suffix
 
-
-def error_event(body: bytes) -> bytes:
-    """An error in the middle of a stream; no `[DONE]` follows, so that nobody takes the answer for whole."""
-    return b"data: " + body + b"\n\n"
-
-
-def chunk_head(size: int) -> bytes:
-    """What precedes the `size` bytes of a chunk in HTTP/1.1's chunked transfer coding; `CHUNK_END` follows them."""
-    return CHUNK_HEADS[size] if size < len(CHUNK_HEADS) else b"%x\r\n" % size
-
-
-@lru_cache(1024)
-def tail_of(suffix: bytes) -> bytes:
-    """What ends the chunk of an event with this suffix: one object for all streams, so that it stays in the cache."""
-    return suffix + CHUNK_END
-
-
-def http_chunk(payload: bytes) -> bytes:
-    """A whole chunk."""
-    return chunk_head(len(payload)) + payload + CHUNK_END
+    def closing(self, ending: Ending) -> bytes:
+        """As `ChoiceShape.closing`."""
+        reason = ending.reason.encode()
+        return self._start + self._shape.empty + b',"logprobs":null,"finish_reason":"%s"}]' % reason + self._shape.tail

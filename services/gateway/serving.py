@@ -5,15 +5,22 @@ Owns the response of an answer and the end of a request whose client is gone; kn
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from aiohttp import web
 
 from services.errors import RequestError
 from services.gateway.backend import Backend
-from services.gateway.replies import JSON, Replies
+from services.gateway.intake import Caller
+from services.gateway.replies import JSON, Handler, Replies
 from services.gateway.streams import Answer, StreamedAnswer
 from services.wire import Submit
+
+HEARD_S = 0.2
+"""How long an answer waits for admission's word when tokens have overtaken it: the two come by different streams."""
+
+Serve = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
@@ -26,39 +33,49 @@ class Serving:
         self._replies = replies
         self._stream_buffer_bytes = stream_buffer_bytes
 
+    def counted(self, caller_of: Callable[[web.Request], Caller], serve: Serve) -> Handler:
+        """A handler that serves callers who have a key, and has their wrong requests counted as requests."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            caller = caller_of(request)
+            try:
+                return await serve(request, caller)
+            except RequestError as error:
+                if error.status >= 500:  # not the caller's fault
+                    raise
+                told, refusal = await self._backend.count_invalid(*caller)
+                return self._replies.refusal(request, refusal or error, told)
+
+        return handle
+
     async def serve(
         self, request: web.Request, submits: Sequence[Submit], answer: Answer, stops: Sequence[str] = ()
     ) -> web.StreamResponse:
-        """Hand the requests of an answer on and respond with what becomes of them.
-
-        Raises:
-            RequestError: there is no answer; nothing was written yet.
-        """
+        """Hand the requests of an answer on and respond with what becomes of them."""
         self._backend.submit(submits, answer, stops)
         try:
+            # The status line waits for the first text: until then a refusal can still say its own status.
+            while not (answer.done or answer.begun):
+                await answer.changed()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARD_S):
+                    while answer.unheard:
+                        await answer.changed()
+            if answer.failure is not None:
+                return self._replies.refusal(request, answer.failure, answer.told)
+            headers = self._replies.headers(request, answer.told, answer.shape.answer_id)
             if isinstance(answer, StreamedAnswer):
-                return await self._stream(request, answer)
-            return await self._collect(answer)
+                return await self._stream(request, answer, headers)
+            return web.Response(body=answer.document(), content_type=JSON, headers=headers)
         finally:
             # After a whole answer nothing is left to cancel; otherwise the client is gone.
             self._backend.cancel(answer, RequestError("client_gone", "the client closed the connection"))
 
-    async def _collect(self, answer: Answer) -> web.StreamResponse:
-        while not answer.done:
-            await answer.changed()
-        if answer.failure is not None:
-            raise answer.failure
-        headers = self._replies.headers(answer.shape.answer_id)
-        return web.Response(body=answer.document(), content_type=JSON, headers=headers)
-
-    async def _stream(self, request: web.Request, answer: StreamedAnswer) -> web.StreamResponse:
-        # The status line waits for the first text: until then a refusal can still say its own status.
-        while not answer.begun:
-            await answer.changed()
-        if answer.failure is not None:
-            raise answer.failure
+    async def _stream(
+        self, request: web.Request, answer: StreamedAnswer, headers: dict[str, str]
+    ) -> web.StreamResponse:
         chunked = request.version >= (1, 1)
-        response = web.StreamResponse(headers=self._replies.headers(answer.shape.answer_id))
+        response = web.StreamResponse(headers=headers)
         response.content_type = "text/event-stream"
         response.headers["cache-control"] = "no-cache"
         response.headers["x-accel-buffering"] = "no"

@@ -11,19 +11,11 @@ from engine.tokenizer import TextStream
 from policies.commands import FinishReason
 from services.errors import RequestError
 from services.gateway.calls import CallReader
+from services.gateway.chunks import http_chunk, tail_of
 from services.gateway.logprobs import LoggedText, Position
-from services.gateway.responses import (
-    ChoiceText,
-    PromptTokensDetails,
-    Shape,
-    Usage,
-    error_event,
-    http_chunk,
-    piece_event,
-    tail_of,
-    whole_calls,
-)
+from services.gateway.shapes import ChoiceText, Ending, Shape, Totals, whole_calls
 from services.gateway.text import StoppingText
+from services.gateway.told import Told
 
 REASONS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "length"}
 HIGH_WATER_BYTES = 64 * 2**10
@@ -64,6 +56,9 @@ class Answer:
         self.num_open = 0
         self.vectors: dict[int, bytes] = {}
         """Embeddings, float32, by choice; of answers made of them."""
+        self.told = Told()
+        self.unheard: dict[int, None] = {}
+        """Its requests of which admission has not said yet that they were released or refused, by id."""
         self.failure: RequestError | None = None
         self.done = False
         self.on_slow: Callable[[], None] = _ignore
@@ -78,11 +73,15 @@ class Answer:
         return choice
 
     @property
-    def usage(self) -> Usage:
-        """Tokens so far."""
+    def totals(self) -> Totals:
+        """What it comes to so far."""
         made = sum(choice.num_tokens for choice in self.choices)
-        cached = PromptTokensDetails(self.cached_tokens)
-        return Usage(self.prompt_tokens, made, self.prompt_tokens + made, cached)
+        return Totals(self.prompt_tokens, self.cached_tokens, made, self.told.slo_class)
+
+    @property
+    def begun(self) -> bool:
+        """There is something to send before it is done."""
+        return False
 
     async def changed(self) -> None:
         """Wait until the answer has something for its HTTP handler to do."""
@@ -124,7 +123,7 @@ class Answer:
 
     def document(self) -> bytes:
         """The finished answer at once."""
-        return self.shape.document([choice.whole() for choice in self.choices], self.usage)
+        return self.shape.document([choice.whole() for choice in self.choices], self.totals)
 
 
 class StreamedAnswer(Answer):
@@ -198,13 +197,13 @@ class StreamedAnswer(Answer):
         parts = []
         for choice in self.choices:
             if not self._opened:
-                parts.append(choice.affixes.opening)
+                parts.append(choice.shape.opening(self.totals))
             parts += choice.events()
         self._opened = True
         if self.failure is not None:
-            parts.append(error_event(self.failure.body))
+            parts.append(self.shape.error(self.failure))
         elif self.done:
-            parts.append(self.shape.ending(self.usage))
+            parts.append(self.shape.ending(self.totals, [choice.ending for choice in self.choices]))
         return parts
 
 
@@ -213,7 +212,6 @@ class Choice:
 
     __slots__ = (
         "affix_bytes",
-        "affixes",
         "answer",
         "calls",
         "closed",
@@ -228,6 +226,8 @@ class Choice:
         "protocol",
         "push",
         "running",
+        "shape",
+        "stop",
         "stopping",
         "suffix",
         "tail",
@@ -239,18 +239,18 @@ class Choice:
         self.running = running
         self.answer = answer = running.answer
         self.index = index
-        self.affixes = answer.shape.affixes(index)
-        self.prefix = self.affixes.prefix
-        self.suffix = self.affixes.suffix
+        self.shape = answer.shape.choice(index)
+        self.prefix = self.shape.prefix
+        self.suffix = self.shape.suffix
         self.tail = tail_of(self.suffix)
         self.affix_bytes = len(self.prefix) + len(self.suffix)
-        self.logged = None if answer.shape.logprobs is None else LoggedText(text)
+        self.logged = LoggedText(text) if answer.shape.logged else None
         """Where log-probabilities wait for their text; None: none were asked for."""
         text = self.logged or text
         self.text = text
         self.push = text.push
         self.stopping = StoppingText(text, stops) if stops else None
-        self.calls = CallReader() if answer.shape.calls else None
+        self.calls = CallReader(answer.shape.call_id) if answer.shape.calls else None
         self.num_tokens = 0
         """Output tokens counted: the end-of-sequence token and the one that completes a stop string included."""
         self.held = ""
@@ -258,6 +258,8 @@ class Choice:
         self.num_shown = 0
         """Characters that were given to a reader who is also given log-probabilities."""
         self.finish_reason = ""
+        self.stop = ""
+        """The stop string that ended it, if one did."""
         self.closed = False
         """The reader was told the finish reason."""
         self.direct = False
@@ -272,21 +274,21 @@ class Choice:
         self.running.admitted = True
         if self.stopping is not None:
             # An end-of-sequence token is no text.
-            text, stopped = ("", False) if finish == FinishReason.STOP else self.stopping.push(token)
-            if not stopped and finish:
+            text, self.stop = ("", "") if finish == FinishReason.STOP else self.stopping.push(token)
+            if not self.stop and finish:
                 text += self.stopping.finish()
         else:
-            text, stopped = "" if finish == FinishReason.STOP else self.push(token), False
+            text = "" if finish == FinishReason.STOP else self.push(token)
             if finish:
                 text += self.text.finish()
         if text:
             answer.show(self, text)
-        if stopped and self.logged is not None:
+        if self.stop and self.logged is not None:
             self.logged.cut(self.num_shown + len(self.held))
-        reason = "stop_string" if stopped else REASONS.get(finish, "")
+        reason = "stop_string" if self.stop else REASONS.get(finish, "")
         if reason:
             self.direct = False
-            answer.close(self, "stop" if stopped else reason)
+            answer.close(self, "stop" if self.stop else reason)
         return reason
 
     @property
@@ -302,12 +304,12 @@ class Choice:
         self.held = ""
         if self.calls is not None:
             pieces = self.calls.push(text) + (self.calls.finish() if ending else [])
-            parts += [piece_event(self.affixes, piece) for piece in pieces]
+            parts += [self.shape.piece(piece) for piece in pieces]
             text = ""  # log-probabilities, which are of calls too, come beside the pieces
         if text or positions:
-            parts.append(self.answer.shape.text_event(self.affixes, text, positions))
+            parts.append(self.shape.text(text, positions))
         if ending:
-            parts.append(self.affixes.closing[self._reason()])
+            parts.append(self.shape.closing(self.ending))
             self.closed = True
         return parts
 
@@ -315,9 +317,9 @@ class Choice:
         """The finished output."""
         positions = self._positions(whole=True)
         if self.calls is None:
-            return ChoiceText(self.index, self.held, self.finish_reason, positions)
+            return ChoiceText(self.index, self.held, self.ending, positions)
         said, calls = whole_calls(self.calls.push(self.held) + self.calls.finish())
-        return ChoiceText(self.index, said, self._reason(), positions, calls)
+        return ChoiceText(self.index, said, self.ending, positions, calls)
 
     def _positions(self, *, whole: bool) -> list[Position]:
         """Log-probabilities to go with what is held, and with what makes no text if this is the last of it."""
@@ -326,10 +328,12 @@ class Choice:
         self.num_shown += len(self.held)
         return self.logged.rest() if whole else self.logged.shown(self.num_shown)
 
-    def _reason(self) -> str:
+    @property
+    def ending(self) -> Ending:
         """Why it ended, as the client is told."""
         called = self.calls is not None and self.calls.num_calls > 0
-        return "tool_calls" if called and self.finish_reason == "stop" else self.finish_reason
+        reason = "tool_calls" if called and self.finish_reason == "stop" else self.finish_reason
+        return Ending(reason, self.stop or None)
 
 
 def _ignore() -> None:

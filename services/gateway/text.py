@@ -23,28 +23,28 @@ class StopScanner:
         self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown, and whether a stop string was completed (the rest is then discarded)."""
+    def push(self, text: str) -> tuple[str, str]:
+        """The text that may be shown, and the stop string that was completed, if any (the rest is then discarded)."""
         if not self._held and self._firsts.isdisjoint(text):
-            return text, False
+            return text, ""
         whole = self._held + text
         for end, character in enumerate(text, start=len(self._held) + 1):
             completed = self._advance(character)
             if completed:
                 self._held = ""
-                return whole[: end - completed], True
+                return whole[: end - len(completed)], completed
         hold = max(self._matched)
         self._held = whole[len(whole) - hold :]
-        return whole[: len(whole) - hold], False
+        return whole[: len(whole) - hold], ""
 
     def finish(self) -> str:
         """What was held back, when no more text comes."""
         held, self._held = self._held, ""
         return held
 
-    def _advance(self, character: str) -> int:
-        """Length of the longest stop string that this character completes, or 0."""
-        completed = 0
+    def _advance(self, character: str) -> str:
+        """The longest stop string that this character completes, if any."""
+        completed = ""
         for index, stop in enumerate(self._stops):
             length = self._matched[index]
             while length and stop[length] != character:
@@ -52,7 +52,7 @@ class StopScanner:
             if stop[length] == character:
                 length += 1
             if length == len(stop):
-                completed = max(completed, length)
+                completed = max(completed, stop, key=len)
                 length = self._borders[index][length - 1]
             self._matched[index] = length
         return completed
@@ -65,8 +65,8 @@ class StoppingText:
         self._stream = stream
         self._scanner = StopScanner(stops)
 
-    def push(self, token: int) -> tuple[str, bool]:
-        """The text that may be shown after this token, and whether it completed a stop string."""
+    def push(self, token: int) -> tuple[str, str]:
+        """The text that may be shown after this token, and the stop string that it completed, if any."""
         return self._scanner.push(self._stream.push(token))
 
     def finish(self) -> str:

@@ -22,7 +22,17 @@ from policies.document.tenants import digest
 from services.gateway.service import GatewayService
 from services.settings import Deployment, HttpSettings
 from services.transport import Identity, Listener, Stream, listen
-from services.wire import Admitted, AnyMessage, Cancel, Capacity, PolicyNow, RequestEnded, Submit, TokenFrame
+from services.wire import (
+    Admitted,
+    AnyMessage,
+    Cancel,
+    Capacity,
+    InvalidRequest,
+    PolicyNow,
+    RequestEnded,
+    Submit,
+    TokenFrame,
+)
 from services.wire_parts import LogprobColumns, Message
 
 KEY, REVOKED = "fl-test-key", "fl-test-revoked"
@@ -54,6 +64,9 @@ class Backstage:
         self.received_messages: list[tuple[str, AnyMessage]] = []
         self.streams: dict[str, Stream] = {}
         self.script: Callable[[Submit], None] = lambda submit: None
+        self.count: Callable[[InvalidRequest], None] = lambda wrong: self.send(
+            "admission", Admitted(wrong.request, "", 0, 0, 0)
+        )
         self._listeners: dict[str, Listener] = {}
         self._changed = asyncio.Event()
 
@@ -74,6 +87,8 @@ class Backstage:
         self.received_messages.append((service, message))
         if isinstance(message, Submit):
             self.script(message)
+        if isinstance(message, InvalidRequest):
+            self.count(message)
         self.changed()
 
     def changed(self) -> None:

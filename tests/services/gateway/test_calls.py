@@ -6,14 +6,14 @@ import pytest
 
 from engine.grammar.hermes import call_text
 from services.gateway.calls import CallArguments, CallBegun, CallReader, Piece, Said
-from services.gateway.responses import whole_calls
+from services.gateway.shapes import whole_calls
 
 WEATHER = call_text("weather", {"city": '</tool_call> "Paris" }\n'})
 TIME = call_text("now", {})
 
 
 def read(text: str, cuts: list[int]) -> list[Piece]:
-    reader = CallReader()
+    reader = CallReader("call_")
     ends = [*cuts, len(text)]
     pieces = [piece for start, end in zip([0, *cuts], ends, strict=True) for piece in reader.push(text[start:end])]
     return pieces + reader.finish()
@@ -35,7 +35,7 @@ def test_text_and_calls_are_told_apart_for_every_cut(said: str) -> None:
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    reader = CallReader()
+    reader = CallReader("call_")
     assert reader.push("<tool_call>\n") == []
     begun = reader.push('{"name": "weather", "arguments": ')
     assert [(piece.number, piece.name) for piece in begun if isinstance(piece, CallBegun)] == [(0, "weather")]
