@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.admission.fairness import Account, FairQueue
+from policies.admission.fairness import FairQueue
 from tests.policies.admission.theorems import Theorems, weighted
 from tests.policies.admission.worlds import Ask, Conditions, World, document, random_trace
 
@@ -119,9 +119,9 @@ def test_without_the_lift_random_histories_break_the_bound_too(monkeypatch: pyte
 def test_without_the_lift_of_an_empty_backlog_a_returning_tenant_is_served_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def level(queue: FairQueue, account: Account) -> float:
+    def level(queue: FairQueue, joining: Any) -> float:
         least = queue.least()
-        return account.counter if least is None else least.counter
+        return joining.counter if least is None else least.counter
 
     monkeypatch.setattr(FairQueue, "_lift_level", level)
     assert watched(LONG_ALONE_THEN_CROWDED).worst["F1"] > 1.0
