@@ -96,6 +96,13 @@ class Refuse(Command):
     tenant: str = ""
 
 
+class Counted(Command):
+    """Terminal: an invalid request has been counted against its caller's limits; whoever found it so answers it."""
+
+    request: int
+    limits: tuple[LimitState, ...] = ()
+
+
 class Withdraw(Command):
     """A queued request was cancelled before release: terminal."""
 
@@ -216,6 +223,7 @@ AnyCommand = (
     | Queue
     | Release
     | Refuse
+    | Counted
     | Withdraw
     | CancelReleased
     | Settle

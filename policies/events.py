@@ -90,6 +90,7 @@ class Invalid(Event, frozen=True):
     tenant: str
     project: str = "default"
     key: str = ""
+    tier: str = ""
 
 
 class Reserved(Event, frozen=True):

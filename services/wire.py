@@ -91,6 +91,7 @@ class InvalidRequest(Message, tag="invalid"):
     tenant: str
     project: str = "default"
     key: str = ""
+    tier: str = ""
 
 
 class Dispatch(Message, tag="dispatch"):

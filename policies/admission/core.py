@@ -7,10 +7,18 @@ A new policy revision applies to what is decided after it: queued requests are c
 they follow the newest rules; released ones keep their class and prices; counters survive every change.
 """
 
+from math import inf
+
+from msgspec.structs import replace
+
+from policies.admission import refusals
 from policies.admission.auto_window import AutoWindow
+from policies.admission.checking import check
 from policies.admission.cost import Prices
 from policies.admission.drain import ServiceRate
+from policies.admission.expectation import expectation
 from policies.admission.fairness import FairQueue, Queued, jain
+from policies.admission.intake import Intake
 from policies.admission.ledger import Charge, Ledger
 from policies.admission.rules import AdmissionRules
 from policies.admission.window import Window
@@ -22,15 +30,17 @@ from policies.events import (
     Arrived,
     CancelRequested,
     CapacityChanged,
+    Invalid,
+    OverLimit,
     PolicyApplied,
     RequestFinished,
+    Reserved,
     SchedulerLost,
     Started,
     TokensProduced,
     Woke,
 )
 
-NO_CAPACITY_RETRY_S = 1.0
 NOTHING_DONE = ("error", "refused")
 """Outcomes that give the prompt back when no token was produced: the failure was ours."""
 
@@ -44,11 +54,14 @@ class AdmissionCore:
         self.auto_window: AutoWindow | None = None
         """What sizes the window, where the policy leaves that to it."""
         self.ledger = Ledger()
+        self.intake = Intake()
         self.revision = 0
         self._rules: AdmissionRules | None = None
-        self._capacity = CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
+        self.capacity = CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
         self._without_executors_since: float | None = 0.0
         self._arrivals = 0
+        self._newest: Queued | None = None
+        """Put in the queue by the event at hand."""
         self._rate = ServiceRate()
         self._queued_cost = 0.0
         self._wakes_at: float | None = None
@@ -59,7 +72,7 @@ class AdmissionCore:
         """Decide. `now` is core time in seconds and never goes backwards.
 
         Unknown requests and repeated ends are ignored. Every arrived request gets exactly one of `Refuse`, `Withdraw`
-        and `Settle`.
+        and `Settle`, an invalid one `Refuse` or `Counted`.
         """
         commands: list[Command] = []
         if self.auto_window is not None and not self.queue.waiting:
@@ -69,10 +82,19 @@ class AdmissionCore:
                 if self.auto_window is not None:
                     self.auto_window.produced(event.sequences)
                 self.ledger.tokens(event.sequences)
+                self.intake.produced(event.sequences, commands)
                 self._rate.add(len(event.sequences) * self.rules.prices.output, now)
                 # Charges may have changed whose turn it is, and the new head may fit where the old one did not.
             case Arrived():
                 self._arrive(event, now, commands)
+            case Reserved():
+                self._reserved(event, now, commands)
+            case OverLimit():
+                estimate_s = self._rate.retry_after_s(self._queued_cost, event.request)
+                self.intake.over_limit(event, self.rules, estimate_s, now, commands)
+            case Invalid():
+                if event.request not in self.intake.pending:
+                    self.intake.count(event, self.rules, None, now, commands)
             case RequestFinished():
                 self._finish(event.request, event.output_tokens, event.outcome, commands)
             case CancelRequested():
@@ -92,6 +114,7 @@ class AdmissionCore:
                 self._without_executors_since = now
         self._adapt_window(now)
         self._release(now, commands)
+        self._tell_newest(commands)
         self._wake_for_oldest(commands)
         return commands
 
@@ -133,21 +156,45 @@ class AdmissionCore:
 
     def _arrive(self, event: Arrived, now: float, commands: list[Command]) -> None:
         request = event.request
-        if request in self.queue.waiting or request in self.ledger.in_flight:
+        if request in self.queue.waiting or request in self.ledger.in_flight or request in self.intake.pending:
             return
         refusal = self._refusal(event, now)
-        if refusal is not None:
+        if refusal is not None and refusal.code in refusals.MISTAKES:
+            self.intake.count(event, self.rules, refusal, now, commands)
+        elif refusal is not None:
             commands.append(refusal)
+        elif not self.intake.ask(
+            event,
+            self.rules,
+            event.num_choices * event.max_output_tokens,
+            now,
+            commands,
+            # Whatever fits has been released, so whoever waits waits for room.
+            is_saturated=bool(self.queue.waiting),
+        ):
+            self._enqueue(event, now)
+
+    def _reserved(self, event: Reserved, now: float, commands: list[Command]) -> None:
+        pending = self.intake.reserved(event, commands)
+        if pending is None or not isinstance(pending.event, Arrived):
             return
+        # Others may have come in while a store far away was asked.
+        refusal = self._refusal(pending.event, now)
+        if refusal is None:
+            self._enqueue(pending.event, pending.since_s)
+        else:
+            self._give_back(refusal, commands)
+
+    def _enqueue(self, event: Arrived, arrived_at_s: float) -> None:
         self._arrivals += 1
-        queued = Queued(
-            request,
+        self._newest = queued = Queued(
+            event.request,
             self._arrivals,
             self.queue.account(event.tenant),
             prompt_tokens=event.prompt_tokens,
             max_output_tokens=event.max_output_tokens,
             num_choices=event.num_choices,
-            arrived_at_s=now,
+            arrived_at_s=arrived_at_s,
             weight=event.weight,
             tier=event.tier,
             service_tier=event.service_tier,
@@ -157,14 +204,13 @@ class AdmissionCore:
         self._queued_cost += self._cost(queued)
 
     def _refusal(self, event: Arrived, now: float) -> Refuse | None:
-        if self._capacity.num_executors:
-            if event.prompt_tokens + event.max_output_tokens > self._capacity.max_sequence_tokens:
-                return self._too_long(event.request, event.prompt_tokens, event.max_output_tokens)
+        if self.capacity.num_executors:
+            if event.prompt_tokens + event.max_output_tokens > self.capacity.max_sequence_tokens:
+                return self._too_long(event)
         elif self._without_capacity_s(now) > self.rules.queue.ttl_s:
-            return self._no_capacity(event.request, now)
+            return refusals.no_capacity(event.request, event.tenant, self._without_capacity_s(now))
         limits = self.rules.queue
-        account = self.queue.accounts.get(event.tenant)
-        waiting = len(account.queue) if account else 0
+        waiting = self._num_waiting(event.tenant)
         if waiting >= limits.per_tenant_max:
             sentence = (
                 f'Tenant "{event.tenant}" already has {waiting} requests waiting'
@@ -175,13 +221,20 @@ class AdmissionCore:
         else:
             return None
         wait_s = self._rate.retry_after_s(self._queued_cost, event.request)
-        return Refuse(event.request, "queue_full", f"{sentence}; retry in {wait_s:.0f} s.", wait_s)
+        return refusals.queue_full(event, sentence, len(self.queue.waiting), wait_s)
+
+    def _num_waiting(self, tenant: str) -> int:
+        account = self.queue.accounts.get(tenant)
+        return len(account.queue) if account else 0
 
     def _cancel(self, event: CancelRequested, commands: list[Command]) -> None:
+        if self.intake.cancel(event.request, event.reason, commands):
+            return
         queued = self.queue.waiting.get(event.request)
         if queued is not None:
             self._drop(queued)
             commands.append(Withdraw(event.request, event.reason))
+            self.intake.settle(event.request, commands, num_requests=1)
             return
         charge = self.ledger.in_flight.get(event.request)
         if charge is not None and not charge.cancelled:
@@ -202,13 +255,20 @@ class AdmissionCore:
         charge.account.num_in_flight -= 1
         self.queue.retire(charge.account)
         commands.append(Settle(request, charge.account.name, charge.prompt_tokens, output_tokens, outcome))
+        self.intake.settle(
+            request,
+            commands,
+            num_requests=0 if refund_prompt else 1,
+            prompt_tokens=charge.prompt_tokens,
+            output_tokens=output_tokens,
+        )
 
     def _set_capacity(self, event: CapacityChanged, now: float) -> None:
         if event.num_executors:
             self._without_executors_since = None
         elif self._without_executors_since is None:
             self._without_executors_since = now
-        self._capacity = event
+        self.capacity = event
         self._size_window()
 
     def _apply(self, event: PolicyApplied) -> None:
@@ -221,33 +281,32 @@ class AdmissionCore:
 
     def _expire(self, now: float, commands: list[Command]) -> None:
         ttl_s = self.rules.queue.ttl_s
+        self.intake.expire(now, ttl_s, commands)
         while self.queue.waiting:
             queued = next(iter(self.queue.waiting.values()))
             if queued.arrived_at_s + ttl_s > now:
                 return
             ahead = self._queued_cost
             self._drop(queued)
-            if self._capacity.num_executors:
+            if self.capacity.num_executors:
                 wait_s = self._rate.retry_after_s(ahead, queued.request)
-                sentence = f"The request waited {ttl_s:g} s in the queue (queue.ttl_s) without being started"
-                commands.append(
-                    Refuse(queued.request, "queue_timeout", f"{sentence}; retry in {wait_s:.0f} s.", wait_s)
-                )
+                refusal = refusals.timed_out(queued.request, queued.account.name, ttl_s, wait_s)
             else:
-                commands.append(self._no_capacity(queued.request, now))
+                refusal = refusals.no_capacity(queued.request, queued.account.name, self._without_capacity_s(now))
+            self._give_back(refusal, commands)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def _release(self, now: float, commands: list[Command]) -> None:
         """Release while the next in order fits; nobody bypasses it."""
-        while self.queue.waiting and self._capacity.num_executors:
+        while self.queue.waiting and self.capacity.num_executors:
             queued = self.rules.select(self.queue)
             if queued is None:
                 return
-            if queued.prompt_tokens + queued.max_output_tokens > self._capacity.max_sequence_tokens:
+            if queued.prompt_tokens + queued.max_output_tokens > self.capacity.max_sequence_tokens:
                 # The executors that could have held it are gone, or it came before the first one.
                 self._drop(queued)
-                commands.append(self._too_long(queued.request, queued.prompt_tokens, queued.max_output_tokens))
+                self._give_back(self._too_long(queued), commands)
                 continue
             if not self.window.fits(queued.size_tokens):
                 return
@@ -283,19 +342,41 @@ class AdmissionCore:
         )
         alone = queued.size_tokens > self.window.limit_tokens
         reason = "alone: larger than the window" if alone else rules.select_reason
-        commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason))
+        limits = self.intake.released(queued.request, commands)
+        commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, limits))
 
     def _drop(self, queued: Queued) -> None:
         self._queued_cost -= self._cost(queued)
         self.queue.remove(queued)
         self.queue.retire(queued.account)
 
-    def _wake_for_oldest(self, commands: list[Command]) -> None:
-        if not self.queue.waiting:
+    def _give_back(self, refusal: Refuse, commands: list[Command]) -> None:
+        """Refuse a request whose limits were taken; one that is to blame itself still counts."""
+        commands.append(refusal)
+        self.intake.settle(refusal.request, commands, num_requests=1 if refusal.code in refusals.MISTAKES else 0)
+
+    def _tell_newest(self, commands: list[Command]) -> None:
+        queued, self._newest = self._newest, None
+        if queued is None or queued.request not in self.queue.waiting:
             return
-        deadline = next(iter(self.queue.waiting.values())).arrived_at_s + self.rules.queue.ttl_s
+        told = expectation(
+            queued,
+            self.queue,
+            self._rate,
+            kind=self.rules.kind,
+            waiting_cost=self._queued_cost,
+            bound=self.bound,
+            ttl_s=self.rules.queue.ttl_s,
+        )
+        commands.append(replace(told, limits=self.intake.states(queued.request)))
+
+    def _wake_for_oldest(self, commands: list[Command]) -> None:
+        since = self.intake.oldest_s()
+        if self.queue.waiting:
+            since = min(since, next(iter(self.queue.waiting.values())).arrived_at_s)
+        deadline = since + self.rules.queue.ttl_s
         # An earlier wake-up still pending finds the newer deadline itself: one command per wake, not one per event.
-        if self._wakes_at is None or deadline < self._wakes_at:
+        if deadline < (inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = deadline
             commands.append(WakeAt(deadline))
 
@@ -303,7 +384,7 @@ class AdmissionCore:
         if self._rules is None:
             return
         self.window.max_requests = self._rules.max_requests
-        tokens = self._rules.window_tokens(self._capacity.kv_tokens)
+        tokens = self._rules.window_tokens(self.capacity.kv_tokens)
         auto = self.auto_window
         if not self._rules.narrows_window or not tokens:
             self.auto_window = None
@@ -323,34 +404,11 @@ class AdmissionCore:
         since = self._without_executors_since
         return 0.0 if since is None else now - since
 
-    def _too_long(self, request: int, prompt_tokens: int, max_output_tokens: int) -> Refuse:
-        sentence = (
-            f"This model's maximum context length is {self._capacity.max_sequence_tokens} tokens, but the request needs"
-            f" {prompt_tokens + max_output_tokens} ({prompt_tokens} in the prompt, {max_output_tokens} for the output)."
-            " Shorten the prompt or lower max_tokens."
-        )
-        return Refuse(request, "context_length_exceeded", sentence)
-
-    def _no_capacity(self, request: int, now: float) -> Refuse:
-        sentence = f"No executor has been available for {self._without_capacity_s(now):.0f} s; retry in 1 s."
-        return Refuse(request, "no_capacity", sentence, NO_CAPACITY_RETRY_S)
+    def _too_long(self, asked: Arrived | Queued) -> Refuse:
+        tenant = asked.tenant if isinstance(asked, Arrived) else asked.account.name
+        most_tokens = self.capacity.max_sequence_tokens
+        return refusals.too_long(asked.request, tenant, asked.prompt_tokens, asked.max_output_tokens, most_tokens)
 
     def check(self) -> None:
-        """Assert the invariants: one place for each request, a window that sums up, counters that can be selected,
-        and no capacity left idle beside a request that could use it.
-        """
-        self.queue.check()
-        self.ledger.check()
-        both = [request for request in self.queue.waiting if request in self.ledger.in_flight]
-        assert not both, f"requests {both} are queued and in flight"
-        reserved = sum(charge.size_tokens for charge in self.ledger.in_flight.values())
-        assert reserved == self.window.reserved_tokens, "the window and the ledger disagree on the tokens in flight"
-        assert len(self.ledger.in_flight) == self.window.num_requests, "the window and the ledger disagree on requests"
-        assert self.window.peak_tokens >= reserved, "the largest window use was missed"
-        for account in self.queue.accounts.values():
-            released = sum(charge.account is account for charge in self.ledger.in_flight.values())
-            assert released == account.num_in_flight, f"tenant {account.name} has {released} requests in flight"
-        if self._capacity.num_executors and self.queue.waiting:
-            head = self.rules.select(self.queue)
-            assert head is not None
-            assert not self.window.fits(head.size_tokens), f"request {head.request} waits although it fits"
+        """Assert the invariants (`policies.admission.checking`)."""
+        check(self)

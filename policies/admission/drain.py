@@ -30,11 +30,19 @@ class ServiceRate:
             self.per_s += (NEWEST_SHARE if self.per_s else 1.0) * (sample - self.per_s)
             self._since_s, self._cost = now, 0.0
 
+    def time_for_s(self, cost: float) -> float | None:
+        """Seconds that it takes to serve this; None: nothing has been served yet."""
+        return cost / self.per_s if self.per_s else None
+
     def retry_after_s(self, cost_ahead: float, request: int) -> float:
         """Seconds until `cost_ahead` is served, at least 1, plus up to 20 % so that clients do not return together.
 
-        The jitter is a hash of the request id: the same run refuses with the same numbers.
+        The jitter follows the request id: the same run refuses with the same numbers.
         """
-        estimate = cost_ahead / self.per_s if self.per_s else 1.0
-        jitter = (request * 2654435761 % 2**32) / 2**32
-        return round(min(max(estimate, 1.0) * (1.0 + 0.2 * jitter), LONGEST_RETRY_S), 3)
+        estimate = self.time_for_s(cost_ahead) or 1.0
+        return round(min(max(estimate, 1.0) * jitter(request), LONGEST_RETRY_S), 3)
+
+
+def jitter(request: int) -> float:
+    """1 to 1.2, by a hash of the request id."""
+    return 1.0 + 0.2 * (request * 2654435761 % 2**32) / 2**32

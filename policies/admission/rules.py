@@ -22,6 +22,8 @@ class AdmissionRules(Struct, frozen=True):
     classes: tuple[SloClass, ...]
     classifier: Classifier
     prices: Prices
+    kind: str
+    """Of fairness."""
     select: Select
     select_reason: str
     queue: Queue

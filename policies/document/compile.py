@@ -47,6 +47,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         classes=policy.classes,
         classifier=Classifier(policy.classes, policy.classify),
         prices=prices(fairness.cost),
+        kind=fairness.kind,
         select=SELECTIONS[fairness.kind],
         select_reason=SELECT_REASONS[fairness.kind],
         queue=policy.queue,

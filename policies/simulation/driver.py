@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 from policies.admission.core import AdmissionCore
 from policies.admission.cost import Prices
 from policies.admission.fairness import jain
+from policies.admission.limits.algorithms import NS_PER_S
+from policies.admission.limits.book import LimitBook
 from policies.commands import (
+    Adjust,
     CancelReleased,
     Command,
     Deliver,
     Finish,
     Refuse,
     Release,
+    Reserve,
     Settle,
     StartStep,
     WakeAt,
@@ -47,7 +51,7 @@ from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
 from policies.simulation.executor_model import Device
 from policies.simulation.outcome import Outcome, Served
 from policies.simulation.step_shape import shape_of
-from policies.simulation.tokens import Requests, TokenTimes
+from policies.simulation.tokens import Requests, TokenTimes, own_ends
 from policies.simulation.workload import TraceRequest
 
 ADMISSION, SCHEDULER = "admission", "scheduler"
@@ -133,13 +137,14 @@ class Simulation:
         before = [request.prompt_tokens - (first_token == FIRST_TOKEN) for request in requests]
         self._before_output = np.array([0, *before])
         """By request: its tokens in KV before the step that makes its first token."""
-        self._ends = _own_ends(requests, samples_first=first_token == FIRST_TOKEN)
+        self._ends = own_ends(requests, samples_first=first_token == FIRST_TOKEN)
         self.tokens = TokenTimes(len(requests))
         self._prompts_charged: dict[str, float] = {}
         self._num_steps = self._num_step_tokens = 0
         self._tile_fill = 0.0
         self._given_up = False
         self._max_gap = self._max_gap_ratio = 0.0
+        self._limits = LimitBook()
         self._jain = 1.0
 
     def run(self) -> Outcome:
@@ -275,6 +280,10 @@ class Simulation:
                     served.cancellation = command.code
                 else:
                     served.refusal = command.code or command.outcome
+            case Reserve():
+                self._inbox.append((ADMISSION, self._limits.reserve(command.request, command.items, self._now_ns)))
+            case Adjust():
+                self._limits.adjust(command.request, command.items, self._now_ns)
             case Settle():
                 self._open -= 1
             case Refuse():
@@ -352,6 +361,10 @@ class Simulation:
         self._inbox.append((ADMISSION, TokensProduced(sequences.tolist())))
 
     @property
+    def _now_ns(self) -> int:
+        return round(self.now * NS_PER_S)
+
+    @property
     def _prices(self) -> Prices:
         return self.admission.rules.prices
 
@@ -378,14 +391,3 @@ class Simulation:
             recomputed_tokens=seen.num_recomputed_tokens,
             given_up=self._given_up,
         )
-
-
-def _own_ends(requests: list[TraceRequest], *, samples_first: bool) -> NDArray[np.int64] | None:
-    """By request: its tokens in KV when the token comes with which it ends by itself, 0 where it goes on to what it
-    asked for at most. None: all of them do.
-    """
-    ends = np.zeros(len(requests) + 1, np.int64)
-    for number, request in enumerate(requests, start=1):
-        if request.output_tokens < request.declared_tokens:
-            ends[number] = request.prompt_tokens + request.output_tokens - samples_first
-    return ends if ends.any() else None

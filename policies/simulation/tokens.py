@@ -1,12 +1,14 @@
 """When tokens came, for every request at once: columns over requests, because a step touches hundreds of them.
 
-Owns counts and times of output tokens. Knows no policy, class, step or device.
+Owns counts and times of output tokens, and where a request's last one is. Knows no policy, class, step or device.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from policies.simulation.trace_request import TraceRequest
 
 Requests = NDArray[np.int64]
 
@@ -59,3 +61,14 @@ class TokenTimes:
         seconds = np.concatenate(self._gaps[since_step:])
         later = ~np.isnan(seconds)
         return Gaps(requests[later], seconds[later])
+
+
+def own_ends(requests: list[TraceRequest], *, samples_first: bool) -> NDArray[np.int64] | None:
+    """By request: its tokens in KV when the token comes with which it ends by itself, 0 where it goes on to what it
+    asked for at most. None: all of them do.
+    """
+    ends = np.zeros(len(requests) + 1, np.int64)
+    for number, request in enumerate(requests, start=1):
+        if request.output_tokens < request.declared_tokens:
+            ends[number] = request.prompt_tokens + request.output_tokens - samples_first
+    return ends if ends.any() else None

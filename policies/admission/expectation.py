@@ -1,0 +1,53 @@
+"""What a request that waits is told: how many go before it, and for how long it may wait.
+
+Estimates, by what can be had without looking at the others that wait; nothing is decided by them.
+"""
+
+from policies.admission.drain import ServiceRate, jitter
+from policies.admission.fairness import FairQueue, Queued
+from policies.commands import Queue
+
+
+def expectation(
+    queued: Queued, queue: FairQueue, rate: ServiceRate, *, kind: str, waiting_cost: float, bound: float, ttl_s: float
+) -> Queue:
+    """What to tell the newest request.
+
+    Args:
+        queued: the newest request.
+        queue: where it waits.
+        rate: at which others before it were served.
+        kind: of fairness.
+        waiting_cost: of all that wait, itself included.
+        bound: VTC's U over the smallest weight; read only where the theorem of it holds.
+        ttl_s: after which it is refused.
+    """
+    num_waiting, num_own = len(queue.waiting), len(queued.account.queue)
+    before = position(
+        by_arrival=kind == "fcfs", num_waiting=num_waiting, num_own=num_own, num_backlogged=queue.num_backlogged
+    )
+    # Its own cost is among what must be served, because room for it must come free.
+    served_in_s = rate.time_for_s(waiting_cost * (before + 1) / num_waiting)
+    wait_s = min(1.0 if served_in_s is None else served_in_s * jitter(queued.request), ttl_s)
+    if kind == "vtc" and num_own == 1 and not queued.account.num_in_flight:
+        most_s = longest_wait_s(rate, bound, max(2, queue.num_backlogged))
+        wait_s = wait_s if most_s is None else min(wait_s, most_s)
+    return Queue(queued.request, before, round(wait_s, 3))
+
+
+def position(*, by_arrival: bool, num_waiting: int, num_own: int, num_backlogged: int) -> int:
+    """Requests expected to be released before the newest one.
+
+    By arrival: all that wait. Else every tenant that waits is expected to have as many released as this one, until
+    the turn comes: equal weights and sizes, nobody ahead of the others. All counts include the newest request.
+    """
+    if by_arrival:
+        return num_waiting - 1
+    return min(num_waiting, num_own * num_backlogged) - 1
+
+
+def longest_wait_s(rate: ServiceRate, bound: float, num_tenants: int) -> float | None:
+    """VTC's Theorem 4.11: a tenant of which nothing waits or is in flight has its next request released within
+    2 (n - 1) U / a, with n tenants, bound U and capacity a; None: the capacity is not known.
+    """
+    return rate.time_for_s(2 * (num_tenants - 1) * bound)

@@ -1,0 +1,108 @@
+"""Why a request is not served, as its client is told: what is wrong, by how much, and what to do.
+
+Owns the codes and sentences of admission; decides nothing.
+"""
+
+from math import ceil
+
+from policies.admission.limits.items import LimitItem
+from policies.admission.limits.rules import GAUGES
+from policies.commands import Refuse
+from policies.events import Arrived, OverLimit
+
+NO_CAPACITY_RETRY_S = 1.0
+TOO_LONG = "context_length_exceeded"
+EXCEEDS_LIMIT = "request_exceeds_limit"
+MISTAKES = (TOO_LONG, EXCEEDS_LIMIT)
+"""Codes of requests that can never be served as they are: they count against their caller's `requests`."""
+PERIODS = {60: "minute", 86_400: "day"}
+NOUNS = {
+    "requests": "requests",
+    "prompt_tokens": "prompt tokens",
+    "output_tokens": "output tokens",
+    "total_tokens": "tokens",
+    "concurrency": "requests that are not finished",
+    "queued": "requests that wait",
+}
+
+
+def too_long(request: int, tenant: str, prompt_tokens: int, max_output_tokens: int, most_tokens: int) -> Refuse:
+    """No executor could hold it."""
+    sentence = (
+        f"This model's maximum context length is {most_tokens} tokens, but the request needs"
+        f" {prompt_tokens + max_output_tokens} ({prompt_tokens} in the prompt, {max_output_tokens} for the output)."
+        " Shorten the prompt or lower max_tokens."
+    )
+    return Refuse(request, TOO_LONG, sentence, tenant=tenant)
+
+
+def no_capacity(request: int, tenant: str, without_s: float) -> Refuse:
+    """There is no executor, and has not been for a while."""
+    sentence = f"No executor has been available for {without_s:.0f} s; retry in 1 s."
+    return Refuse(request, "no_capacity", sentence, NO_CAPACITY_RETRY_S, tenant=tenant)
+
+
+def queue_full(event: Arrived, sentence: str, num_waiting: int, wait_s: float) -> Refuse:
+    """Too many wait already, as the sentence says."""
+    message = f"{sentence}; retry in {wait_s:.0f} s."
+    return Refuse(event.request, "queue_full", message, wait_s, position=num_waiting, tenant=event.tenant)
+
+
+def timed_out(request: int, tenant: str, ttl_s: float, wait_s: float) -> Refuse:
+    """It waited as long as anybody may."""
+    sentence = f"The request waited {ttl_s:g} s in the queue (queue.ttl_s) without being started"
+    return Refuse(request, "queue_timeout", f"{sentence}; retry in {wait_s:.0f} s.", wait_s, tenant=tenant)
+
+
+def unchecked(request: int, tenant: str, ttl_s: float) -> Refuse:
+    """The store has not answered for as long as anybody may wait."""
+    sentence = f"The limits of the request could not be checked within {ttl_s:g} s (queue.ttl_s); retry in 1 s."
+    return Refuse(request, "queue_timeout", sentence, NO_CAPACITY_RETRY_S, tenant=tenant)
+
+
+def over_limit(event: OverLimit, tenant: str, wait_s: float) -> Refuse:
+    """A limit does not allow it now; `wait_s` as the limit says, or an estimate where it cannot know."""
+    item = event.item
+    sentence = f"{_whose(item)} may {_most(item)}: Limit {item.limit}, Used {event.used}, Requested {item.amount}"
+    when = f"retry in {_seconds(wait_s)}"
+    if event.wait_s is None:
+        when = f"retry when one of them has ended, perhaps in {_seconds(wait_s)}"
+    return Refuse(
+        event.request,
+        "rate_limit_exceeded",
+        f"{sentence}; {when}.",
+        wait_s,
+        dimension=item.dimension,
+        limits=event.limits,
+        tenant=tenant,
+    )
+
+
+def exceeds_limit(event: OverLimit, tenant: str) -> Refuse:
+    """It asks for more than a limit ever allows at once."""
+    item = event.item
+    what = "Send fewer" if item.dimension == "requests" else "Shorten the prompt or lower max_tokens"
+    sentence = (
+        f"{_whose(item)} can never take more than {item.most} {NOUNS[item.dimension]} at once: Limit {item.limit},"
+        f" Used {event.used}, Requested {item.amount}. {what}."
+    )
+    return Refuse(event.request, EXCEEDS_LIMIT, sentence, dimension=item.dimension, limits=event.limits, tenant=tenant)
+
+
+def _whose(item: LimitItem) -> str:
+    who = "All requests together" if item.scope == "model" else f'{item.scope.capitalize()} "{item.subject}"'
+    return f'{who}, with class "{item.slo_class}",' if item.slo_class else who
+
+
+def _most(item: LimitItem) -> str:
+    noun = NOUNS[item.dimension]
+    if item.dimension in GAUGES:
+        return f"have {item.limit} {noun} at once"
+    period = PERIODS.get(item.period_s, f"{item.period_s} s")
+    verb = "make" if item.dimension == "requests" else "use"
+    return f"{verb} {item.limit} {noun} a {period}"
+
+
+def _seconds(wait_s: float) -> str:
+    # Rounded up: whoever waits what it reads must pass.
+    return f"{ceil(wait_s * 1000) / 1000:g} s"
