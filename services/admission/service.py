@@ -10,8 +10,19 @@ from pathlib import Path
 import msgspec
 
 from policies.admission.core import AdmissionCore
-from policies.commands import Adjust, CancelReleased, Command, Refuse, Release, Reserve, Settle, Withdraw
-from policies.events import Arrived, CancelRequested, CapacityChanged
+from policies.commands import (
+    Adjust,
+    CancelReleased,
+    Command,
+    Counted,
+    Queue,
+    Refuse,
+    Release,
+    Reserve,
+    Settle,
+    Withdraw,
+)
+from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid
 from services.admission.embedded_store import EmbeddedStore
 from services.admission.history import History
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
@@ -28,7 +39,9 @@ from services.wire import (
     Capacity,
     Dispatch,
     Holds,
+    InvalidRequest,
     PolicyPrepared,
+    Queued,
     Refused,
     RequestEnded,
     Submit,
@@ -159,6 +172,8 @@ class AdmissionService:
                 self._scheduler.received(stream, message)
             case Submit():
                 self._submitted(message)
+            case InvalidRequest():
+                self._pump.handle(Invalid(message.request, message.tenant, message.project, message.key, message.tier))
             case Cancel():
                 self._pump.handle(CancelRequested(message.request, message.reason))
             case PolicyPrepared():
@@ -181,6 +196,7 @@ class AdmissionService:
                 key=submit.key,
                 service_tier=submit.service_tier,
                 allowed_classes=submit.allowed_classes,
+                declared=submit.declared,
             )
         )
 
@@ -210,11 +226,17 @@ class AdmissionService:
         match command:
             case Release():
                 self._release(command)
-            case Refuse():
-                del self._waiting[command.request]
+            case Queue():
                 self._to_gateway(
                     command.request,
-                    Refused(command.request, command.code, command.message, command.retry_after_s),
+                    Queued(command.request, command.position, command.expected_wait_s, command.limits),
+                )
+            case Refuse():
+                self._refuse(command)
+            case Counted():
+                self._to_gateway(
+                    command.request,
+                    Admitted(command.request, "", self._revisions.revision, 0, 0, limits=command.limits),
                 )
             case Withdraw():
                 del self._waiting[command.request]
@@ -252,6 +274,23 @@ class AdmissionService:
                 waiting.queued_ns,
                 released_ns,
                 self._scheduler.epoch,
+                command.limits,
+            ),
+        )
+
+    def _refuse(self, command: Refuse) -> None:
+        # Of an invalid request nothing waits here.
+        self._waiting.pop(command.request, None)
+        self._to_gateway(
+            command.request,
+            Refused(
+                command.request,
+                command.code,
+                command.message,
+                command.retry_after_s,
+                command.dimension,
+                command.position,
+                command.limits,
             ),
         )
 
@@ -264,7 +303,7 @@ class AdmissionService:
                 sentence = "the scheduler was lost before the request had begun; try again"
                 self._to_gateway(command.request, RequestEnded(command.request, "error", 0, LOST, sentence))
 
-    def _to_gateway(self, request: int, message: Refused | Admitted | RequestEnded) -> None:
+    def _to_gateway(self, request: int, message: Refused | Queued | Admitted | RequestEnded) -> None:
         gateway = self._gateways.get(request >> 32)
         if gateway is not None:
             gateway.send(message)
