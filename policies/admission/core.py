@@ -19,7 +19,7 @@ from policies.admission.drain import ServiceRate
 from policies.admission.expectation import expectation
 from policies.admission.fairness import FairQueue, Queued, jain
 from policies.admission.intake import Intake
-from policies.admission.ledger import Charge, Ledger
+from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
 from policies.admission.rules import AdmissionRules
 from policies.admission.window import Window
 from policies.commands import CancelReleased, Command, Refuse, Release, Settle, WakeAt, Withdraw
@@ -40,9 +40,6 @@ from policies.events import (
     TokensProduced,
     Woke,
 )
-
-NOTHING_DONE = ("error", "refused")
-"""Outcomes that give the prompt back when no token was produced: the failure was ours."""
 
 
 class AdmissionCore:
@@ -209,23 +206,14 @@ class AdmissionCore:
                 return self._too_long(event)
         elif self._without_capacity_s(now) > self.rules.queue.ttl_s:
             return refusals.no_capacity(event.request, event.tenant, self._without_capacity_s(now))
-        limits = self.rules.queue
-        waiting = self._num_waiting(event.tenant)
-        if waiting >= limits.per_tenant_max:
-            sentence = (
-                f'Tenant "{event.tenant}" already has {waiting} requests waiting'
-                f" (queue.per_tenant_max is {limits.per_tenant_max})"
-            )
-        elif len(self.queue.waiting) >= limits.total_max:
-            sentence = f"{len(self.queue.waiting)} requests are waiting (queue.total_max is {limits.total_max})"
-        else:
-            return None
-        wait_s = self._rate.retry_after_s(self._queued_cost, event.request)
-        return refusals.queue_full(event, sentence, len(self.queue.waiting), wait_s)
-
-    def _num_waiting(self, tenant: str) -> int:
-        account = self.queue.accounts.get(tenant)
-        return len(account.queue) if account else 0
+        account = self.queue.accounts.get(event.tenant)
+        return refusals.queue_full(
+            event,
+            self.rules.queue,
+            num_own=len(account.queue) if account else 0,
+            num_waiting=len(self.queue.waiting),
+            wait_s=self._rate.retry_after_s(self._queued_cost, event.request),
+        )
 
     def _cancel(self, event: CancelRequested, commands: list[Command]) -> None:
         if self.intake.cancel(event.request, event.reason, commands):
@@ -255,13 +243,8 @@ class AdmissionCore:
         charge.account.num_in_flight -= 1
         self.queue.retire(charge.account)
         commands.append(Settle(request, charge.account.name, charge.prompt_tokens, output_tokens, outcome))
-        self.intake.settle(
-            request,
-            commands,
-            num_requests=0 if refund_prompt else 1,
-            prompt_tokens=charge.prompt_tokens,
-            output_tokens=output_tokens,
-        )
+        num_requests = 0 if refund_prompt else 1
+        self.intake.settle(request, commands, num_requests, charge.prompt_tokens, output_tokens)
 
     def _set_capacity(self, event: CapacityChanged, now: float) -> None:
         if event.num_executors:
@@ -286,13 +269,12 @@ class AdmissionCore:
             queued = next(iter(self.queue.waiting.values()))
             if queued.arrived_at_s + ttl_s > now:
                 return
-            ahead = self._queued_cost
-            self._drop(queued)
+            request, tenant = queued.request, queued.account.name
+            refusal = refusals.no_capacity(request, tenant, self._without_capacity_s(now))
             if self.capacity.num_executors:
-                wait_s = self._rate.retry_after_s(ahead, queued.request)
-                refusal = refusals.timed_out(queued.request, queued.account.name, ttl_s, wait_s)
-            else:
-                refusal = refusals.no_capacity(queued.request, queued.account.name, self._without_capacity_s(now))
+                wait_s = self._rate.retry_after_s(self._queued_cost, request)
+                refusal = refusals.timed_out(request, tenant, ttl_s, wait_s)
+            self._drop(queued)
             self._give_back(refusal, commands)
 
     # --- decisions ------------------------------------------------------------------------------------------------
@@ -374,9 +356,11 @@ class AdmissionCore:
         since = self.intake.oldest_s()
         if self.queue.waiting:
             since = min(since, next(iter(self.queue.waiting.values())).arrived_at_s)
+        if since == inf:
+            return
         deadline = since + self.rules.queue.ttl_s
         # An earlier wake-up still pending finds the newer deadline itself: one command per wake, not one per event.
-        if deadline < (inf if self._wakes_at is None else self._wakes_at):
+        if self._wakes_at is None or deadline < self._wakes_at:
             self._wakes_at = deadline
             commands.append(WakeAt(deadline))
 

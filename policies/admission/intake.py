@@ -234,7 +234,6 @@ class Intake:
         self,
         request: int,
         commands: list[Command],
-        *,
         num_requests: int,
         prompt_tokens: int = 0,
         output_tokens: int = 0,

@@ -1,6 +1,6 @@
 """Why a request is not served, as its client is told: what is wrong, by how much, and what to do.
 
-Owns the codes and sentences of admission; decides nothing.
+Owns the codes and sentences of admission, and when the queue is full; takes and gives nothing.
 """
 
 from math import ceil
@@ -8,6 +8,7 @@ from math import ceil
 from policies.admission.limits.items import LimitItem
 from policies.admission.limits.rules import GAUGES
 from policies.commands import Refuse
+from policies.document.schema import Queue
 from policies.events import Arrived, OverLimit
 
 NO_CAPACITY_RETRY_S = 1.0
@@ -42,8 +43,17 @@ def no_capacity(request: int, tenant: str, without_s: float) -> Refuse:
     return Refuse(request, "no_capacity", sentence, NO_CAPACITY_RETRY_S, tenant=tenant)
 
 
-def queue_full(event: Arrived, sentence: str, num_waiting: int, wait_s: float) -> Refuse:
-    """Too many wait already, as the sentence says."""
+def queue_full(event: Arrived, most: Queue, *, num_own: int, num_waiting: int, wait_s: float) -> Refuse | None:
+    """Too many of its tenant or of all wait already; None: it may wait too."""
+    if num_own >= most.per_tenant_max:
+        sentence = (
+            f'Tenant "{event.tenant}" already has {num_own} requests waiting'
+            f" (queue.per_tenant_max is {most.per_tenant_max})"
+        )
+    elif num_waiting >= most.total_max:
+        sentence = f"{num_waiting} requests are waiting (queue.total_max is {most.total_max})"
+    else:
+        return None
     message = f"{sentence}; retry in {wait_s:.0f} s."
     return Refuse(event.request, "queue_full", message, wait_s, position=num_waiting, tenant=event.tenant)
 

@@ -313,7 +313,7 @@ def test_nobody_waits_longer_for_a_store_than_for_a_place() -> None:
     gate = Gate(REQUESTS, queue={"ttl_s": 5})
     gate.answers = False
     assert gate.tell(Arrived(1, "acme", "free", 10, 10))[0:] == [WakeAt(5.0)]
-    (refusal,) = gate.tell(Woke(), now=5.0)[:1]
+    (refusal,) = gate.tell(Woke(), now=5.0)
     assert isinstance(refusal, Refuse)
     assert (refusal.code, refusal.retry_after_s) == ("queue_timeout", 1.0)
     assert "limits of the request could not be checked within 5 s" in refusal.message
