@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from policies.admission.fairness import Account
 
-
 NOTHING_DONE = ("error", "refused")
 """Outcomes that give the prompt back when no token was produced: the failure was ours."""
 

@@ -1,4 +1,4 @@
-"""The SQLite file of admission: what is written is there for the next process, and a file that is not usable is said."""
+"""The SQLite file of admission: what is written is there for the next process, and what cannot be used is said."""
 
 import sqlite3
 import subprocess
@@ -77,7 +77,7 @@ def test_usage_is_read_of_the_days_asked_for_and_forgotten_after_more_than_a_yea
 def test_no_file_is_no_usage_and_a_file_that_is_none_is_said(path: Path) -> None:
     assert read_usage(path, "", 1) == []
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match="admission.sqlite cannot be read: file is not a database"):
+    with pytest.raises(StoreError, match=r"admission.sqlite cannot be read: file is not a database"):
         read_usage(path, "", 1)
 
 
@@ -104,7 +104,7 @@ def test_a_file_of_a_later_version_is_left_alone(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     connection.close()
-    with pytest.raises(StartError, match="later version.*start that version, or move the file away"):
+    with pytest.raises(StartError, match=r"later version.*start that version, or move the file away"):
         KeptFile(path).open()
 
 

@@ -67,18 +67,18 @@ def scheduler() -> Scheduler:
 
 def held(request: int, output_tokens: int, **changes) -> HeldAtScheduler:
     return HeldAtScheduler(
-        **dict(
-            request=request,
-            tenant="acme",
-            project="default",
-            key="k",
-            slo_class="paid",
-            weight=2.0,
-            prompt_tokens=5,
-            max_output_tokens=16,
-            num_choices=1,
-            output_tokens=output_tokens,
-        )
+        **{
+            "request": request,
+            "tenant": "acme",
+            "project": "default",
+            "key": "k",
+            "slo_class": "paid",
+            "weight": 2.0,
+            "prompt_tokens": 5,
+            "max_output_tokens": 16,
+            "num_choices": 1,
+            "output_tokens": output_tokens,
+        }
         | changes
     )
 
