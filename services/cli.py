@@ -18,6 +18,7 @@ COMMANDS = {
     "replay": ("services.replay", "run the cores in virtual time over a trace, or verify a recorded log"),
     "experiment": ("services.experiment", "reproduce a paper: published figures beside obtained ones"),
     "keys": ("services.keys", "add, list or revoke API keys"),
+    "usage": ("services.usage", "say what each tenant has used, by day"),
     "bench": ("ops.bench.harness", "measure against a reference in the same run"),
 }
 POLICY_COMMANDS = {

@@ -13,12 +13,11 @@ import msgspec
 
 from policies.admission.limits.book import LimitBook
 from policies.admission.limits.items import LimitItem
-from services.admission.kept_file import KeptFile, read_usage
-from services.admission.store import Answer, Batch, Kept, UsageRow
+from services.admission.kept_file import KeptFile
+from services.admission.store import Answer, Batch, Kept, StoreError
 from services.runtime import StartError
+from services.usage_rows import FILE, UsageError, UsageRow, read_usage
 
-FILE = "admission.sqlite"
-"""In the data folder."""
 AT = "at_ns"
 """Among the levels: when they were so. No limit has this name."""
 
@@ -67,7 +66,10 @@ class EmbeddedStore:
     async def usage(self, tenant: str, num_days: int) -> list[UsageRow]:
         """As `Store.usage`; what has not been saved yet is missing."""
         # A thread of its own: a question must not wait for a disk that hangs in the writer's.
-        return await asyncio.to_thread(read_usage, self._path, tenant, num_days)
+        try:
+            return await asyncio.to_thread(read_usage, self._path, tenant, num_days)
+        except UsageError as error:
+            raise StoreError(str(error)) from error
 
     async def close(self) -> None:
         """As `Store.close`."""

@@ -8,13 +8,12 @@ import logging
 import os
 import sqlite3
 import time
-from collections import defaultdict
-from contextlib import closing
 from pathlib import Path
 
-from services.admission.store import Batch, Kept, StoreError, UsageRow
+from services.admission.store import Batch, Kept, StoreError
 from services.runtime import StartError
 from services.usage_rows import KEEP_DAYS, day_of, first_day
+from services.usage_rows import TABLE as USAGE_TABLE
 
 FORMAT = 1
 """Of the file; a later version may convert an earlier one's, and never the other way round."""
@@ -22,8 +21,6 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS core_row (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS limit_level (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS settled (id INTEGER PRIMARY KEY CHECK (id = 0), epoch INTEGER, number INTEGER);
-CREATE TABLE IF NOT EXISTS usage (day TEXT, tenant TEXT, counted TEXT, amount INTEGER NOT NULL,
-                                  PRIMARY KEY (day, tenant, counted)) WITHOUT ROWID;
 """
 
 log = logging.getLogger(__name__)
@@ -108,7 +105,7 @@ class KeptFile:
                     f"{self._path} was written by a later version of Fairlead (format {found}, this one writes"
                     f" {FORMAT}): start that version, or move the file away to begin with nothing"
                 )
-            connection.executescript(TABLES)
+            connection.executescript(TABLES + USAGE_TABLE)
             connection.execute(f"PRAGMA user_version = {FORMAT}")
         except BaseException:
             connection.close()
@@ -154,30 +151,6 @@ class KeptFile:
         if today != self._pruned:
             connection.execute("DELETE FROM usage WHERE day < ?", (first_day(today, KEEP_DAYS),))
             self._pruned = today
-
-
-def read_usage(path: Path, tenant: str, num_days: int) -> list[UsageRow]:
-    """Usage of a tenant (empty: of each) in the last days, today included, while admission works or not. No file yet:
-    no usage.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    if not path.exists():
-        return []
-    since = first_day(day_of(time.time()), num_days)
-    found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            for day, name, counted, amount in connection.execute(
-                "SELECT day, tenant, counted, amount FROM usage WHERE day >= ? AND (? = '' OR tenant = ?)"
-                " ORDER BY day, tenant, counted",
-                (since, tenant, tenant),
-            ):
-                found[day, name][counted] = amount
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be read: {_words(error)}") from error
-    return [UsageRow(day, name, counts) for (day, name), counts in found.items()]
 
 
 def _write(connection: sqlite3.Connection, batch: Batch, levels: dict[str, bytes | None]) -> None:

@@ -11,6 +11,9 @@ from msgspec import Struct, field
 
 from policies.admission.limits.items import LimitItem
 from policies.events import CountersShared, OverLimit, Reserved
+from services.usage_rows import UsageRow
+
+__all__ = ["Answer", "Batch", "Kept", "Store", "StoreError", "UsageCell", "UsageRow"]
 
 UsageCell = tuple[str, str, str]
 """Day (UTC, `2026-01-31`), tenant, and what is counted: a name of `services.usage_rows`."""
@@ -45,15 +48,6 @@ class Kept(Struct, frozen=True):
     scheduler_epoch: int = 0
     ends_number: int = 0
     """As in `Batch`."""
-
-
-class UsageRow(Struct, frozen=True):
-    """What one tenant has used on one day."""
-
-    day: str
-    tenant: str
-    counts: dict[str, int]
-    """By name, as in `UsageCell`."""
 
 
 class Store(Protocol):

@@ -6,10 +6,11 @@ import pytest
 
 from policies.admission.limits.items import LimitItem
 from policies.events import OverLimit, Reserved
-from services.admission.embedded_store import FILE, EmbeddedStore
+from services.admission.embedded_store import EmbeddedStore
 from services.admission.kept_file import KeptFile
 from services.admission.store import Batch
 from services.runtime import StartError
+from services.usage_rows import FILE
 
 pytestmark = pytest.mark.asyncio
 DAILY = LimitItem("tenant", "acme", "total_tokens", "token_bucket", 60, 100, 86_400, 100)

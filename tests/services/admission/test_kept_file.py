@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.admission.kept_file import FORMAT, KeptFile, read_usage
-from services.admission.store import Batch, StoreError, UsageRow
+from services.admission.kept_file import FORMAT, KeptFile
+from services.admission.store import Batch, StoreError
 from services.runtime import StartError
-from services.usage_rows import KEEP_DAYS, day_of, first_day
+from services.usage_rows import KEEP_DAYS, UsageError, UsageRow, day_of, first_day, read_usage
 
 TODAY = day_of(time.time())
 
@@ -77,7 +77,7 @@ def test_usage_is_read_of_the_days_asked_for_and_forgotten_after_more_than_a_yea
 def test_no_file_is_no_usage_and_a_file_that_is_none_is_said(path: Path) -> None:
     assert read_usage(path, "", 1) == []
     path.write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match=r"admission.sqlite cannot be read: file is not a database"):
+    with pytest.raises(UsageError, match=r"admission.sqlite cannot be read: file is not a database"):
         read_usage(path, "", 1)
 
 
