@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.tokenizer import Tokenizer
+from services.gateway.api_messages import MessagesApi
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.embeddings import EmbeddingAnswer, read_embedding
@@ -48,6 +49,14 @@ class Api:
         self._serving = Serving(backend, self._replies, http.stream_buffer_bytes)
         self._started = int(time.time())
         self.intake = Intake(http, model, tokenizer, keys, backend)
+        self._messages = MessagesApi(
+            model,
+            intake=self.intake,
+            prompts=self._prompts,
+            grammars=grammars,
+            serving=self._serving,
+            replies=self._replies,
+        )
 
     def application(self) -> web.Application:
         """Routes and the middleware that makes every error JSON."""
@@ -57,6 +66,7 @@ class Api:
                 web.post("/v1/chat/completions", self._serving.counted(self.intake.caller, self._chat)),
                 web.post("/v1/completions", self._serving.counted(self.intake.caller, self._complete)),
                 web.post("/v1/embeddings", self._serving.counted(self.intake.caller, self._embed)),
+                *self._messages.routes(),
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._one_model),
                 web.get("/v1/fairlead/policy", self._policy),
@@ -138,7 +148,7 @@ class Api:
         self.intake.check_room(body.model, len(given), "input")
         inputs = await self._prompts.each(given, "input")
         submits = self.intake.submits(request, caller, body, inputs, received_ns, pooling=body.pooling)
-        shape = OpenAiShape(answer_id=new_id("embd"), created=int(time.time()), model=self._model, include_usage=False)
+        shape = OpenAiShape(answer_id=new_id("embd-"), created=int(time.time()), model=self._model, include_usage=False)
         answer = EmbeddingAnswer(
             shape, sum(map(len, inputs)), model=self._model, encoding=body.encoding_format or "float"
         )
@@ -163,17 +173,12 @@ class Api:
         submits = self.intake.submits(request, caller, body, prompts, received_ns, grammar=structure.grammar())
         chat = isinstance(body, ChatBody)
         shape = (ChatShape if chat else OpenAiShape)(
-            answer_id=new_id("chatcmpl" if chat else "cmpl"),
+            answer_id=new_id("chatcmpl-" if chat else "cmpl-"),
             created=int(time.time()),
             model=self._model,
             include_usage=body.include_usage,
             calls=bool(structure.callable_tools),
             logprobs=None if body.num_logprobs is None else (ChatForm if chat else CompletionForm)(self._tokenizer),
         )
-        prompt_tokens = sum(map(len, prompts))
-        answer = (
-            StreamedAnswer(shape, prompt_tokens, limit_bytes=self._http.stream_buffer_bytes)
-            if body.stream
-            else Answer(shape, prompt_tokens)
-        )
-        return await self._serving.serve(request, submits, answer, body.stops)
+        kind = StreamedAnswer if body.stream else Answer
+        return await self._serving.serve(request, submits, kind(shape, sum(map(len, prompts))), body.stops)

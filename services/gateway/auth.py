@@ -71,9 +71,10 @@ class Keys:
         Raises:
             RequestError: there is no bearer key in it, or it is unknown or revoked.
         """
-        if not authorization.lower().startswith(SCHEME):
-            raise RequestError("invalid_api_key", "no API key given; send the header `Authorization: Bearer YOUR_KEY`")
         secret = authorization[len(SCHEME) :].strip()
+        if not authorization.lower().startswith(SCHEME) or not secret:
+            message = "no API key given; send the header `Authorization: Bearer YOUR_KEY` or `x-api-key: YOUR_KEY`"
+            raise RequestError("invalid_api_key", message)
         found = self._find(secret)
         if found is None and not self.refresh():  # a key is good from the moment it was made
             found = self._find(secret)

@@ -61,7 +61,7 @@ class Grammars:
             message = f"{param}: this schema cannot be followed: {verdict.problem}"
             raise RequestError("invalid_value", message, param=param)
         if verdict.problem:
-            param = "tools" if structure.callable_tools else "response_format"
+            param = structure.at_fault
             message = f"{param}: the answer cannot be held to this form: {verdict.problem}"
             raise RequestError("invalid_value", message, param=param)
 

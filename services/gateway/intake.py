@@ -63,8 +63,9 @@ class Intake:
         """No new requests; those running go on."""
 
     def caller(self, request: web.Request) -> Caller:
-        """Who asks; errors as `Keys.find`."""
-        return self._keys.find(request.headers.get("authorization", ""))
+        """Who asks, by either dialect's header; errors as `Keys.find`."""
+        headers = request.headers
+        return self._keys.find(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
 
     async def body(self, request: web.Request) -> bytes:
         """The body.

@@ -36,7 +36,7 @@ class Replies:
     def headers(self, request: web.BaseRequest, told: Told | None = None, answer_id: str = "") -> dict[str, str]:
         """Of any answer; `told` is what admission said of its request."""
         dialect = dialect_of(request)
-        request_id = answer_id or new_id("req")
+        request_id = answer_id or new_id("req-")
         headers = {"x-request-id": request_id, dialect.id_header: request_id}
         if self._revisions.label:
             headers["x-fairlead-policy"] = self._revisions.label
@@ -91,4 +91,4 @@ def dialect_of(request: web.BaseRequest) -> Dialect:
 
 def new_id(prefix: str) -> str:
     """An id that nobody has had."""
-    return f"{prefix}-{secrets.token_hex(12)}"
+    return prefix + secrets.token_hex(12)

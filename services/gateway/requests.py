@@ -7,6 +7,7 @@ for nothing. Knows no tokens, no tenants and no other service.
 import difflib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
@@ -255,12 +256,14 @@ def drop_harmless(fields: dict[str, Any], harmless: Mapping[str, tuple[Any, ...]
             )
 
 
-def convert(fields: dict[str, Any], kind: type[AnyStruct]) -> AnyStruct:
+def convert(
+    fields: dict[str, Any], kind: type[AnyStruct], allowed: Mapping[str, str] = MappingProxyType(ALLOWED)
+) -> AnyStruct:
     """Fields as a body; errors as `read_chat`."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error), kind, fields) from error
+        raise _refusal(str(error), kind, fields, allowed) from error
 
 
 def _convert(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
@@ -270,7 +273,7 @@ def _convert(fields: dict[str, Any], kind: type[AnyBody]) -> AnyBody:
     return body
 
 
-def _refusal(error: str, kind: type[Struct], fields: dict[str, Any]) -> RequestError:
+def _refusal(error: str, kind: type[Struct], fields: dict[str, Any], allowed: Mapping[str, str]) -> RequestError:
     """What msgspec found, under the parameter's name as clients write it."""
     match = PATH.fullmatch(error)
     what, path = (match["what"], match["path"] or "") if match else (error, "")
@@ -281,8 +284,8 @@ def _refusal(error: str, kind: type[Struct], fields: dict[str, Any]) -> RequestE
             return RequestError("invalid_value", f"{path}: {number}", param=path)
         code = "invalid_type" if ", got `" in what else "invalid_value"
         place = INDEX.sub("[]", path)
-        allowed = next((f"; allowed: {text}" for end, text in ALLOWED.items() if place.endswith(end)), "")
-        return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}{allowed}", param=path)
+        values = next((f"; allowed: {text}" for end, text in allowed.items() if place.endswith(end)), "")
+        return RequestError(code, f"{path}: {what[:1].lower()}{what[1:]}{values}", param=path)
     name = f"{path}.{field['name']}" if path else field["name"]
     if field["trouble"] == "missing required":
         return RequestError("missing_parameter", f"{name} is required", param=name)

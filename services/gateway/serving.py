@@ -88,7 +88,7 @@ class Serving:
         if writer is None or transport is None:
             raise ConnectionResetError("the client is gone")
         answer.on_slow = lambda: self._too_slow(answer, transport)
-        answer.attach(transport, request.protocol, chunked=chunked)
+        answer.attach(transport, request.protocol, limit_bytes=self._stream_buffer_bytes, chunked=chunked)
         while not answer.ended:
             if answer.holding:
                 await writer.drain()

@@ -129,9 +129,9 @@ class Answer:
 class StreamedAnswer(Answer):
     """An answer written as it is made, once `attach` gave it a connection; until then its text is held."""
 
-    def __init__(self, shape: Shape, prompt_tokens: int, *, limit_bytes: int) -> None:
+    def __init__(self, shape: Shape, prompt_tokens: int) -> None:
         super().__init__(shape, prompt_tokens)
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._protocol: HttpProtocol | None = None
         self._chunked = True
@@ -149,9 +149,12 @@ class StreamedAnswer(Answer):
         """Something waits for the reader."""
         return not self.ended and (self.done or any(choice.held for choice in self.choices))
 
-    def attach(self, transport: asyncio.Transport, protocol: HttpProtocol, *, chunked: bool) -> None:
-        """Write to this connection from now on. `chunked`: HTTP/1.1's coding, which HTTP/1.0 does not know."""
-        transport.set_write_buffer_limits(high=min(HIGH_WATER_BYTES, self._limit_bytes // 2))
+    def attach(self, transport: asyncio.Transport, protocol: HttpProtocol, *, limit_bytes: int, chunked: bool) -> None:
+        """Write to this connection from now on, whose reader may leave so much unread. `chunked`: HTTP/1.1's coding,
+        which HTTP/1.0 does not know.
+        """
+        self._limit_bytes = limit_bytes
+        transport.set_write_buffer_limits(high=min(HIGH_WATER_BYTES, limit_bytes // 2))
         self._transport, self._protocol, self._chunked = transport, protocol, chunked
         for choice in self.choices:
             choice.write = transport.write

@@ -75,6 +75,19 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
+class ParameterNames(NamedTuple):
+    """What an endpoint calls the parameters that this module speaks of."""
+
+    document_schema: str
+    tool_schema: str
+    """Of one tool."""
+    form: str
+    """Of an answer that calls no tools."""
+
+
+OPENAI_NAMES = ParameterNames("response_format.json_schema.schema", "function.parameters", "response_format")
+
+
 class Structure(NamedTuple):
     """What is asked of an answer's form."""
 
@@ -82,6 +95,12 @@ class Structure(NamedTuple):
     tools: Sequence[Tool]
     choice: ToolChoice
     at_most_one_call: bool
+    names: ParameterNames = OPENAI_NAMES
+
+    @property
+    def at_fault(self) -> str:
+        """The parameter that is wrong where the whole form is."""
+        return "tools" if self.callable_tools else self.names.form
 
     @property
     def callable_tools(self) -> list[Tool]:
@@ -115,8 +134,8 @@ class Structure(NamedTuple):
         try:
             return self._grammar()
         except RecursionError as error:
-            param = "tools" if self.callable_tools else "response_format"
-            raise RequestError("invalid_value", f"{param}: a schema is nested too deeply", param=param) from error
+            message = f"{self.at_fault}: a schema is nested too deeply"
+            raise RequestError("invalid_value", message, param=self.at_fault) from error
 
     def _grammar(self) -> str:
         functions = [lark.Function(tool.function.name, _parameters(tool)) for tool in self.callable_tools]
@@ -132,10 +151,10 @@ class Structure(NamedTuple):
     def schemas(self) -> Iterator[tuple[str, Schema]]:
         """Each schema that the client wrote, with its parameter's name."""
         if isinstance(self.response_format, SchemaFormat):
-            yield "response_format.json_schema.schema", self.response_format.json_schema.schema
+            yield self.names.document_schema, self.response_format.json_schema.schema
         for index, tool in enumerate(self.tools):
             if tool.function.parameters is not None:
-                yield f"tools[{index}].function.parameters", tool.function.parameters
+                yield f"tools[{index}].{self.names.tool_schema}", tool.function.parameters
 
     def _schema(self) -> Schema | None:
         match self.response_format:
@@ -154,24 +173,29 @@ def read_structure(
     tools: Sequence[Tool],
     choice: ToolChoice | None,
     parallel_tool_calls: bool | None,
+    names: ParameterNames = OPENAI_NAMES,
 ) -> Structure:
     """What these parameters come to together.
 
     Raises:
         RequestError: a name stands twice, or the choice is of a tool that is not there.
     """
-    names = [tool.function.name for tool in tools]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    functions = [tool.function.name for tool in tools]
+    twice = next((name for name, count in Counter(functions).items() if count > 1), None)
     if twice is not None:
         raise RequestError("invalid_value", f'tools: two functions are called "{twice}"', param="tools")
     if choice == "required" and not tools:
-        raise RequestError("invalid_value", "tool_choice: required needs tools to choose from", param="tool_choice")
-    if isinstance(choice, NamedTool) and choice.function.name not in names:
-        known = ", ".join(names) or "none"
+        raise RequestError(
+            "invalid_value",
+            "tool_choice: a call is required, but there are no tools to choose from",
+            param="tool_choice",
+        )
+    if isinstance(choice, NamedTool) and choice.function.name not in functions:
+        known = ", ".join(functions) or "none"
         message = f'tool_choice: there is no function "{choice.function.name}" among the tools; there are: {known}'
         raise RequestError("invalid_value", message, param="tool_choice")
     one = parallel_tool_calls is False or isinstance(choice, NamedTool)
-    return Structure(response_format, tools, choice or "auto", one)
+    return Structure(response_format, tools, choice or "auto", one, names)
 
 
 def _parameters(tool: Tool) -> Schema:

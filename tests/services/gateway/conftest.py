@@ -17,6 +17,7 @@ from random_checkpoint import write_random_checkpoint
 
 from engine.interface import Logprobs
 from engine.tokenizer import Tokenizer
+from policies.admission.limits.items import LimitState
 from policies.commands import FinishReason
 from policies.document.tenants import digest
 from services.gateway.service import GatewayService
@@ -246,6 +247,17 @@ class Stage:
         ):
             return answer.status, await answer.json(), answer.headers
 
+    async def stream(self, path: str, body: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Names and documents of the events of a stream."""
+        async with (
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {KEY}"}) as session,
+            session.post(self.url + path, json=body) as answer,
+        ):
+            events = [each.split("\n") for each in (await answer.text()).split("\n\n") if each]
+        return [
+            (name.removeprefix("event: "), msgspec.json.decode(data.removeprefix("data: "))) for name, data in events
+        ]
+
     def chat(self, **more: Any) -> dict[str, Any]:
         return {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], **more}
 
@@ -278,6 +290,15 @@ class Stage:
             f"content-length: {len(data)}\r\n\r\n"
         )
         return head.encode() + data
+
+
+@pytest.fixture
+def states() -> tuple[LimitState, ...]:
+    """What is left of a caller's limits."""
+    return (
+        LimitState("key", "one", "requests", 60, 60, 58, 2.0),
+        LimitState("tenant", "acme", "total_tokens", 60_000, 60, 58_210, 1.79),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from policies.admission.limits.items import LimitState
 from policies.commands import FinishReason
 from services.gateway import backend as backend_module
 from services.wire import Admitted, InvalidRequest, Queued, Refused, RequestEnded, Submit
@@ -17,10 +16,6 @@ BODIES = {
     CHAT: {"model": "demo", "messages": [{"role": "user", "content": "Hello"}]},
     COMPLETIONS: {"model": "demo", "prompt": "x"},
 }
-LIMITS = (
-    LimitState("key", "one", "requests", 60, 60, 58, 2.0),
-    LimitState("tenant", "acme", "total_tokens", 60_000, 60, 58_210, 1.79),
-)
 OPENAI = {
     "x-ratelimit-limit-requests": "60",
     "x-ratelimit-remaining-requests": "58",
@@ -41,12 +36,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def limited(stage: Any) -> Any:
+def limited(stage: Any, states: Any) -> Any:
     """A stage where every request is admitted at once, under limits, and answered in one word."""
     tokens = stage.tokenizer.encode("word", add_special_tokens=False)
 
     def script(submit: Submit) -> None:
-        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 12_000_001, limits=LIMITS))
+        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 12_000_001, limits=states))
         stage.backstage.speak(submit, tokens, FinishReason.LENGTH)
 
     stage.backstage.script = script
@@ -83,11 +78,11 @@ async def test_the_class_that_serves_a_request_is_its_service_tier(limited: Any)
     assert first.service_tier == "flex"
 
 
-async def test_a_request_that_waited_says_where_it_stood_and_how_long_it_took(stage: Any) -> None:
+async def test_a_request_that_waited_says_where_it_stood_and_how_long_it_took(stage: Any, states: Any) -> None:
     tokens = stage.tokenizer.encode("word", add_special_tokens=False)
 
     def script(submit: Submit) -> None:
-        stage.backstage.send("admission", Queued(submit.request, 3, 9.0, LIMITS))
+        stage.backstage.send("admission", Queued(submit.request, 3, 9.0, states))
         stage.backstage.send("admission", Admitted(submit.request, "all", 1, 5, 2_000_000_005))
         stage.backstage.speak(submit, tokens, FinishReason.LENGTH)
 
@@ -120,10 +115,10 @@ async def test_a_request_that_waited_says_where_it_stood_and_how_long_it_took(st
     ],
 )
 async def test_a_refusal_says_its_type_its_wait_and_what_is_left(
-    stage: Any, refusal: dict[str, Any], answered: tuple[int, str], expected: dict[str, str]
+    stage: Any, states: Any, refusal: dict[str, Any], answered: tuple[int, str], expected: dict[str, str]
 ) -> None:
     stage.backstage.script = lambda submit: stage.backstage.send(
-        "admission", Refused(submit.request, message="the sentence", limits=LIMITS, **refusal)
+        "admission", Refused(submit.request, message="the sentence", limits=states, **refusal)
     )
     for streamed in (False, True):
         status, document, headers = await stage.post(CHAT, BODIES[CHAT] | {"stream": streamed})
@@ -134,9 +129,9 @@ async def test_a_refusal_says_its_type_its_wait_and_what_is_left(
     assert stage.backstage.all_of(InvalidRequest) == []
 
 
-async def test_an_error_after_the_release_still_says_what_is_left(stage: Any) -> None:
+async def test_an_error_after_the_release_still_says_what_is_left(stage: Any, states: Any) -> None:
     def script(submit: Submit) -> None:
-        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=LIMITS))
+        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=states))
 
     stage.backstage.script = script
     answer = asyncio.create_task(stage.post(CHAT, BODIES[CHAT]))
@@ -148,9 +143,9 @@ async def test_an_error_after_the_release_still_says_what_is_left(stage: Any) ->
     assert said(headers, OPENAI) == OPENAI
 
 
-async def test_an_embedding_says_what_is_left(stage: Any) -> None:
+async def test_an_embedding_says_what_is_left(stage: Any, states: Any) -> None:
     def script(submit: Submit) -> None:
-        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=LIMITS))
+        stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=states))
         stage.backstage.frame([(submit.request, 1, int(FinishReason.LENGTH))], vectors={submit.request: b"\0" * 8})
 
     stage.backstage.script = script
@@ -159,13 +154,13 @@ async def test_an_embedding_says_what_is_left(stage: Any) -> None:
     assert said(headers, OPENAI) == OPENAI
 
 
-async def test_tokens_that_overtake_admissions_word_wait_for_it(stage: Any) -> None:
+async def test_tokens_that_overtake_admissions_word_wait_for_it(stage: Any, states: Any) -> None:
     tokens = stage.tokenizer.encode("word", add_special_tokens=False)
     stage.backstage.script = lambda submit: stage.backstage.speak(submit, tokens, FinishReason.LENGTH)
     answer = asyncio.create_task(stage.post(CHAT, BODIES[CHAT]))
     [submit] = await stage.backstage.submitted()
     await until(lambda: not stage.gateway._backend.running)
-    stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=LIMITS))
+    stage.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, limits=states))
     status, _, headers = await answer
     assert status == 200
     assert said(headers, OPENAI) == OPENAI
@@ -179,9 +174,9 @@ async def test_without_limits_no_header_speaks_of_any(stage: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", {"model": "gpt-9", "prompt": "x"}, {"model": "demo", "prompt": [1] * 900}])
-async def test_a_wrong_request_is_counted_and_says_what_is_left(stage: Any, body: Any) -> None:
+async def test_a_wrong_request_is_counted_and_says_what_is_left(stage: Any, states: Any, body: Any) -> None:
     stage.backstage.count = lambda wrong: stage.backstage.send(
-        "admission", Admitted(wrong.request, "", 0, 0, 0, limits=LIMITS)
+        "admission", Admitted(wrong.request, "", 0, 0, 0, limits=states)
     )
     status, _, headers = await stage.post(COMPLETIONS, body)
     assert status in {400, 404}
@@ -192,9 +187,9 @@ async def test_a_wrong_request_is_counted_and_says_what_is_left(stage: Any, body
     assert stage.gateway._backend._counting == {}
 
 
-async def test_a_wrong_request_of_a_caller_who_is_over_the_limit_gets_the_429(stage: Any) -> None:
+async def test_a_wrong_request_of_a_caller_who_is_over_the_limit_gets_the_429(stage: Any, states: Any) -> None:
     stage.backstage.count = lambda wrong: stage.backstage.send(
-        "admission", Refused(wrong.request, "rate_limit_exceeded", "too many", 3.5, "requests", limits=LIMITS)
+        "admission", Refused(wrong.request, "rate_limit_exceeded", "too many", 3.5, "requests", limits=states)
     )
     status, document, headers = await stage.post(CHAT, b"{")
     assert (status, document["error"]["code"], headers["retry-after-ms"]) == (429, "rate_limit_exceeded", "3500")
