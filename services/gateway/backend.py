@@ -129,7 +129,7 @@ class Backend:
         self._counting[request] = counted
         if ADMISSION not in self._streams:
             counted.set_result((Told(), None))
-        self._send(ADMISSION, InvalidRequest(request, tenant.name, key.project, key.id))
+        self._send(ADMISSION, InvalidRequest(request, tenant.name, key.project, key.id, tenant.tier))
         try:
             async with asyncio.timeout(COUNTED_S):
                 return await counted

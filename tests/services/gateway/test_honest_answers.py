@@ -183,7 +183,7 @@ async def test_a_wrong_request_is_counted_and_says_what_is_left(stage: Any, stat
     assert said(headers, OPENAI) == OPENAI
     assert "x-queue-position" not in headers
     [wrong] = stage.backstage.all_of(InvalidRequest)
-    assert (wrong.tenant, wrong.project, wrong.key) == ("acme", "web", "one")
+    assert (wrong.tenant, wrong.project, wrong.key, wrong.tier) == ("acme", "web", "one", "paid")
     assert stage.gateway._backend._counting == {}
 
 
