@@ -110,7 +110,8 @@ def _most(item: LimitItem) -> str:
         return f"have {item.limit} {noun} at once"
     period = PERIODS.get(item.period_s, f"{item.period_s} s")
     verb = "make" if item.dimension == "requests" else "use"
-    return f"{verb} {item.limit} {noun} a {period}"
+    at_once = "" if item.most == item.limit else f", {item.most} at once"
+    return f"{verb} {item.limit} {noun} a {period}{at_once}"
 
 
 def _seconds(wait_s: float) -> str:

@@ -188,7 +188,8 @@ def test_a_refusal_names_dimension_subject_limit_use_request_and_wait() -> None:
     assert isinstance(refusal, Refuse)
     assert (refusal.code, refusal.dimension, refusal.retry_after_s) == ("rate_limit_exceeded", "output_tokens", 3.0)
     assert refusal.message == (
-        'Tenant "acme" may use 1000 output tokens a minute: Limit 1000, Used 100, Requested 50; retry in 3 s.'
+        'Tenant "acme" may use 1000 output tokens a minute, 100 at once: Limit 1000, Used 100, Requested 50;'
+        " retry in 3 s."
     )
     assert [state.remaining for state in refusal.limits] == [0, 990]
     gate.now = 2.999999999

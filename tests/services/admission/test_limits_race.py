@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from engine.interface import Sampling
+from policies.admission.core import AdmissionCore
+from policies.event_log import read_records, verify
 from services.admission.service import AdmissionService
 from services.settings import Deployment
 from services.transport import Identity, Link, Stream
@@ -56,9 +58,13 @@ class Gateway:
 def deployment(tmp_path: Path) -> Deployment:
     policy = tmp_path / "policy.yaml"
     policy.write_text(yaml.safe_dump(yaml.safe_load(FCFS) | {"limits": [LIMIT]}))
-    made = Deployment(data=str(tmp_path), policy=str(policy), check=True).resolved()
+    made = Deployment(data=str(tmp_path), policy=str(policy), record=str(tmp_path / "record"), check=True).resolved()
     Path(made.streams.secret_file).write_bytes(SECRET)
     return made
+
+
+def log_of(deployment: Deployment) -> bytes:
+    return (Path(deployment.record) / "admission.log").read_bytes()
 
 
 @pytest.fixture
@@ -72,6 +78,8 @@ async def gateways(deployment: Deployment):
     for gateway in gateways:
         await gateway.link.close()
     await service.stop()
+    # The store's answers are in the log: a replay of it needs none.
+    assert verify(AdmissionCore(), read_records(log_of(deployment))) is None
 
 
 async def test_200_tasks_racing_for_one_bucket_never_get_one_token_too_many(gateways: list[Gateway]) -> None:
