@@ -106,18 +106,23 @@ class Reading:
 
     def _struct(self, path: Path, node: Mapping, kind: inspect.StructType) -> Any:
         fields = {field.encode_name: field for field in kind.fields}
+        known = list(fields) if kind.tag_field is None else [kind.tag_field, *fields]
         found: dict[str, Position] = {}
         values: dict[str, Any] = {}
         complete = True
         for key, value in node.entries:
             name = key.text if isinstance(key, Scalar) else ""
-            if name in fields and name not in found:
+            if name == kind.tag_field and name not in found:
+                found[name] = key.at
+                said = self._read((*path, name), value, inspect.LiteralType(values=(str(kind.tag),)), {})
+                complete = complete and said is not UNSET
+            elif name in fields and name not in found:
                 found[name] = key.at
                 field = fields[name]
                 values[field.name] = self._read((*path, name), value, field.type, {})
                 complete = complete and values[field.name] is not UNSET
             else:
-                self._bad_key(path, key, name, fields, found)
+                self._bad_key(path, key, name, known, found)
                 complete = False
         for name, field in fields.items():
             if field.required and name not in found:
@@ -144,9 +149,31 @@ class Reading:
 
     def _union(self, path: Path, node: Node, kind: inspect.UnionType, extra: dict[str, Any]) -> Any:
         fitting = [one for one in kind.types if _could_hold(one, node)]
+        if isinstance(node, Mapping) and len(fitting) > 1:
+            return self._tagged(path, node, [one for one in fitting if isinstance(one, inspect.StructType)])
         if len(fitting) == 1:
             return self._read(path, node, fitting[0], {**extra, "instead": allowed(kind, extra)})
         return self._mismatch(path, node, kind, extra)
+
+    def _tagged(self, path: Path, node: Mapping, kinds: list[inspect.StructType]) -> Any:
+        """One of several kinds of mappings: the one that it says it is, else the only one that has its keys."""
+        tag_field, tags = str(kinds[0].tag_field), [str(kind.tag) for kind in kinds]
+        keys = {key.text: value for key, value in node.entries if isinstance(key, Scalar)}
+        said = keys.get(tag_field)
+        if said is None:
+            fitting = [kind for kind in kinds if keys.keys() <= {field.encode_name for field in kind.fields}]
+            if len(fitting) == 1:
+                return self._struct(path, node, fitting[0])
+            self._problem(path, node.at, f'the key "{tag_field}" is missing', f"allowed: one of {listed(tags)}")
+            return UNSET
+        for kind in kinds:
+            if isinstance(said, Scalar) and said.text == kind.tag:
+                return self._struct(path, node, kind)
+        at = (*path, tag_field)
+        self.nodes[at] = said
+        close = self._nearest(said.text, tags) if isinstance(said, Scalar) else ""
+        self._problem(at, said.at, f"{_described(said)} does not fit", f"allowed: one of {listed(tags)}", close)
+        return UNSET
 
     def _scalar(self, path: Path, node: Scalar, kind: inspect.Type, extra: dict[str, Any]) -> Any:
         value = node.value()

@@ -29,6 +29,10 @@ def allowed(kind: inspect.Type, extra: dict[str, Any] | None = None) -> str:
             return listed(values) if len(values) == 1 else f"one of {listed(values)}"
         case inspect.VarTupleType(item_type=item, min_length=least):
             return f"a list of {f'at least {least} of ' if least else ''}({allowed(item)})"
+        case inspect.StructType(fields=fields, tag=str(tag), tag_field=str(tag_field)):
+            return (
+                f"a mapping with the keys {listed([f'{tag_field}: {tag}', *(field.encode_name for field in fields)])}"
+            )
         case inspect.StructType(fields=fields):
             return f"a mapping with the keys {listed(field.encode_name for field in fields)}"
         case inspect.UnionType(types=types):
