@@ -104,7 +104,7 @@ def predict(data: str, now: Document, then: Document, window_s: float, progress:
             progress=lambda _, arrived: progress(offset + arrived, 2 * num_requests),
         ).run()
 
-    happened = window.outcome(now.policy, compile_admission(now.policy).prices)
+    happened = window.outcome(now.policy, compile_admission(now.policy).cost)
     outcomes = (happened, replayed(now, 0), replayed(then, num_requests))
     recorded, before, after = (report(outcome, 0.0) for outcome in outcomes)
     same = {each.revision for each in Revisions(data).all() if each.document == now.content}

@@ -3,7 +3,11 @@
 Reads everything, changes nothing: after every event in tests, when idle in live.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING
+
+from policies.admission.fairness import FairQueue
+from policies.admission.nodes import Branch, Leaf, Node
 
 if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
@@ -13,19 +17,51 @@ def check(core: "AdmissionCore") -> None:
     """Assert the invariants: one place for each request, a window that sums up, counters that can be selected, limits
     taken by nobody who is gone, and no capacity left idle beside a request that could use it.
     """
-    core.queue.check()
+    check_queue(core.queue)
     core.ledger.check()
     core.intake.check(core.queue.waiting, core.ledger.in_flight)
     both = [request for request in core.queue.waiting if request in core.ledger.in_flight]
     assert not both, f"requests {both} are queued and in flight"
-    reserved = sum(charge.size_tokens for charge in core.ledger.in_flight.values())
+    reserved = sum(charge.place.size_tokens for charge in core.ledger.in_flight.values())
     assert reserved == core.window.reserved_tokens, "the window and the ledger disagree on the tokens in flight"
     assert len(core.ledger.in_flight) == core.window.num_requests, "the window and the ledger disagree on requests"
     assert core.window.peak_tokens >= reserved, "the largest window use was missed"
-    for account in core.queue.accounts.values():
-        released = sum(charge.account is account for charge in core.ledger.in_flight.values())
-        assert released == account.num_in_flight, f"tenant {account.name} has {released} requests in flight"
-    if core.capacity.num_executors and core.queue.waiting:
-        head = core.rules.select(core.queue)
-        assert head is not None
-        assert not core.window.fits(head.size_tokens), f"request {head.request} waits although it fits"
+    released = Counter(node for charge in core.ledger.in_flight.values() for node in charge.leaf.path)
+    for node, num_released in released.items():
+        assert num_released == node.num_in_flight, f"{node.id} has {num_released} requests in flight"
+    total = sum(tenant.num_in_flight for tenant in core.queue.accounts.values())
+    assert total == len(core.ledger.in_flight), "a tenant counts requests in flight that the ledger does not have"
+    if core.capacity.num_executors and core.queue.waiting and not core.is_paused:
+        head = core.queue.next()
+        assert head is not None, "something waits and nothing is next"
+        _, size_tokens = core.sizes.needs(head, core.rules)
+        fits = core.sizes.fits(head, size_tokens, core.rules)
+        assert not fits, f"request {head.request} waits although it fits"
+
+
+def check_queue(queue: FairQueue) -> None:
+    """Assert what must hold between events."""
+    nodes: list[Node] = [queue.root]
+    for node in nodes:
+        if isinstance(node, Branch):
+            nodes += node.children.values()
+            _check_branch(queue, node)
+    listed = sorted(request for node in nodes if isinstance(node, Leaf) for request in node.queue)
+    assert listed == sorted(queue.waiting), "a waiting request is not in exactly one queue"
+    assert all(node.is_idle for node in queue.idle), "a node that is not idle may be forgotten"
+
+
+def _check_branch(queue: FairQueue, branch: Branch) -> None:
+    children = branch.children.values()
+    waiting = [node for node in children if node.num_waiting]
+    assert branch.num_backlogged == len(waiting), f"the number of backlogged children of {branch.id} is wrong"
+    assert {id(node) for node in branch.backlogged()} == {id(node) for node in waiting}, "a node is not selectable"
+    if branch is not queue.root:
+        assert branch.num_waiting == sum(node.num_waiting for node in children), f"{branch.id} miscounts waiting"
+        in_flight = sum(node.num_in_flight for node in children)
+        assert branch.num_in_flight == in_flight, f"{branch.id} miscounts what is in flight"
+    for counter, number, stamp, node in branch.heap:
+        if stamp == node.stamp:
+            real = (node.counter, queue.choice(node).number)
+            assert (counter, number) <= real, f"the heap overestimates {node.id}"
+    assert len(branch.heap) <= 2 * branch.num_backlogged + 65, "superseded heap entries pile up"

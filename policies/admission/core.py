@@ -14,15 +14,18 @@ from msgspec.structs import replace
 from policies.admission import refusals
 from policies.admission.auto_window import AutoWindow
 from policies.admission.checking import check
-from policies.admission.cost import Prices
+from policies.admission.cost import Bound
 from policies.admission.drain import ServiceRate
 from policies.admission.expectation import expectation
-from policies.admission.fairness import FairQueue, Queued, jain
+from policies.admission.fairness import FairQueue, jain
 from policies.admission.intake import Intake
+from policies.admission.kinds import LeastCounter
 from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
+from policies.admission.nodes import Queued
 from policies.admission.rules import AdmissionRules
+from policies.admission.sizes import Sizes
 from policies.admission.window import Window
-from policies.commands import CancelReleased, Command, Refuse, Release, Settle, WakeAt, Withdraw
+from policies.commands import CancelReleased, Command, Refuse, Release, WakeAt, Withdraw
 from policies.document.compile import compile_admission
 from policies.document.loading import load_policy
 from policies.events import (
@@ -46,11 +49,12 @@ class AdmissionCore:
     """The decisions of the admission service. The first events are `Started` and `PolicyApplied`."""
 
     def __init__(self) -> None:
-        self.queue = FairQueue()
+        self.queue = FairQueue(LeastCounter())
         self.window = Window()
         self.auto_window: AutoWindow | None = None
         """What sizes the window, where the policy leaves that to it."""
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.window)
+        self.sizes = Sizes(self.ledger, self.window)
         self.intake = Intake()
         self.revision = 0
         self._rules: AdmissionRules | None = None
@@ -62,8 +66,9 @@ class AdmissionCore:
         self._rate = ServiceRate()
         self._queued_cost = 0.0
         self._wakes_at: float | None = None
-        self._longest_prompt_tokens = 0
-        self._dearest = Prices(0.0, 0.0)
+        self._bound = Bound()
+        self._steps = 0
+        """Since the last release; the one that makes the first tokens of what was released does not count."""
 
     def handle(self, event: AdmissionEvent, now: float) -> list[Command]:
         """Decide. `now` is core time in seconds and never goes backwards.
@@ -78,9 +83,12 @@ class AdmissionCore:
             case TokensProduced():
                 if self.auto_window is not None:
                     self.auto_window.produced(event.sequences)
-                self.ledger.tokens(event.sequences)
+                self._steps += 1
                 self.intake.produced(event.sequences, commands)
-                self._rate.add(len(event.sequences) * self.rules.prices.output, now)
+                self._rate.add(self.ledger.tokens(event.sequences), now)
+                for charge, refund in self.ledger.hits(event.prefix_hits):
+                    self.queue.refund(charge.leaf, charge.weight, refund)
+                    self._bound.refunds_prompts()
                 # Charges may have changed whose turn it is, and the new head may fit where the old one did not.
             case Arrived():
                 self._arrive(event, now, commands)
@@ -93,26 +101,27 @@ class AdmissionCore:
                 if event.request not in self.intake.pending:
                     self.intake.count(event, self.rules, None, now, commands)
             case RequestFinished():
-                self._finish(event.request, event.output_tokens, event.outcome, commands)
+                self._finish(event.request, event.output_tokens, event.outcome, now, commands)
             case CancelRequested():
-                self._cancel(event, commands)
+                self._cancel(event, now, commands)
             case CapacityChanged():
                 self._set_capacity(event, now)
             case SchedulerLost():
                 for charge in list(self.ledger.in_flight.values()):
-                    self._finish(charge.request, charge.output_tokens, "scheduler_lost", commands)
+                    self._finish(charge.request, charge.output_tokens, "scheduler_lost", now, commands)
                 self._set_capacity(CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0), now)
             case Woke():
                 self._wakes_at = None
                 self._expire(now, commands)
             case PolicyApplied():
-                self._apply(event)
+                self._apply(event, now)
             case Started():
                 self._without_executors_since = now
         self._adapt_window(now)
         self._release(now, commands)
         self._tell_newest(commands)
         self._wake_for_oldest(commands)
+        self.sizes.heard(commands)
         return commands
 
     @property
@@ -126,6 +135,12 @@ class AdmissionCore:
             raise RuntimeError("admission needs a PolicyApplied before any other event than Started")
         return self._rules
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the policy wants more steps between releases."""
+        wanted = self.rules.admit_every_steps
+        return self._steps < wanted and bool(wanted and self.ledger.in_flight)
+
     # --- what an operator sees: the theorem, live -----------------------------------------------------------------
 
     @property
@@ -136,7 +151,7 @@ class AdmissionCore:
     @property
     def bound(self) -> float:
         """VTC's bound on `gap`: U over the smallest weight, with the sizes really in flight together so far."""
-        return self._dearest.bound(self.window.peak_tokens, self._longest_prompt_tokens) / self.queue.smallest_weight
+        return self._bound.value(self.window.peak_tokens) / self.queue.smallest_weight
 
     @property
     def gap_ratio(self) -> float:
@@ -160,16 +175,12 @@ class AdmissionCore:
             self.intake.count(event, self.rules, refusal, now, commands)
         elif refusal is not None:
             commands.append(refusal)
-        elif not self.intake.ask(
-            event,
-            self.rules,
-            event.num_choices * event.max_output_tokens,
-            now,
-            commands,
+        else:
+            expected_tokens = self.sizes.expected_tokens(event)
             # Whatever fits has been released, so whoever waits waits for room.
-            is_saturated=bool(self.queue.waiting),
-        ):
-            self._enqueue(event, now)
+            saturated = bool(self.queue.waiting)
+            if not self.intake.ask(event, self.rules, expected_tokens, now, commands, is_saturated=saturated):
+                self._enqueue(event, expected_tokens, now)
 
     def _reserved(self, event: Reserved, now: float, commands: list[Command]) -> None:
         pending = self.intake.reserved(event, commands)
@@ -178,25 +189,13 @@ class AdmissionCore:
         # Others may have come in while a store far away was asked.
         refusal = self._refusal(pending.event, now)
         if refusal is None:
-            self._enqueue(pending.event, pending.since_s)
+            self._enqueue(pending.event, pending.expected_tokens, pending.since_s)
         else:
             self._give_back(refusal, commands)
 
-    def _enqueue(self, event: Arrived, arrived_at_s: float) -> None:
+    def _enqueue(self, event: Arrived, expected_tokens: int, arrived_at_s: float) -> None:
         self._arrivals += 1
-        self._newest = queued = Queued(
-            event.request,
-            self._arrivals,
-            self.queue.account(event.tenant),
-            prompt_tokens=event.prompt_tokens,
-            max_output_tokens=event.max_output_tokens,
-            num_choices=event.num_choices,
-            arrived_at_s=arrived_at_s,
-            weight=event.weight,
-            tier=event.tier,
-            service_tier=event.service_tier,
-            allowed_classes=event.allowed_classes,
-        )
+        self._newest = queued = Queued.of(event, self._arrivals, expected_tokens, arrived_at_s)
         self.queue.push(queued)
         self._queued_cost += self._cost(queued)
 
@@ -210,17 +209,17 @@ class AdmissionCore:
         return refusals.queue_full(
             event,
             self.rules.queue,
-            num_own=len(account.queue) if account else 0,
+            num_own=account.num_waiting if account else 0,
             num_waiting=len(self.queue.waiting),
             wait_s=self._rate.retry_after_s(self._queued_cost, event.request),
         )
 
-    def _cancel(self, event: CancelRequested, commands: list[Command]) -> None:
+    def _cancel(self, event: CancelRequested, now: float, commands: list[Command]) -> None:
         if self.intake.cancel(event.request, event.reason, commands):
             return
         queued = self.queue.waiting.get(event.request)
         if queued is not None:
-            self._drop(queued)
+            self._drop(queued, now)
             commands.append(Withdraw(event.request, event.reason))
             self.intake.settle(event.request, commands, num_requests=1)
             return
@@ -229,20 +228,22 @@ class AdmissionCore:
             charge.cancelled = True
             commands.append(CancelReleased(event.request, event.reason))
 
-    def _finish(self, request: int, output_tokens: int, outcome: str, commands: list[Command]) -> None:
+    def _finish(self, request: int, output_tokens: int, outcome: str, now: float, commands: list[Command]) -> None:
         charge = self.ledger.in_flight.get(request)
         if charge is None:
             return
         refund_prompt = outcome in NOTHING_DONE and not output_tokens
         if self.auto_window is not None:
             self.auto_window.finished(request)
+        if refund_prompt:
+            self._bound.refunds_prompts()
         refund = self.ledger.close(charge, output_tokens, refund_prompt=refund_prompt)
         if refund:
-            self.queue.refund(charge.account, refund)
-        self.window.give_back(charge.size_tokens)
-        charge.account.num_in_flight -= 1
-        self.queue.retire(charge.account)
-        commands.append(Settle(request, charge.account.name, charge.prompt_tokens, output_tokens, outcome))
+            self.queue.refund(charge.leaf, charge.weight, refund)
+        self.window.give_back(charge.place)
+        self.queue.end(charge.leaf, now)
+        self.sizes.ended(charge, outcome)
+        commands.append(charge.settlement(outcome))
         num_requests = 0 if refund_prompt else 1
         self.intake.settle(request, commands, num_requests, charge.prompt_tokens, output_tokens)
 
@@ -254,11 +255,15 @@ class AdmissionCore:
         self.capacity = event
         self._size_window()
 
-    def _apply(self, event: PolicyApplied) -> None:
+    def _apply(self, event: PolicyApplied, now: float) -> None:
+        """What a section remembers goes on as long as the document says the same of it; counters always do."""
         self.revision = event.revision
-        rules = self._rules = compile_admission(load_policy(event.document))
-        # Counters may still be apart by what the old prices allowed, so the bound keeps the dearest seen.
-        self._dearest = self._dearest.at_least(rules.prices)
+        before, rules = self._rules, compile_admission(load_policy(event.document))
+        self._rules = rules
+        if self.queue.follow(rules.fairness, rules.order, None if before is None else before.fairness, now):
+            self.ledger.move(self.queue)
+        self.sizes.follow(rules)
+        self._bound.allow(rules.cost)
         self._queued_cost = sum(self._cost(queued) for queued in self.queue.waiting.values())
         self._size_window()
 
@@ -269,68 +274,64 @@ class AdmissionCore:
             queued = next(iter(self.queue.waiting.values()))
             if queued.arrived_at_s + ttl_s > now:
                 return
-            request, tenant = queued.request, queued.account.name
+            request, tenant = queued.request, queued.tenant
             refusal = refusals.no_capacity(request, tenant, self._without_capacity_s(now))
             if self.capacity.num_executors:
                 wait_s = self._rate.retry_after_s(self._queued_cost, request)
                 refusal = refusals.timed_out(request, tenant, ttl_s, wait_s)
-            self._drop(queued)
+            self._drop(queued, now)
             self._give_back(refusal, commands)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def _release(self, now: float, commands: list[Command]) -> None:
         """Release while the next in order fits; nobody bypasses it."""
-        while self.queue.waiting and self.capacity.num_executors:
-            queued = self.rules.select(self.queue)
-            if queued is None:
-                return
+        if not self.queue.waiting or not self.capacity.num_executors or self.is_paused:
+            return
+        rules, order = self.rules, self.queue.order
+        order.begin()
+        while (queued := order.next(self.queue)) is not None:
             if queued.prompt_tokens + queued.max_output_tokens > self.capacity.max_sequence_tokens:
                 # The executors that could have held it are gone, or it came before the first one.
-                self._drop(queued)
+                self._drop(queued, now)
                 self._give_back(self._too_long(queued), commands)
                 continue
-            if not self.window.fits(queued.size_tokens):
+            predicted_tokens, size_tokens = self.sizes.needs(queued, rules)
+            if not self.sizes.fits(queued, size_tokens, rules):
+                order.refused()
                 return
-            self._let_in(queued, now, commands)
+            self._let_in(queued, predicted_tokens, size_tokens, now, commands)
 
-    def _let_in(self, queued: Queued, now: float, commands: list[Command]) -> None:
-        rules, account = self.rules, queued.account
+    def _let_in(
+        self, queued: Queued, predicted_tokens: int, size_tokens: int, now: float, commands: list[Command]
+    ) -> None:
+        rules = self.rules
         if not self.ledger.in_flight:
             self._rate.begin(now)
+        alone = size_tokens > self.window.limit_tokens and not self.window.num_requests
         self._queued_cost -= self._cost(queued)
-        self.queue.leave(queued)
-        self.window.take(queued.size_tokens)
+        self.queue.leave(queued, now)
+        self._steps = -1
         if self.auto_window is not None:
             self.auto_window.released(queued.request, queued.prompt_tokens)
-        self._longest_prompt_tokens = max(self._longest_prompt_tokens, queued.prompt_tokens)
-        self.ledger.open(
-            Charge(
-                queued.request,
-                account,
-                queued.prompt_tokens,
-                queued.size_tokens,
-                queued.num_choices,
-                rules.prices.prompt / queued.weight,
-                rules.prices.output / queued.weight,
-            )
-        )
-        self._rate.add(rules.prices.prompt * queued.prompt_tokens, now)
+        self._bound.released(queued.prompt_tokens)
         slo_class = rules.classifier.classify(
-            tenant=account.name,
+            tenant=queued.tenant,
             tier=queued.tier,
             service_tier=queued.service_tier,
             allowed=queued.allowed_classes,
         )
-        alone = queued.size_tokens > self.window.limit_tokens
-        reason = "alone: larger than the window" if alone else rules.select_reason
+        place = self.window.take(size_tokens)
+        self.ledger.open(Charge.of(queued, rules.cost, predicted_tokens, place, slo_class))
+        self._rate.add(rules.cost.whole(queued.prompt_tokens, 0), now)
+        reason = "alone: larger than the window" if alone else self.queue.order.reason
         limits = self.intake.released(queued.request, commands)
         commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, limits))
 
-    def _drop(self, queued: Queued) -> None:
+    def _drop(self, queued: Queued, now: float) -> None:
         self._queued_cost -= self._cost(queued)
         self.queue.remove(queued)
-        self.queue.retire(queued.account)
+        self.queue.retire(queued.leaf, now)
 
     def _give_back(self, refusal: Refuse, commands: list[Command]) -> None:
         """Refuse a request whose limits were taken; one that is to blame itself still counts."""
@@ -345,7 +346,7 @@ class AdmissionCore:
             queued,
             self.queue,
             self._rate,
-            kind=self.rules.kind,
+            kind=self.rules.fairness.kind,
             waiting_cost=self._queued_cost,
             bound=self.bound,
             ttl_s=self.rules.queue.ttl_s,
@@ -375,23 +376,24 @@ class AdmissionCore:
         elif auto is None or auto.pool_tokens != tokens:
             self.auto_window = AutoWindow(tokens)
         self.window.limit_tokens = tokens if self.auto_window is None else self.auto_window.limit_tokens
+        self.queue.order.size(self.window.limit_tokens)
 
     def _adapt_window(self, now: float) -> None:
         auto = self.auto_window
         if auto is not None and self.queue.waiting and auto.look(now):
             self.window.limit_tokens = auto.limit_tokens
+            self.queue.order.size(auto.limit_tokens)
 
     def _cost(self, queued: Queued) -> float:
-        return self.rules.prices.whole(queued.prompt_tokens, queued.output_tokens)
+        return self.rules.cost.whole(queued.prompt_tokens, queued.expected_tokens)
 
     def _without_capacity_s(self, now: float) -> float:
         since = self._without_executors_since
         return 0.0 if since is None else now - since
 
     def _too_long(self, asked: Arrived | Queued) -> Refuse:
-        tenant = asked.tenant if isinstance(asked, Arrived) else asked.account.name
         most_tokens = self.capacity.max_sequence_tokens
-        return refusals.too_long(asked.request, tenant, asked.prompt_tokens, asked.max_output_tokens, most_tokens)
+        return refusals.too_long(asked.request, asked.tenant, asked.prompt_tokens, asked.max_output_tokens, most_tokens)
 
     def check(self) -> None:
         """Assert the invariants (`policies.admission.checking`)."""

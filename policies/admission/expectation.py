@@ -4,7 +4,8 @@ Estimates, by what can be had without looking at the others that wait; nothing i
 """
 
 from policies.admission.drain import ServiceRate, jitter
-from policies.admission.fairness import FairQueue, Queued
+from policies.admission.fairness import FairQueue
+from policies.admission.nodes import Queued
 from policies.commands import Queue
 
 
@@ -22,14 +23,15 @@ def expectation(
         bound: VTC's U over the smallest weight; read only where the theorem of it holds.
         ttl_s: after which it is refused.
     """
-    num_waiting, num_own = len(queue.waiting), len(queued.account.queue)
+    tenant = queued.leaf.path[-1]
+    num_waiting, num_own = len(queue.waiting), tenant.num_waiting
     before = position(
         by_arrival=kind == "fcfs", num_waiting=num_waiting, num_own=num_own, num_backlogged=queue.num_backlogged
     )
     # Its own cost is among what must be served, because room for it must come free.
     served_in_s = rate.time_for_s(waiting_cost * (before + 1) / num_waiting)
     wait_s = min(1.0 if served_in_s is None else served_in_s * jitter(queued.request), ttl_s)
-    if kind == "vtc" and num_own == 1 and not queued.account.num_in_flight:
+    if kind == "vtc" and num_own == 1 and not tenant.num_in_flight:
         most_s = longest_wait_s(rate, bound, max(2, queue.num_backlogged))
         wait_s = wait_s if most_s is None else min(wait_s, most_s)
     return Queue(queued.request, before, round(wait_s, 3))

@@ -1,281 +1,378 @@
-"""Virtual token counters (Sheng et al., OSDI 2024): who is released next.
+"""Virtual token counters (Sheng et al., OSDI 2024) over a tree: who is released next.
 
-Owns the backlog, the counter of every tenant, and the lift that turns unused credit into none. Knows tenants, weights
-and cost; does not know blocks, classes or time.
+Owns the backlog, the counter of every node, and the lift that turns unused credit into none. Knows weights and cost;
+does not know blocks, classes or prices.
 
-Each tenant has a counter of charged service divided by its weight. A tenant that joins the backlog is lifted to the
-smallest counter there (with an empty backlog: to the counter of the tenant released last), and the backlogged tenant
-with the smallest counter goes next. Counters and lifts are kept whatever the selection rule, so that they survive a
-change of `fairness.kind`.
+Each node has a counter of charged service (of a tenant: divided by its weight). A node that joins the backlog of its
+parent is lifted to the smallest counter there (with an empty backlog: to the counter of the child released last), and
+the walk to the next request takes the backlogged child with the smallest counter at every node. Counters are kept
+whatever the kind, and survive a change of it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Protocol
+
+from policies.admission.nodes import Branch, Leaf, Node, Queued
+from policies.document.fairness import Fairness, Level
 
 REBASE_ABOVE = 2.0**40
 """Counters are shifted down once the smallest passes this: a float keeps steps of 2^-12 exact up to there."""
 
 
-class Account:
-    """One tenant's counter and backlog."""
-
-    __slots__ = ("counter", "name", "num_in_flight", "queue", "stamp", "weight")
-
-    def __init__(self, name: str, weight: float) -> None:
-        self.name = name
-        self.weight = weight
-        self.counter = 0.0
-        """Charged service / weight, subject to lifts."""
-        self.queue: OrderedDict[int, Queued] = OrderedDict()
-        """Waiting requests by id, oldest first; non-empty means backlogged."""
-        self.num_in_flight = 0
-        self.stamp = 0
-        """Of its one valid entry in the heap; 0: none, because it is not backlogged."""
+class Order(Protocol):
+    """A kind of fairness: which waiting request goes next. Whoever it names and does not fit blocks everybody."""
 
     @property
-    def is_idle(self) -> bool:
-        """Nothing waits and nothing is in flight."""
-        return not self.queue and not self.num_in_flight
-
-
-class Queued:
-    """A request that waits."""
-
-    __slots__ = (
-        "account",
-        "allowed_classes",
-        "arrived_at_s",
-        "max_output_tokens",
-        "num_choices",
-        "number",
-        "prompt_tokens",
-        "request",
-        "service_tier",
-        "tier",
-        "weight",
-    )
-
-    def __init__(
-        self,
-        request: int,
-        number: int,
-        account: Account,
-        *,
-        prompt_tokens: int,
-        max_output_tokens: int,
-        num_choices: int,
-        arrived_at_s: float,
-        weight: float,
-        tier: str,
-        service_tier: str | None,
-        allowed_classes: tuple[str, ...],
-    ) -> None:
-        self.request = request
-        self.number = number
-        """Position in the order of arrival: breaks every tie."""
-        self.account = account
-        self.prompt_tokens = prompt_tokens
-        self.max_output_tokens = max_output_tokens
-        """Of one choice."""
-        self.num_choices = num_choices
-        self.arrived_at_s = arrived_at_s
-        self.weight = weight
-        """The tenant's when the request arrived: its charges are divided by it."""
-        self.tier = tier
-        self.service_tier = service_tier
-        self.allowed_classes = allowed_classes
+    def reason(self) -> str:
+        """Why a request was released, in two words."""
 
     @property
-    def output_tokens(self) -> int:
-        """Declared maximum over all choices."""
-        return self.num_choices * self.max_output_tokens
+    def lifts(self) -> bool:
+        """Whether a node that joins the backlog gives up the service that it did not use."""
 
-    @property
-    def size_tokens(self) -> int:
-        """Declared final size: what it reserves of the window."""
-        return self.prompt_tokens + self.output_tokens
+    def follow(self, queue: "FairQueue") -> None:
+        """It is in force from now on, over this backlog."""
 
+    def size(self, window_tokens: int) -> None:
+        """The window has this size from now on."""
 
-_Entry = tuple[float, int, str, int, Account]
-"""Counter, number of the head, tenant, stamp, account: the selection order of VTC."""
+    def begin(self) -> None:
+        """A round of releases begins."""
+
+    def next(self, queue: "FairQueue") -> Queued | None:
+        """The next in order; None if nothing waits. Asking again without an event in between answers the same."""
+
+    def refused(self) -> None:
+        """The window has no room for the next: the round of releases ends."""
+
+    def joined(self, tenant: Node) -> None:
+        """A tenant joined the backlog."""
 
 
 class FairQueue:
     """The backlog of all tenants.
 
-    The heap holds one valid entry for each backlogged tenant. Counters only grow between pushes (a refund pushes
+    A heap holds one valid entry for each backlogged child of a node. Counters only grow between pushes (a refund pushes
     again), so an entry's key never exceeds the real one, and refreshing the top until it is current finds the minimum
     in O(log n).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, order: Order, levels: tuple[Level, ...] = ("tenant",)) -> None:
+        self.order = order
+        self.levels = levels
+        self.root = Branch("", None)
         self.waiting: OrderedDict[int, Queued] = OrderedDict()
         """Every waiting request by id, oldest first."""
-        self.accounts: dict[str, Account] = {}
-        self.num_backlogged = 0
-        self.last_left: Account | None = None
-        """Tenant of the most recently released request: the level that an empty backlog remembers."""
         self.smallest_weight = 1.0
-        self._heap: list[_Entry] = []
-        self._idle: list[tuple[float, int, Account]] = []
+        self.idle_ttl_s = 3600.0
+        self.idle: OrderedDict[Node, None] = OrderedDict()
+        """Every idle node, the longest idle first."""
         self._stamps = 0
 
-    def account(self, name: str) -> Account:
-        """The tenant's account, opened at counter 0 if it has none."""
-        account = self.accounts.get(name)
-        if account is None:
-            account = self.accounts[name] = Account(name, 1.0)
-        return account
+    @property
+    def accounts(self) -> dict[str, Node]:
+        """Tenants known, by name, in the order in which they came."""
+        return self.root.children
+
+    @property
+    def num_backlogged(self) -> int:
+        """Tenants with something waiting."""
+        return self.root.num_backlogged
+
+    @property
+    def last_left(self) -> Node | None:
+        """Tenant of the most recently released request."""
+        return self.root.last_left
+
+    def follow(self, fairness: Fairness, order: Order, before: Fairness | None, now: float) -> bool:
+        """Another policy is in force; counters stay as they are. A kind goes on with what it remembers as long as the
+        document says the same of it. True: the levels are others, and whatever is in flight must be adopted anew.
+        """
+        self.idle_ttl_s = fairness.idle_ttl_s
+        reshaped = fairness.levels != self.levels
+        if reshaped:
+            self._reshape(fairness.levels, now)
+        same = before is not None and (before.kind, before.quantum_tokens) == (fairness.kind, fairness.quantum_tokens)
+        if reshaped or not same:
+            self.order = order
+            for node in self.root.children.values():
+                node.on_ring = False
+            order.follow(self)
+        return reshaped
+
+    def leaf(self, tenant: str, project: str = "default", key: str = "") -> Leaf:
+        """Where requests of this key wait; opened at counter 0 if it is not known."""
+        names = {"tenant": tenant, "project": project, "key": key}
+        *above, lowest = self.levels
+        branch = self.root
+        for level in above:
+            child = branch.children.get(names[level])
+            if child is None:
+                child = branch.children[names[level]] = Branch(names[level], branch)
+            assert isinstance(child, Branch)
+            branch = child
+        leaf = branch.children.get(names[lowest])
+        if leaf is None:
+            leaf = branch.children[names[lowest]] = Leaf(names[lowest], branch)
+        assert isinstance(leaf, Leaf)
+        return leaf
 
     def push(self, queued: Queued) -> None:
-        """A request joins the backlog; a tenant that was not backlogged is lifted."""
-        account = queued.account
-        account.weight = queued.weight
-        self.smallest_weight = min(self.smallest_weight, queued.weight)
-        joins = not account.queue
-        if joins:
-            account.counter = max(account.counter, self._lift_level(account))
-        account.queue[queued.request] = queued
-        self.waiting[queued.request] = queued
-        if joins:
-            self.num_backlogged += 1
-            self._enter(account)
+        """A request joins the backlog; its tenant, project and key are lifted where they were not in it."""
+        leaf = self.leaf(queued.tenant, queued.project, queued.key)
+        if self.order.lifts:
+            for node in leaf.path:
+                if node.num_waiting:
+                    break
+                lifted = max(node.counter, self._lift_level(node))
+                node.credit += lifted - node.counter
+                node.counter = lifted
+        self._insert(queued, leaf)
 
     def remove(self, queued: Queued) -> None:
         """A request leaves the backlog: released, refused or withdrawn."""
-        account = queued.account
+        leaf = queued.leaf
         del self.waiting[queued.request]
-        del account.queue[queued.request]
-        if not account.queue:
-            account.stamp = 0
-            self.num_backlogged -= 1
-            self._compact()
+        del leaf.queue[queued.request]
+        if leaf.head is queued:
+            leaf.head = next(iter(leaf.queue.values())) if leaf.queue else None
+        for node in leaf.path:
+            node.num_waiting -= 1
+            if not node.num_waiting:
+                branch = node.above
+                node.stamp = 0
+                branch.num_backlogged -= 1
+                if branch.num_backlogged:
+                    _compact(branch)
+                else:
+                    branch.sole = None
+                    branch.heap.clear()
 
-    def leave(self, queued: Queued) -> None:
+    def leave(self, queued: Queued, now: float) -> None:
         """`remove`, because the request is released: its tenant is now the last that left."""
         self.remove(queued)
-        queued.account.num_in_flight += 1
-        before, self.last_left = self.last_left, queued.account
-        if before is not None and before is not self.last_left:
-            self.retire(before)
+        for node in queued.leaf.path:
+            node.num_in_flight += 1
+            branch = node.above
+            before = branch.last_left
+            if before is not node:
+                branch.last_left = node
+                if before is not None and before.is_idle:
+                    self._rest(before, now)
+                    self._forget(branch)
 
-    def least(self) -> Account | None:
-        """The backlogged tenant with the smallest (counter, age of head, name)."""
-        heap = self._heap
+    def adopt(self, leaf: Leaf) -> None:
+        """A request in flight belongs here, although it never waited here."""
+        for node in leaf.path:
+            node.num_in_flight += 1
+            self.idle.pop(node, None)
+
+    def end(self, leaf: Leaf, now: float) -> None:
+        """A request in flight ended."""
+        for node in leaf.path:
+            node.num_in_flight -= 1
+        self.retire(leaf, now)
+
+    def next(self) -> Queued | None:
+        """The next in order."""
+        return self.order.next(self)
+
+    def least(self, branch: Branch | None = None) -> Node | None:
+        """The backlogged child (of the root: tenant) with the smallest (counter, age of what it has next)."""
+        branch = self.root if branch is None else branch
+        if not branch.num_backlogged:
+            return None
+        self.choice(branch)
+        return branch.heap[0][3] if branch.sole is None else branch.sole
+
+    def choice(self, node: Node) -> Queued:
+        """The request that is next of a backlogged node by counters.
+
+        Raises:
+            LookupError: nothing waits there.
+        """
+        while not isinstance(node, Leaf):
+            assert isinstance(node, Branch)
+            if node.sole is None:
+                return self._choice(node)
+            node = node.sole
+        if node.head is None:
+            raise LookupError(f"nothing of {node.id} waits")
+        return node.head
+
+    def _choice(self, branch: Branch) -> Queued:
+        heap = branch.heap
         while heap:
-            counter, number, _, stamp, account = heap[0]
-            if stamp != account.stamp:
+            counter, number, stamp, node = heap[0]
+            if stamp != node.stamp:
                 heappop(heap)
                 continue
-            head = next(iter(account.queue.values())).number
-            if counter == account.counter and number == head:
-                return account
-            heapreplace(heap, (account.counter, head, account.name, stamp, account))
-        return None
+            queued = self.choice(node)
+            if counter == node.counter and number == queued.number:
+                return queued
+            heapreplace(heap, (node.counter, queued.number, stamp, node))
+        raise LookupError(f"nothing of {branch.id or 'anybody'} waits")
 
-    def refund(self, account: Account, amount: float) -> None:
-        """Take back part of a charge (already divided by the weight)."""
-        account.counter -= amount
-        if account.queue:
-            self._enter(account)
+    def refund(self, leaf: Leaf, weight: float, amount: float) -> None:
+        """Take back part of a charge, in cost units; `weight` is the one that it was charged with."""
+        for node in leaf.path:
+            node.counter -= amount / weight if node.parent is self.root else amount
+            if node.num_waiting:
+                self._enter(node)
 
-    def retire(self, account: Account) -> None:
-        """An account may have become idle: forget what no later decision can depend on.
+    def retire(self, leaf: Leaf, now: float) -> None:
+        """A request of this leaf is gone: forget what no later decision can depend on.
 
-        An idle counter at or below the level to which a joining tenant is lifted is restored by that lift, so dropping
-        it changes no order (fairness specification, 6.6) as long as the level only grows. A refund or a withdrawal can
-        lower it; then the tenant comes back at the level itself, which the bound allows. The last tenant that left
-        defines the level and stays.
+        An idle counter at or below the level to which a joining node is lifted is restored by that lift, so dropping it
+        changes no order (fairness specification, 6.6) as long as the level only grows. A refund or a withdrawal can
+        lower it; then the node comes back at the level itself, which the bound allows. The last child that left defines
+        the level and stays. What is owed above the level is forgotten after `idle_ttl_s`.
         """
-        if account.is_idle:
+        for node in leaf.path:
+            if node.is_idle:
+                self._rest(node, now)
+            self._forget(node.above)
+        while self.idle:
+            node = next(iter(self.idle))
+            if node.idle_since_s + self.idle_ttl_s > now:
+                return
+            if node is node.above.last_left or node.on_ring:
+                self.idle.move_to_end(node)
+                node.idle_since_s = now
+            else:
+                self._drop(node)
+
+    def offer(self, node: Node) -> None:
+        """A node may be forgotten, if it is idle, once the level passes its counter."""
+        if node.is_idle:
             self._stamps += 1
-            heappush(self._idle, (account.counter, self._stamps, account))
-        if not self._idle:
-            return
-        level = self._level()
-        while self._idle and self._idle[0][0] <= level:
-            counter, _, idle = heappop(self._idle)
-            current = self.accounts.get(idle.name) is idle and idle.is_idle and idle.counter == counter
-            if current and idle is not self.last_left:
-                del self.accounts[idle.name]
-        if level > REBASE_ABOVE:
-            self._rebase(level)
+            heappush(node.above.idle, (node.counter, self._stamps, node))
 
-    def backlogged(self) -> Iterator[Account]:
-        """Accounts with waiting requests, in the order they were opened."""
-        return (account for account in self.accounts.values() if account.queue)
+    def _reshape(self, levels: tuple[Level, ...], now: float) -> None:
+        """Divide over other levels from now on: tenants keep their counters, all below them begin equal."""
+        tenants, queued, last_left = self.root.children, list(self.waiting.values()), self.root.last_left
+        self.levels = levels
+        self.root = Branch("", None)
+        self.idle.clear()
+        for name, before in tenants.items():
+            tenant = (Leaf if len(levels) == 1 else Branch)(name, self.root)
+            self.root.children[name] = tenant
+            tenant.counter, tenant.weight = before.counter, before.weight
+            self._rest(tenant, now)
+        if last_left is not None:
+            self.root.last_left = self.root.children.get(last_left.name)
+        self.waiting.clear()
+        for one in queued:
+            self._insert(one, self.leaf(one.tenant, one.project, one.key))
 
-    def gap(self) -> float:
-        """Largest difference between the counters of backlogged tenants; O(tenants)."""
-        if self.num_backlogged < 2:
-            return 0.0
-        counters = [account.counter for account in self.backlogged()]
-        return max(counters) - min(counters)
+    def backlogged(self) -> Iterator[Node]:
+        """Tenants with waiting requests, in no order that means anything."""
+        return iter(self.root.backlogged())
 
-    def _lift_level(self, account: Account) -> float:
-        least = self.least()
+    def gap(self, branch: Branch | None = None) -> float:
+        """Largest difference between the counters of backlogged children (of the root: tenants); O(backlogged)."""
+        counters = [node.counter for node in (self.root if branch is None else branch).backlogged()]
+        return max(counters) - min(counters) if counters else 0.0
+
+    def _lift_level(self, node: Node) -> float:
+        branch = node.above
+        least = self.least(branch)
         if least is not None:
             return least.counter
-        return account.counter if self.last_left is None else self.last_left.counter
+        return node.counter if branch.last_left is None else branch.last_left.counter
 
-    def _level(self) -> float:
-        least = self.least() or self.last_left
+    def _level(self, branch: Branch) -> float:
+        least = self.least(branch) or branch.last_left
         return 0.0 if least is None else least.counter
 
-    def _enter(self, account: Account) -> None:
+    def _insert(self, queued: Queued, leaf: Leaf) -> None:
+        queued.leaf = leaf
+        tenant = leaf.path[-1]
+        tenant.weight = queued.weight
+        self.smallest_weight = min(self.smallest_weight, queued.weight)
+        joins = not tenant.num_waiting
+        leaf.queue[queued.request] = queued
+        self.waiting[queued.request] = queued
+        if leaf.head is None:
+            leaf.head = queued
+        for node in leaf.path:
+            if not node.num_waiting:
+                if node.is_idle:
+                    self.idle.pop(node, None)
+                node.above.num_backlogged += 1
+                self._enter(node)
+            node.num_waiting += 1
+        if joins:
+            self.order.joined(tenant)
+
+    def _enter(self, node: Node) -> None:
+        """Give a backlogged child its entry. From the leaf upwards: what a child has next must be known."""
+        branch = node.above
+        if branch.num_backlogged == 1:
+            branch.heap.clear()
+            branch.sole = node
+            return
+        if branch.sole is not None:
+            alone, branch.sole = branch.sole, None
+            if alone is not node:
+                self._heap_in(branch, alone)
+        self._heap_in(branch, node)
+        _compact(branch)
+
+    def _heap_in(self, branch: Branch, node: Node) -> None:
         self._stamps += 1
-        account.stamp = self._stamps
-        head = next(iter(account.queue.values())).number
-        heappush(self._heap, (account.counter, head, account.name, account.stamp, account))
-        self._compact()
+        node.stamp = self._stamps
+        heappush(branch.heap, (node.counter, self.choice(node).number, node.stamp, node))
 
-    def _compact(self) -> None:
-        # Superseded entries go when they reach the top; this bounds those that never do.
-        if len(self._heap) > 2 * self.num_backlogged + 64:
-            self._heap = [entry for entry in self._heap if entry[3] == entry[4].stamp]
-            heapify(self._heap)
+    def _rest(self, node: Node, now: float) -> None:
+        self.offer(node)
+        if node not in self.idle:
+            self.idle[node] = None
+            node.idle_since_s = now
 
-    def _rebase(self, level: float) -> None:
-        for account in self.accounts.values():
-            account.counter -= level
-        self._idle = [(account.counter, stamp, account) for _, stamp, account in self._idle if account.is_idle]
-        heapify(self._idle)
-        self._heap = []
-        for account in self.backlogged():
-            self._enter(account)
+    def _forget(self, branch: Branch) -> None:
+        idle = branch.idle
+        if not idle:
+            return
+        level = self._level(branch)
+        while idle and idle[0][0] <= level:
+            counter, _, node = heappop(idle)
+            current = branch.children.get(node.name) is node and node.is_idle and node.counter == counter
+            if current and node is not branch.last_left and node.is_bare and not node.on_ring:
+                self._drop(node)
+        if level > REBASE_ABOVE:
+            self._rebase(branch, level)
 
-    def check(self) -> None:
-        """Assert what must hold between events."""
-        listed = sorted(request for account in self.accounts.values() for request in account.queue)
-        assert listed == sorted(self.waiting), "a waiting request is not in exactly one tenant's queue"
-        assert self.num_backlogged == sum(1 for _ in self.backlogged()), "the number of backlogged tenants is wrong"
-        keys = {account.name: key for *key, stamp, account in self._heap if stamp == account.stamp}
-        for account in self.backlogged():
-            assert account.name in keys, f"backlogged tenant {account.name} cannot be selected"
-            key = (keys[account.name][0], keys[account.name][1])
-            real = (account.counter, next(iter(account.queue.values())).number)
-            assert key <= real, f"the heap overestimates tenant {account.name}"
-        assert len(self._heap) <= 2 * self.num_backlogged + 65, "superseded heap entries pile up"
+    def _drop(self, node: Node) -> None:
+        del node.above.children[node.name]
+        below: list[Node] = [node]
+        for one in below:
+            self.idle.pop(one, None)
+            if isinstance(one, Branch):
+                below += one.children.values()
 
-
-def least_counter(queue: FairQueue) -> Queued | None:
-    """VTC: the oldest request of the backlogged tenant with the smallest counter."""
-    account = queue.least()
-    return None if account is None else next(iter(account.queue.values()))
-
-
-def oldest(queue: FairQueue) -> Queued | None:
-    """FCFS: the oldest request of all."""
-    return next(iter(queue.waiting.values())) if queue.waiting else None
+    def _rebase(self, branch: Branch, level: float) -> None:
+        for node in branch.children.values():
+            node.counter -= level
+            node.credit -= level
+        branch.idle = [(node.counter, stamp, node) for _, stamp, node in branch.idle if node.is_idle]
+        heapify(branch.idle)
+        nodes, branch.heap = branch.backlogged(), []
+        for node in nodes:
+            self._enter(node)
 
 
-Select = Callable[[FairQueue], Queued | None]
-SELECTIONS: dict[str, Select] = {"vtc": least_counter, "fcfs": oldest}
-"""`fairness.kind`: how the next request is chosen. Whoever is chosen and does not fit blocks everybody."""
+def _compact(branch: Branch) -> None:
+    # Superseded entries go when they reach the top; this bounds those that never do.
+    if len(branch.heap) > 2 * branch.num_backlogged + 64:
+        branch.heap = [entry for entry in branch.heap if entry[2] == entry[3].stamp]
+        heapify(branch.heap)
 
 
-def jain(shares: list[float]) -> float:
+def jain(shares: Iterable[float]) -> float:
     """Jain's index: 1 when all shares are equal, 1/n when one has everything; 1 for no shares at all."""
+    shares = list(shares)
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0

@@ -8,9 +8,13 @@ from math import floor
 from msgspec import Struct
 
 from policies.admission.classify import Classifier
-from policies.admission.cost import Prices
-from policies.admission.fairness import Select
+from policies.admission.cost import Cost
+from policies.admission.fairness import Order
 from policies.admission.limits.rules import LimitRule
+from policies.admission.predictors import Predictor
+from policies.admission.reserve import Reserve
+from policies.document.fairness import Fairness
+from policies.document.memory import Prediction
 from policies.document.schema import Queue, SloClass
 
 
@@ -21,11 +25,18 @@ class AdmissionRules(Struct, frozen=True):
     """Of the policy."""
     classes: tuple[SloClass, ...]
     classifier: Classifier
-    prices: Prices
-    kind: str
-    """Of fairness."""
-    select: Select
-    select_reason: str
+    fairness: Fairness
+    """As the document has it: what is equal in the next revision goes on with what it remembers."""
+    cost: Cost
+    order: Order
+    """New, and so without a memory."""
+    predictor: Predictor
+    """New, and so without a memory."""
+    reserve: Reserve
+    prediction: Prediction
+    """Of the length of requests that declare none."""
+    admit_every_steps: int
+    """Steps between releases; 0: at every event."""
     queue: Queue
     max_requests: int
     declared_window_tokens: int | None

@@ -4,24 +4,27 @@ Owns the mapping from names in the document to working code. Compiling a valid d
 """
 
 from policies.admission.classify import Classifier
-from policies.admission.cost import prices
-from policies.admission.fairness import SELECTIONS
+from policies.admission.cost import cost_of
+from policies.admission.drr import DeficitRoundRobin
+from policies.admission.fairness import Order
+from policies.admission.kinds import LeastCounter, LeastServed, Oldest
 from policies.admission.limits.items import Algorithm
 from policies.admission.limits.rules import LimitRule
+from policies.admission.predictors import predictor
+from policies.admission.reserve import RESERVES
 from policies.admission.rules import AdmissionRules
 from policies.admission.window import OPEN_TOKENS
+from policies.document.fairness import Fairness, Pools
 from policies.document.limit_rules import AT_ONCE, size_of
 from policies.document.limits import Limit
-from policies.document.memory import Preemption
+from policies.document.memory import Prediction, Preemption
 from policies.document.memory_rules import goes_by_lengths
 from policies.document.schema import (
     Deadlines,
     DecodeStage,
     Ewma,
-    Fairness,
     OffsetSteps,
     Policy,
-    Pools,
     PrefillStage,
     Stage,
     StageCondition,
@@ -36,8 +39,6 @@ from policies.scheduling.prefixes import NAMESPACES
 from policies.scheduling.routing import route
 from policies.scheduling.rules import UNLIMITED, BudgetRule, DecodeRule, Guard, PrefillRule, SchedulingRules
 
-SELECT_REASONS = {"vtc": "least counter", "fcfs": "oldest"}
-
 
 def compile_admission(policy: Policy) -> AdmissionRules:
     """The sections `classes`, `classify`, `limits`, `fairness` and `queue`, and the watermark of `kv`."""
@@ -46,10 +47,13 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         name=policy.name,
         classes=policy.classes,
         classifier=Classifier(policy.classes, policy.classify),
-        prices=prices(fairness.cost),
-        kind=fairness.kind,
-        select=SELECTIONS[fairness.kind],
-        select_reason=SELECT_REASONS[fairness.kind],
+        fairness=fairness,
+        cost=cost_of(fairness.cost),
+        order=_order(fairness),
+        predictor=predictor(fairness.predictor),
+        reserve=RESERVES[fairness.reserve],
+        prediction=policy.prediction if policy.prediction.kind == "conformal" else Prediction(),
+        admit_every_steps=fairness.admit_every_steps or 0,
         queue=policy.queue,
         max_requests=fairness.max_requests,
         declared_window_tokens=_window_tokens(fairness),
@@ -114,6 +118,18 @@ def _algorithm(limit: Limit) -> Algorithm:
     if limit.dimension in AT_ONCE:
         return "gauge"
     return limit.algorithm or ("gcra" if limit.dimension == "requests" else "token_bucket")
+
+
+def _order(fairness: Fairness) -> Order:
+    match fairness.kind:
+        case "vtc":
+            return LeastCounter()
+        case "lcf":
+            return LeastServed()
+        case "drr":
+            return DeficitRoundRobin(None if fairness.quantum_tokens == "auto" else fairness.quantum_tokens)
+        case "fcfs":
+            return Oldest()
 
 
 def _window_tokens(fairness: Fairness) -> int | None:

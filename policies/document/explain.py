@@ -3,6 +3,7 @@
 Speaks only of what the document says; predicts nothing.
 """
 
+from policies.document.explain_fairness import fairness_in_words
 from policies.document.explain_limits import limits_in_words
 from policies.document.explain_memory import memory_in_words, prediction_in_words
 from policies.document.rules import orders_of, sources_of, takes_all
@@ -11,7 +12,6 @@ from policies.document.schema import (
     DecodeStage,
     Ewma,
     Policy,
-    Pools,
     PrefillStage,
     Stage,
     StageCondition,
@@ -90,34 +90,14 @@ def _classify(policy: Policy) -> list[str]:
     return [rule_in_words(rule) for rule in policy.classify]
 
 
-AUTO_WINDOW = (
-    "what the KV pool holds (prompt and declared output), narrowed while serving to the smallest window that keeps "
-    "98 % of that one's throughput (`fairlead fairness` says what it is and what it bounds), and "
-)
-
-
 def _admission(policy: Policy) -> list[str]:
-    fairness, queue = policy.fairness, policy.queue
-    if fairness.kind == "vtc":
-        order = (
-            "The waiting tenant that was served least for its weight goes next; "
-            f"a prompt token costs {fairness.cost.prompt:g}, an output token {fairness.cost.output:g}."
-        )
-    else:
-        order = "Requests go in order of arrival, whoever sent them."
-    if isinstance(fairness.window_tokens, Pools):
-        window = f"{fairness.window_tokens.pools:g} times what the KV pool holds (prompt and declared output), and "
-    elif fairness.window_tokens != "auto":
-        window = f"{fairness.window_tokens} tokens at a time (prompt and declared output), and "
-    else:
-        window = "" if fairness.kind == "fcfs" else AUTO_WINDOW
+    queue = policy.queue
     backlog = (
         f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
         f"{queue.ttl_s:g} s each; beyond that a request is refused."
     )
     return [
-        order,
-        f"In flight at most: {window}{fairness.max_requests} requests.",
+        *fairness_in_words(policy.fairness),
         backlog,
         ROUTES[policy.routing.kind],
     ]

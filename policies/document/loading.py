@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from msgspec import inspect
 
+from policies.document.fairness_rules import check_live_fairness
 from policies.document.memory_rules import check_live
 from policies.document.problems import PolicyError
 from policies.document.reading import Reading
@@ -23,7 +24,7 @@ def load_live_policy(text: bytes, file: str = "policy") -> Policy:
     Raises:
         PolicyError: the document cannot be used, or not here.
     """
-    return _load(text, file, (check_policy, check_live))
+    return _load(text, file, (check_policy, check_live, check_live_fairness))
 
 
 def load_policy(text: bytes, file: str = "policy") -> Policy:

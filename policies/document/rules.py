@@ -6,6 +6,7 @@ something missing speaks only when all it looks at could be read.
 
 from msgspec import UNSET
 
+from policies.document.fairness_rules import check_fairness
 from policies.document.limit_rules import check_limits
 from policies.document.memory_rules import check_memory
 from policies.document.problems import nearest
@@ -42,6 +43,7 @@ def check_policy(reading: Reading) -> None:
     _started_prompts_go_on(reading)
     _victims_are_reachable(reading)
     check_memory(reading)
+    check_fairness(reading)
     check_limits(reading)
 
 

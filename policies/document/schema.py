@@ -1,8 +1,8 @@
 """Every knob an operator can turn: its type, unit, bound, default and one sentence.
 
 Owns the shape of a policy document and nothing else: no defaults live anywhere but here, in `memory.py` (the sections
-about KV memory) and in `limits.py`, no file is read here, and no other module declares a knob. `schema.json` is
-generated from these types.
+about KV memory), `fairness.py` and `limits.py`, no file is read here, and no other module declares a knob.
+`schema.json` is generated from these types.
 """
 
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, field
 
+from policies.document.fairness import Fairness
 from policies.document.limits import Limit
 from policies.document.memory import Kv, Prediction, Preemption
 from policies.document.section import Count, Fraction, Name, Seconds, Section
@@ -50,40 +51,6 @@ class ClassifyRule(Section, frozen=True):
 
     class_: Annotated[Name, Meta(description="The class given; one of `classes`.")] = field(name="class")
     when: Annotated[Match | None, Meta(description="Conditions; absent means always.")] = None
-
-
-class WeightedTokens(Section, frozen=True):
-    """Cost of a request: `prompt` x prompt tokens + `output` x output tokens (VTC, section 3)."""
-
-    kind: Literal["weighted_tokens"] = "weighted_tokens"
-    prompt: Annotated[float, Meta(gt=0, description="Price of a prompt token.")] = 1.0
-    output: Annotated[float, Meta(gt=0, description="Price of an output token.")] = 2.0
-
-
-class Pools(Section, frozen=True):
-    """A window as a multiple of the KV pool: what waits in it the scheduler can order."""
-
-    pools: Annotated[float, Meta(gt=0, description="Times what the KV pool holds.")]
-
-
-class Fairness(Section, frozen=True):
-    """Who is released next, and how many tokens may be in flight (the `M` of VTC's bound)."""
-
-    kind: Annotated[
-        Literal["vtc", "fcfs"],
-        Meta(description="vtc: the backlogged tenant with the smallest virtual token counter; fcfs: by arrival."),
-    ] = "vtc"
-    cost: Annotated[WeightedTokens, Meta(description="What a token costs its tenant.")] = WeightedTokens()
-    window_tokens: Annotated[
-        Annotated[int, Meta(ge=1)] | Literal["auto"] | Pools,
-        Meta(
-            description="Tokens in flight (prompt + declared maximum output); auto: what the KV pool holds, narrowed "
-            "while serving as far as throughput stays within 2 %, and with kind: fcfs no limit but max_requests; "
-            "{pools: N}: N times the pool, for the scheduler to order.",
-            extra={"unit": "tokens"},
-        ),
-    ] = "auto"
-    max_requests: Annotated[Count, Meta(description="Requests in flight, whatever their size.")] = 1000
 
 
 class Queue(Section, frozen=True):

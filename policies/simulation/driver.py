@@ -16,7 +16,6 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from policies.admission.core import AdmissionCore
-from policies.admission.cost import Prices
 from policies.admission.fairness import jain
 from policies.admission.limits.algorithms import NS_PER_S
 from policies.admission.limits.book import LimitBook
@@ -139,7 +138,6 @@ class Simulation:
         """By request: its tokens in KV before the step that makes its first token."""
         self._ends = own_ends(requests, samples_first=first_token == FIRST_TOKEN)
         self.tokens = TokenTimes(len(requests))
-        self._prompts_charged: dict[str, float] = {}
         self._num_steps = self._num_step_tokens = 0
         self._tile_fill = 0.0
         self._given_up = False
@@ -214,17 +212,19 @@ class Simulation:
             allowed_classes=asked.allowed_classes,
             output_tokens=asked.output_tokens,
         )
-        self._prompts_charged.setdefault(asked.tenant, 0.0)
         self._tell(ADMISSION, event)
         if self._progress is not None:
             self._progress(self.now, request)
 
     def _fairness(self) -> float:
         """Jain's index of the service charged so far, over the tenants' weights."""
-        charged = dict(self._prompts_charged)
+        cost = self.admission.rules.cost
+        charged = {served.asked.tenant: 0.0 for served in self.served.values()}
         weights = {served.asked.tenant: served.asked.weight for served in self.served.values()}
         for request, served in self.served.items():
-            charged[served.asked.tenant] += self._prices.output * int(self.tokens.num_tokens[request])
+            if served.slo_class:
+                asked = served.asked
+                charged[asked.tenant] += cost.whole(asked.prompt_tokens, int(self.tokens.num_tokens[request]))
         return jain([service / weights[tenant] for tenant, service in charged.items()])
 
     def _happen(self, kind: str, payload: Any) -> None:
@@ -299,7 +299,6 @@ class Simulation:
         served = self.served[command.request]
         served.slo_class = command.slo_class
         asked = served.asked
-        self._prompts_charged[asked.tenant] += self._prices.prompt * asked.prompt_tokens
         event = Released(
             command.request,
             command.slo_class,
@@ -363,10 +362,6 @@ class Simulation:
     @property
     def _now_ns(self) -> int:
         return round(self.now * NS_PER_S)
-
-    @property
-    def _prices(self) -> Prices:
-        return self.admission.rules.prices
 
     def _outcome(self) -> Outcome:
         rules, seen = self.admission.rules, self.scheduler.snapshot()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from policies.admission.cost import Prices
+from policies.admission.cost import Cost
 from policies.admission.fairness import jain
 from policies.document.schema import Policy
 from policies.simulation.outcome import Outcome, Served
@@ -35,7 +35,7 @@ class Window(NamedTuple):
         """The workload."""
         return [served.asked for served in self.happened]
 
-    def outcome(self, policy: Policy, prices: Prices) -> Outcome:
+    def outcome(self, policy: Policy, cost: Cost) -> Outcome:
         """What happened as the outcome of a run under this policy; what was not recorded is 0."""
         return Outcome(
             policy=policy.name,
@@ -49,10 +49,10 @@ class Window(NamedTuple):
             tile_fill=0.0,
             max_gap=0.0,
             max_gap_ratio=0.0,
-            jain=self._jain(prices),
+            jain=self._jain(cost),
         )
 
-    def _jain(self, prices: Prices) -> float:
+    def _jain(self, cost: Cost) -> float:
         """As `Outcome.jain`; a request's tokens are taken to have come evenly."""
         last_arrival_s = self.happened[-1].asked.arrived_at_s
         charged: dict[str, float] = {}
@@ -61,7 +61,8 @@ class Window(NamedTuple):
             service = 0.0
             if first_s is not None and end_s is not None and first_s <= last_arrival_s:
                 share = min(1.0, (last_arrival_s - first_s) / (end_s - first_s)) if end_s > first_s else 1.0
-                service = prices.whole(asked.prompt_tokens, 0) + prices.whole(0, served.output_tokens) * share
+                begun = cost.whole(asked.prompt_tokens, 0)
+                service = begun + (cost.whole(asked.prompt_tokens, served.output_tokens) - begun) * share
             charged[asked.tenant] = charged.get(asked.tenant, 0.0) + service / asked.weight
         return jain(list(charged.values()))
 

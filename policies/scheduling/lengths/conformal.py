@@ -221,6 +221,13 @@ class Conformal:
             del bucket.running[sequence]
             bucket.observe(num_tokens, longest, said if bucket is informed else None, cut_short=cut_short)
 
+    def forget(self, sequence: int) -> None:
+        """A sequence will never run: nothing is learnt from it."""
+        opened = self._open.pop(sequence, None)
+        if opened is not None:
+            for bucket in opened[1]:
+                del bucket.running[sequence]
+
     def _bucket(self, key: Key) -> _Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:

@@ -350,7 +350,7 @@ def test_losing_the_scheduler_settles_what_was_delivered_and_holds_the_rest_back
 
 def test_an_event_before_the_first_policy_says_what_is_missing() -> None:
     with pytest.raises(RuntimeError, match="needs a PolicyApplied"):
-        AdmissionCore().handle(TokensProduced([1]), 0.0)
+        AdmissionCore().handle(Arrived(1, "acme", "free", 1, 1), 0.0)
 
 
 def test_the_meter_reads_gap_bound_and_jain() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.admission.fairness import FairQueue
+from policies.admission.nodes import Node
 from tests.policies.admission.theorems import Theorems, weighted
 from tests.policies.admission.worlds import Ask, Conditions, World, document, random_trace
 
@@ -107,21 +108,21 @@ def test_a_silent_tenant_that_returns_gets_no_more_than_its_share(name: str) -> 
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_without_the_lift_the_theorem_breaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, account: account.counter)
+    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, node: node.counter)
     assert watched(LONG_ALONE_THEN_CROWDED).worst[name] > 1.0
 
 
 def test_without_the_lift_random_histories_break_the_bound_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, account: account.counter)
+    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, node: node.counter)
     assert max(watched(random_trace(seed), seed=seed).worst["F1"] for seed in range(12)) > 2.0
 
 
 def test_without_the_lift_of_an_empty_backlog_a_returning_tenant_is_served_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def level(queue: FairQueue, joining: Any) -> float:
-        least = queue.least()
-        return joining.counter if least is None else least.counter
+    def level(queue: FairQueue, node: Node) -> float:
+        least = queue.least(node.above)
+        return node.counter if least is None else least.counter
 
     monkeypatch.setattr(FairQueue, "_lift_level", level)
     assert watched(LONG_ALONE_THEN_CROWDED).worst["F1"] > 1.0

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.admission.core import AdmissionCore
-from policies.admission.fairness import Account, FairQueue
+from policies.admission.fairness import FairQueue
+from policies.admission.nodes import Node
 from policies.commands import Refuse, Release, Settle, Withdraw
 from policies.events import (
     Arrived,
@@ -152,7 +153,7 @@ class World:
 
     def is_backlogged(self, name: str) -> bool:
         account = self.core.queue.accounts.get(name)
-        return account is not None and bool(account.queue)
+        return account is not None and bool(account.num_waiting)
 
     def arrive(self) -> None:
         tenant = min(self.draw.randrange(5), self.draw.randrange(5))
@@ -236,7 +237,7 @@ class World:
 
 def remembering(world: World) -> World:
     """A core that forgets no tenant, so that it can be compared to the oracle whatever is refunded."""
-    world.core.queue.retire = lambda _account: None  # type: ignore[method-assign]
+    world.core.queue.retire = lambda _leaf, _now: None  # type: ignore[method-assign]
     world.follow_oracle = True
     return world
 
@@ -316,14 +317,14 @@ def test_the_correct_rule_comes_near_its_bound_but_never_over() -> None:
 
 
 def test_without_the_lift_the_bound_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, account: account.counter)
+    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, node: node.counter)
     assert worst_gap_ratio(15) > 1.0
 
 
 def test_without_the_lift_of_an_empty_backlog_the_bound_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def level(queue: FairQueue, account: Account) -> float:
-        least = queue.least()
-        return account.counter if least is None else least.counter
+    def level(queue: FairQueue, node: Node) -> float:
+        least = queue.least(node.above)
+        return node.counter if least is None else least.counter
 
     monkeypatch.setattr(FairQueue, "_lift_level", level)
     assert worst_gap_ratio(40) > 1.0

@@ -48,7 +48,10 @@ class Theorems:
     @property
     def bound(self) -> float:
         """U over the smallest weight, with what was really in flight so far."""
-        return self._unit_bound(self.most_in_flight_tokens, self.longest_prompt_tokens) / self._smallest_weight
+        # What is given back of a prompt lowers a counter as far as one prompt would have raised it, for each in flight.
+        refunds = any(life.hit or life.refunded for life in self._world.lives.values())
+        longest = self.most_in_flight_tokens if refunds else self.longest_prompt_tokens
+        return self._unit_bound(self.most_in_flight_tokens, longest) / self._smallest_weight
 
     @property
     def late(self) -> float:

@@ -7,9 +7,10 @@ import pytest
 
 from policies.document.diff import changes
 from policies.document.explain import explain
+from policies.document.fairness import Fairness
 from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
-from policies.document.schema import DecodeStage, Fairness, Policy, PrefillStage, json_schema
+from policies.document.schema import DecodeStage, Policy, PrefillStage, json_schema
 from policies.document.tenants import load_tenants
 
 POLICIES = Path(__file__).resolve().parents[3] / "policies"
@@ -161,7 +162,7 @@ batching:
     ):
         assert sentence in text
     unlimited = text_of_unlimited()
-    assert "a prompt token costs 1, an output token 2." in unlimited
+    assert "A prompt token costs 1, one found in the prefix cache nothing, an output token 2." in unlimited
     assert (
         "  In flight at most: what the KV pool holds (prompt and declared output), narrowed while serving" in unlimited
     )

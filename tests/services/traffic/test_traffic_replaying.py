@@ -73,7 +73,7 @@ def test_what_was_recorded_of_a_run_reports_as_the_run_does() -> None:
     for recorded, asked in zip(window.requests, workload, strict=True):
         assert recorded.arrived_at_s == pytest.approx(asked.arrived_at_s - first, abs=1e-5)
         assert recorded._replace(arrived_at_s=0, max_output_tokens=None) == asked._replace(arrived_at_s=0)
-    figures = report(window.outcome(policy, compile_admission(policy).prices), 0.0)
+    figures = report(window.outcome(policy, compile_admission(policy).cost), 0.0)
     truth = report(outcome, 0.0)
     assert figures["requests"]["finished"] == truth["requests"]["finished"] == len(rows)
     for group in ("classes", "tenants"):
