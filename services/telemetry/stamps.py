@@ -15,3 +15,17 @@ TOKEN_STAMPS = ("ready", *STEP_STAMPS, "gateway_in", "written")
 
 TOKEN_PARTS = ("wait", "launch", "compute", "return", "hop", "write")
 """Part i lies between TOKEN_STAMPS[i] and TOKEN_STAMPS[i + 1]."""
+
+FIRST_PARTS = ("tokenize", "submit", "limits", "fairness", "window", "queue", "prefill", "return", "hop", "write")
+"""Parts of the time to the first token: `submit` is the way to admission, `queue` lies between release and the first
+plan, `prefill` between that and the end of the step that made the token.
+"""
+
+CHUNK_COLUMNS = ("step", "num_tokens", "planned", "launched", "computed")
+"""Of a prefill chunk."""
+
+CAUSES = ("pipeline", "deferred", "budget", "slots", "kv", "preempted", "recompute", "backpressure")
+"""Why a token was not planned at once: the plan before was still to be answered (`pipeline`), the policy left it for
+later though there was room (`deferred`), the step was full of tokens (`budget`) or of sequences (`slots`), no KV block
+was free (`kv`), it had lost its blocks (`preempted`) or computed them again (`recompute`), or its gateway did not read.
+"""

@@ -1,0 +1,155 @@
+"""Everything the keeper does with records, without a socket or a clock: taken in, put together, counted, judged, told.
+
+Owns the open requests, the metrics made of tokens and the stories of recent requests. The process around it
+(`process.py`) feeds it and sends what it gives.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+
+from services.telemetry import names
+from services.telemetry.keeper.requests import Batch, Open, Request
+from services.telemetry.keeper.spans import Written as Finished
+from services.telemetry.keeper.verdict import Judge, Verdict
+from services.telemetry.metrics import Exemplar, Registry
+from services.telemetry.records import AnyRecord, Began, Clock, Ended, Let, PolicyInForce, Step, Written
+from services.telemetry.stamps import CAUSES, FIRST_PARTS, TOKEN_PARTS
+
+RECENT_TOKENS = 500_000
+"""Tokens of ended requests that are kept for questions; about 80 bytes each."""
+NS = 1e9
+NO_CLASS = "none"
+
+
+class TokenMetrics:
+    """Distributions over tokens and requests."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.gaps = registry.histogram(names.TOKEN_GAP)
+        self.parts = registry.histogram(names.TOKEN_LATENCY)
+        self.waits = registry.histogram(names.TOKEN_WAIT)
+        self.first = registry.histogram(names.TIME_TO_FIRST_TOKEN)
+        self.first_parts = registry.histogram(names.FIRST_TOKEN_LATENCY)
+        self.per_token = registry.histogram(names.TIME_PER_OUTPUT_TOKEN)
+        self.duration = registry.histogram(names.REQUEST_DURATION)
+        self.usage = registry.counter(names.TOKEN_USAGE)
+        self.requests = registry.counter(names.REQUESTS)
+        self.checked = registry.counter(names.SLO_KEPT)
+        self.misses = registry.counter(names.SLO_MISSES)
+
+    def batch(self, batch: Batch, unix_s: float) -> None:
+        """Tokens that readers got."""
+        if not batch.owners:
+            return
+        sizes = np.diff(batch.bounds)
+        classes = [owner.slo_class or NO_CLASS for owner in batch.owners]
+        of_row = np.repeat(np.arange(len(classes)), sizes)
+        gaps, parts = batch.gaps_ns / NS, batch.parts / NS
+        for name in dict.fromkeys(classes):
+            mine = np.isin(of_row, [index for index, one in enumerate(classes) if one == name])
+            mine_gaps = gaps[mine]
+            self.gaps.observe(mine_gaps, name)
+            for column, part in enumerate(TOKEN_PARTS):
+                self.parts.observe(parts[mine, column], name, part)
+            slowest = np.flatnonzero(mine)[int(np.argmax(mine_gaps))]
+            trace_id = batch.owners[int(of_row[slowest])].began.trace_id
+            self.gaps.exemplify(Exemplar(float(gaps[slowest]), trace_id, unix_s), name)
+        waited = parts[:, 0]
+        for cause in np.unique(batch.causes).tolist():
+            self.waits.observe(waited[batch.causes == cause], CAUSES[cause])
+
+    def ended(self, request: Request, verdict: Verdict, unix_s: float) -> None:
+        """A request is over."""
+        ended, began = request.ended, request.began
+        if ended is None:
+            return
+        name = request.slo_class or NO_CLASS
+        self.requests.add(1, ended.outcome, ended.code)
+        self.usage.add(began.prompt_tokens - request.prefix_hit_tokens, "prompt")
+        self.usage.add(request.prefix_hit_tokens, "cached")
+        self.usage.add(ended.output_tokens, "output")
+        if verdict.ttft_s is None:
+            return
+        self.first.observe(verdict.ttft_s, name)
+        self.first.exemplify(Exemplar(verdict.ttft_s, began.trace_id, unix_s), name)
+        for part, spent_ns in zip(FIRST_PARTS, verdict.first_parts, strict=True):
+            self.first_parts.observe(spent_ns / NS, name, part)
+        duration_s = (ended.ended_ns - began.received_ns) / NS
+        self.duration.observe(duration_s, name)
+        num_tokens = sum(len(output.stamps()) for output in request.outputs.values())
+        if num_tokens > len(request.outputs):
+            self.per_token.observe((duration_s - verdict.ttft_s) / (num_tokens - len(request.outputs)), name)
+        for slo in verdict.checked:
+            self.checked.add(1, name, slo)
+        for slo, part in verdict.missed.items():
+            self.misses.add(1, name, slo, part)
+
+
+class Keeper:
+    """From records to metrics and ended requests.
+
+    Args:
+        unix_s: the time now, since 1970.
+    """
+
+    def __init__(self, unix_s: Callable[[], float]) -> None:
+        self.registry = Registry()
+        self.open = Open()
+        self.judge = Judge()
+        self.clocks: dict[str, Clock] = {}
+        self.recent: OrderedDict[str, Finished] = OrderedDict()
+        """By id of the answer, the oldest first."""
+        self._recent_tokens = 0
+        self._unix_s = unix_s
+        self._metrics = TokenMetrics(self.registry)
+        self._ended: list[Ended] = []
+
+    def take(self, record: AnyRecord) -> None:
+        """A record that came."""
+        match record:
+            case Step():
+                self.open.step(record)
+            case Written():
+                self.open.written(record)
+            case Began():
+                self.open.begin(record)
+            case Let():
+                self.open.let(record)
+            case Ended():
+                self._ended.append(record)
+            case PolicyInForce():
+                self.judge.policies[record.revision] = record
+            case Clock():
+                self.clocks[record.service] = record
+            case _:
+                raise TypeError(f"a keeper takes no {type(record).__name__}")
+
+    def batch(self) -> list[Finished]:
+        """Look at what came since the last time; the requests that have ended."""
+        now = self._unix_s()
+        self._metrics.batch(self.open.batch(), now)
+        over, self._ended = self._ended, []
+        finished = []
+        for ended in over:
+            request = self.open.end(ended)
+            if request is None:
+                continue
+            verdict = self.judge.judge(request)
+            self._metrics.ended(request, verdict, now)
+            one = Finished(request, verdict, self.judge.policy(request))
+            finished.append(one)
+            self._remember(one)
+        return finished
+
+    def _remember(self, one: Finished) -> None:
+        self.recent[one.request.began.answer_id] = one
+        self._recent_tokens += _num_tokens(one)
+        while self._recent_tokens > RECENT_TOKENS and len(self.recent) > 1:
+            _, oldest = self.recent.popitem(last=False)
+            self._recent_tokens -= _num_tokens(oldest)
+
+
+def _num_tokens(one: Finished) -> int:
+    return sum(len(table) for output in one.request.outputs.values() for table in output.tokens)

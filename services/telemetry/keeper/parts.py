@@ -1,0 +1,45 @@
+"""From stamps to parts: where the time between two tokens of a reader went.
+
+A token's latency is the time since its reader got the one before. Much of a token's way overlaps with the delivery of
+that one; such time kept nobody waiting and counts for no part. So parts are cut at the moment from which the reader
+waited, and sum to the latency exactly. Pure: arrays in, arrays out.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64Array = NDArray[np.int64]
+
+
+def token_parts(before_ns: Int64Array, edges_ns: Int64Array) -> Int64Array:
+    """Parts of tokens that follow others.
+
+    Args:
+        before_ns: int64 [n], when the reader got the token before.
+        edges_ns: int64 [n, 7], `stamps.TOKEN_STAMPS` of each token. An edge before its left neighbour (clocks that do
+            not quite agree) is moved up to it.
+
+    Returns:
+        int64 [n, 6], `stamps.TOKEN_PARTS` in ns, none negative; each row sums to `written - before`, or to 0 where that
+        is negative.
+    """
+    edges = np.maximum.accumulate(edges_ns, axis=1)
+    # The last stamp is the gateway's own, as the one before it is: it is not moved by what other clocks say.
+    edges = np.minimum(edges, edges_ns[:, -1:])
+    edges[:, 0] = before_ns
+    parts: Int64Array = np.diff(np.maximum(edges, before_ns[:, None]), axis=1)
+    return parts
+
+
+def first_parts(edges_ns: Int64Array) -> Int64Array:
+    """Parts of the time to a first token, likewise.
+
+    Args:
+        edges_ns: int64 [11], the boundaries of `stamps.FIRST_PARTS`, from received to written.
+
+    Returns:
+        int64 [10] in ns, none negative, summing to `written - received`.
+    """
+    edges = np.minimum(np.maximum.accumulate(edges_ns), edges_ns[-1])
+    parts: Int64Array = np.diff(np.maximum(edges, edges_ns[0]))
+    return parts

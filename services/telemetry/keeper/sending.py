@@ -1,0 +1,210 @@
+"""To a collector: OTLP over HTTP or gRPC, from a bounded queue. A collector that is slow, absent or wrong costs
+records, which are counted, and nothing else.
+
+Knows encoded messages; not what is in them.
+"""
+
+import asyncio
+import gzip
+import logging
+from collections import deque
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+from msgspec import Struct
+
+TRACES, METRICS = "traces", "metrics"
+GRPC_METHODS = {
+    TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+}
+MAX_QUEUED_BYTES = 32 * 2**20
+TIMEOUT_S = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+TRIES = 5
+RETRYABLE_HTTP = (408, 429, 502, 503, 504)
+RETRYABLE_GRPC = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+)
+
+log = logging.getLogger(__name__)
+
+
+class RefusedError(Exception):
+    """The collector did not take a message. `retry`: it may take it later."""
+
+    def __init__(self, sentence: str, *, retry: bool) -> None:
+        super().__init__(sentence)
+        self.retry = retry
+
+
+class Transport(Protocol):
+    """One way to a collector."""
+
+    async def send(self, signal: str, body: bytes) -> None:
+        """Hand over an encoded export request. Raises `RefusedError`."""
+
+    async def close(self) -> None:
+        """No more."""
+
+
+class HttpTransport:
+    """OTLP/HTTP with protobuf bodies, compressed."""
+
+    def __init__(self, endpoint: str, headers: dict[str, str]) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        fixed = {"content-type": "application/x-protobuf", "content-encoding": "gzip"}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        self._session = aiohttp.ClientSession(headers={**headers, **fixed}, timeout=timeout)
+
+    async def send(self, signal: str, body: bytes) -> None:
+        """As `Transport.send`."""
+        url = f"{self._endpoint}/v1/{signal}"
+        try:
+            async with self._session.post(url, data=gzip.compress(body, 1), allow_redirects=False) as answer:
+                status = answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise RefusedError(f"{url}: {str(error) or type(error).__name__}", retry=True) from error
+        if status // 100 != 2:
+            raise RefusedError(f"{url} answered {status}", retry=status in RETRYABLE_HTTP)
+
+    async def close(self) -> None:
+        """As `Transport.close`."""
+        await self._session.close()
+
+
+class GrpcTransport:
+    """OTLP/gRPC."""
+
+    def __init__(self, target: str, headers: dict[str, str], *, encrypted: bool) -> None:
+        self._target = target
+        self._metadata = tuple((name.lower(), value) for name, value in headers.items())
+        credentials = grpc.ssl_channel_credentials() if encrypted else None
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials) if credentials else grpc.aio.insecure_channel(target)
+        )
+        self._calls = {signal: self._channel.unary_unary(method) for signal, method in GRPC_METHODS.items()}
+
+    async def send(self, signal: str, body: bytes) -> None:
+        """As `Transport.send`."""
+        try:
+            await self._calls[signal](
+                body, timeout=TIMEOUT_S, metadata=self._metadata, compression=grpc.Compression.Gzip
+            )
+        except grpc.aio.AioRpcError as error:
+            sentence = f"grpc://{self._target}: {error.code().name} {error.details() or ''}".rstrip()
+            raise RefusedError(sentence, retry=error.code() in RETRYABLE_GRPC) from error
+
+    async def close(self) -> None:
+        """As `Transport.close`."""
+        await self._channel.close()
+
+
+def transport(endpoint: str, headers: dict[str, str]) -> Transport:
+    """The way to a collector: `http://host:4318`, `https://…`, `grpc://host:4317` or `grpcs://…`.
+
+    Raises:
+        ValueError: the endpoint is none of these.
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return HttpTransport(endpoint, headers)
+    if parts.scheme in ("grpc", "grpcs") and parts.netloc:
+        return GrpcTransport(parts.netloc, headers, encrypted=parts.scheme == "grpcs")
+    raise ValueError(f"{endpoint!r} is no collector's address: http://host:4318 or grpc://host:4317")
+
+
+class Message(Struct):
+    """Something to send."""
+
+    signal: str
+    body: bytes
+    num_items: int
+    """Spans or points: what is lost if it is dropped."""
+
+
+class Sender:
+    """Sends one message after another. What does not fit the queue, and what nobody takes, is dropped and counted."""
+
+    def __init__(self, transport: Transport, *, max_bytes: int = MAX_QUEUED_BYTES) -> None:
+        self._transport = transport
+        self._max_bytes = max_bytes
+        self._queue: deque[Message] = deque()
+        self._num_bytes = 0
+        self._wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._said = ""
+        self._sending: Message | None = None
+        self.dropped: dict[str, int] = {TRACES: 0, METRICS: 0}
+        self.sent: dict[str, int] = {TRACES: 0, METRICS: 0}
+
+    def put(self, signal: str, body: bytes, num_items: int) -> None:
+        """Queue a message; the oldest make room for it."""
+        while self._queue and self._num_bytes + len(body) > self._max_bytes:
+            self._drop(self._queue.popleft())
+        self._queue.append(Message(signal, body, num_items))
+        self._num_bytes += len(body)
+        self._idle.clear()
+        self._wanted.set()
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until everything is sent or given up, but not longer."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), limit_s)
+        except TimeoutError:
+            for message in (*self._queue, *([self._sending] if self._sending else [])):
+                self.dropped[message.signal] += message.num_items
+
+    async def close(self) -> None:
+        """Send no more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._transport.close()
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._wanted.clear()
+                await self._wanted.wait()
+            self._sending = message = self._queue.popleft()
+            await self._send(message)
+            self._sending = None
+
+    async def _send(self, message: Message) -> None:
+        pause_s = FIRST_PAUSE_S
+        for left in reversed(range(TRIES)):
+            try:
+                await self._transport.send(message.signal, message.body)
+            except RefusedError as refusal:
+                self._say(str(refusal))
+                if not refusal.retry or not left:
+                    break
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                self._num_bytes -= len(message.body)
+                self.sent[message.signal] += message.num_items
+                if self._said:
+                    log.info("the collector takes records again")
+                    self._said = ""
+                return
+        self._drop(message)
+
+    def _drop(self, message: Message) -> None:
+        self._num_bytes -= len(message.body)
+        self.dropped[message.signal] += message.num_items
+
+    def _say(self, sentence: str) -> None:
+        """Once for each kind of trouble: a collector that is down for an hour is one line."""
+        if sentence != self._said:
+            log.warning("the collector did not take records: %s; serving is not affected", sentence)
+            self._said = sentence

@@ -1,0 +1,220 @@
+"""Ended requests as OTLP spans, made in bulk straight into the protocol's messages.
+
+The tree is that of the telemetry specification, section 3. Spans of another service's work bear that service's name, so
+that a backend shows who did what, though the gateway's keeper writes them all. A step has a trace of its own whose ids
+follow from its number: whoever writes a span about it knows them without asking.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+
+import msgspec
+import numpy as np
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+
+from services.telemetry import names
+from services.telemetry.keeper.arrays import pack
+from services.telemetry.keeper.parts import token_parts
+from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output, Request
+from services.telemetry.keeper.verdict import FAILED, Verdict
+from services.telemetry.records import Began, PolicyInForce
+from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS
+
+GATEWAY, ADMISSION, SCHEDULER = "gateway", "admission", "scheduler"
+PARTS = [names.PART.format(part) for part in TOKEN_PARTS]
+STEP, EXECUTOR = STAMP_COLUMNS.index("step"), STAMP_COLUMNS.index("executor")
+PLANNED = STAMP_COLUMNS.index("planned")
+Value = str | int | float
+
+
+class Written(msgspec.Struct):
+    """A request that ended, with what was found about it."""
+
+    request: Request
+    verdict: Verdict
+    policy: PolicyInForce | None
+
+
+def step_ids(scheduler: str, executor: int, step: int) -> tuple[bytes, bytes]:
+    """Trace and span id of a step's span."""
+    digest = hashlib.blake2b(f"{scheduler}/{executor}/{step}".encode(), digest_size=24).digest()
+    return digest[:16], digest[16:]
+
+
+class Spans:
+    """Writes requests down.
+
+    Args:
+        instance: `service.instance.id` of the resources.
+        wall_ns: from a stamp to nanoseconds since 1970.
+        scheduler: names the scheduler in the ids of steps.
+    """
+
+    def __init__(self, instance: str, wall_ns: Callable[[int], int], scheduler: str) -> None:
+        self._instance = instance
+        self._wall_ns = wall_ns
+        self.scheduler = scheduler
+
+    def resource_spans(self, ended: Iterable[Written]) -> list[ResourceSpans]:
+        """Spans of these requests, by service."""
+        spans: dict[str, list[Span]] = {GATEWAY: [], ADMISSION: [], SCHEDULER: []}
+        for one in ended:
+            self._add(one, spans)
+        return [
+            ResourceSpans(
+                resource=Resource(attributes=resource_attributes(service, self._instance)),
+                scope_spans=[ScopeSpans(scope=InstrumentationScope(name="fairlead"), spans=made)],
+            )
+            for service, made in spans.items()
+            if made
+        ]
+
+    def _add(self, one: Written, spans: dict[str, list[Span]]) -> None:
+        request, began, let, ended = one.request, one.request.began, one.request.let, one.request.ended
+        end_ns = began.tokenized_ns if ended is None else ended.ended_ns
+        root = began.span_id
+        failed = ended is not None and ended.outcome in FAILED
+        chat = self._span(began, names.CHAT, began.received_ns, end_ns, span_id=root, parent=began.parent_id)
+        chat.name = f"{names.CHAT} {began.model}"
+        chat.kind = Span.SPAN_KIND_SERVER
+        chat.attributes.extend(_attributes(_of_request(one)))
+        if failed and ended is not None:
+            chat.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=ended.code))
+        spans[GATEWAY] += [chat, self._span(began, names.TOKENIZE, began.received_ns, began.tokenized_ns, parent=root)]
+        if let is None:
+            return
+        waits: dict[str, Value] = {names.WAIT.format(cause): wait_s for cause, wait_s in let.waits_s.items()}
+        waits[names.COUNTER] = let.counter
+        spans[ADMISSION].append(
+            self._span(began, names.ADMISSION, let.queued_ns, let.released_ns, parent=root, attributes=waits)
+        )
+        for output in request.outputs.values():
+            self._add_output(one, output, let.released_ns, spans)
+
+    def _add_output(self, one: Written, output: Output, released_ns: int, spans: dict[str, list[Span]]) -> None:
+        stamps = output.stamps()
+        if not len(stamps):
+            return
+        began, root, mine = one.request.began, one.request.began.span_id, spans[SCHEDULER]
+        sequence = next(number for number, held in one.request.outputs.items() if held is output)
+        chunks = output.chunks.tolist()
+        planned_ns = chunks[0][CHUNK_COLUMNS.index("planned")] if chunks else int(stamps[0, PLANNED])
+        first_made_ns, last_made_ns = int(stamps[0, 3]), int(stamps[-1, 3])
+        mine.append(self._span(began, names.QUEUE, released_ns, max(released_ns, planned_ns), parent=root))
+        prefill = self._span(began, names.PREFILL, planned_ns, first_made_ns, parent=root)
+        prefill.attributes.extend(
+            _attributes({names.PREFIX_HITS: one.request.prefix_hit_tokens, names.NUM_CHUNKS: len(chunks)})
+        )
+        decode = self._span(began, names.DECODE, first_made_ns, last_made_ns, parent=root)
+        decode.attributes.extend(
+            _attributes(
+                {
+                    names.SEQUENCE: sequence,
+                    names.GENAI_OUTPUT_TOKENS: len(stamps),
+                    names.TOKENS: pack(stamps, began.received_ns),
+                }
+            )
+        )
+        mine += [prefill, decode]
+        written = stamps[:, WRITTEN].tolist()
+        spans[GATEWAY].append(self._span(began, names.DELIVER, int(stamps[0, 5]), written[-1], parent=root))
+        if not one.verdict.kept:
+            return
+        for step, num_tokens, chunk_planned_ns, _, computed_ns in chunks:
+            chunk = self._span(began, names.CHUNK, chunk_planned_ns, computed_ns, parent=prefill.span_id)
+            chunk.attributes.extend(_attributes({names.CHUNK_TOKENS: num_tokens, names.STEP_NUMBER: step}))
+            chunk.links.append(self._link(int(stamps[0, EXECUTOR]), step))
+            mine.append(chunk)
+        mine += self._tokens(one, output, decode.span_id)
+
+    def _tokens(self, one: Written, output: Output, parent: bytes) -> Iterable[Span]:
+        """A span for each token after the first: from when its reader got the one before to when it got this."""
+        stamps = output.stamps()
+        before = stamps[:-1, WRITTEN]
+        parts = (token_parts(before, stamps[1:, : WRITTEN + 1]) / 1e9).tolist()
+        rows = stamps[1:, [WRITTEN, CAUSE, STEP, EXECUTOR]].tolist()
+        for index, (start_ns, row, of_token) in enumerate(zip(before.tolist(), rows, parts, strict=True), start=1):
+            written_ns, cause, step, executor = row
+            token = self._span(one.request.began, names.TOKEN, start_ns, written_ns, parent=parent)
+            attributes: dict[str, Value] = {names.INDEX: index, names.CAUSE: CAUSES[cause], names.STEP_NUMBER: step}
+            attributes.update(zip(PARTS, of_token, strict=True))
+            token.attributes.extend(_attributes(attributes))
+            token.links.append(self._link(executor, step))
+            yield token
+
+    def _link(self, executor: int, step: int) -> Span.Link:
+        trace_id, span_id = step_ids(self.scheduler, executor, step)
+        return Span.Link(trace_id=trace_id, span_id=span_id)
+
+    def _span(
+        self,
+        began: Began,
+        name: str,
+        start_ns: int,
+        end_ns: int,
+        *,
+        parent: bytes = b"",
+        span_id: bytes = b"",
+        attributes: dict[str, Value] | None = None,
+    ) -> Span:
+        return Span(
+            trace_id=began.trace_id,
+            span_id=span_id or os.urandom(8),
+            parent_span_id=parent,
+            name=name,
+            kind=Span.SPAN_KIND_INTERNAL,
+            start_time_unix_nano=self._wall_ns(start_ns),
+            end_time_unix_nano=self._wall_ns(max(end_ns, start_ns)),
+            attributes=_attributes(attributes or {}),
+        )
+
+
+def resource_attributes(service: str, instance: str) -> list[KeyValue]:
+    """Who speaks."""
+    return _attributes({"service.name": names.SERVICE.format(service), "service.instance.id": instance})
+
+
+def _of_request(one: Written) -> dict[str, Value]:
+    request, began, ended = one.request, one.request.began, one.request.ended
+    made = sum(len(output.stamps()) for output in request.outputs.values())
+    attributes: dict[str, Value] = {
+        names.GENAI_OPERATION: began.operation,
+        names.GENAI_PROVIDER: "fairlead",
+        names.GENAI_REQUEST_MODEL: began.model,
+        names.GENAI_RESPONSE_MODEL: began.model,
+        names.GENAI_RESPONSE_ID: began.answer_id,
+        names.GENAI_MAX_TOKENS: began.max_output_tokens,
+        names.GENAI_CHOICES: began.num_choices,
+        names.GENAI_INPUT_TOKENS: began.prompt_tokens,
+        names.GENAI_OUTPUT_TOKENS: made,
+        names.REQUEST: began.request,
+        names.TENANT: began.tenant,
+        names.PROJECT: began.project,
+        names.CLASS: request.slo_class,
+        names.OUTCOME: "" if ended is None else ended.outcome,
+        names.KEPT: one.verdict.kept,
+        names.SLO_MISSED: ",".join(one.verdict.missed),
+        names.SLO_BLAME: ",".join(one.verdict.missed.values()),
+    }
+    if one.policy is not None:
+        attributes |= {names.POLICY_NAME: one.policy.name, names.POLICY_REVISION: one.policy.revision}
+    if ended is not None and ended.code:
+        attributes[names.ERROR_TYPE] = ended.code
+    return {name: value for name, value in attributes.items() if value != ""}
+
+
+def _attributes(values: dict[str, Value]) -> list[KeyValue]:
+    return [KeyValue(key=name, value=_value(value)) for name, value in values.items()]
+
+
+def _value(value: Value) -> AnyValue:
+    match value:
+        case str():
+            return AnyValue(string_value=value)
+        case int() | np.integer():
+            return AnyValue(int_value=value)
+        case _:
+            return AnyValue(double_value=value)

@@ -1,0 +1,102 @@
+"""What an ended request shows about its class's promises, which part of the wait is to blame, and what is kept of it.
+
+A promise is broken by the first token or by the longest gap. To blame is the part that was longest beyond what that
+part usually takes in this class: the compute of a slow model is nobody's fault, a wait for it is.
+"""
+
+import msgspec
+import numpy as np
+
+from services.telemetry.keeper.parts import Int64Array, token_parts
+from services.telemetry.keeper.requests import WRITTEN, Request
+from services.telemetry.records import PolicyInForce
+from services.telemetry.stamps import FIRST_PARTS, TOKEN_PARTS
+
+USUAL_SHARE = 0.05
+"""Weight of the newest request in what is usual."""
+TTFT, TBT = "ttft", "tbt"
+SLO_MISS, ERROR, SAMPLED = "slo_miss", "error", "sampled"
+FAILED = ("error", "lost")
+HASH_RANGE = 2**32
+
+
+class Verdict(msgspec.Struct):
+    """Of one request; times in seconds."""
+
+    ttft_s: float | None
+    longest_gap_s: float | None
+    missed: dict[str, str]
+    """Broken promise (`ttft`, `tbt`) and the part to blame."""
+    checked: tuple[str, ...]
+    """Promises that could be looked at."""
+    kept: str
+    """Why its tokens get spans; empty: they do not."""
+    first_parts: tuple[int, ...] = ()
+    """`stamps.FIRST_PARTS`, ns."""
+
+
+class Judge:
+    """Knows the promises of each revision and what is usual."""
+
+    def __init__(self) -> None:
+        self.policies: dict[int, PolicyInForce] = {}
+        self._usual: dict[tuple[str, str], Int64Array] = {}
+
+    def policy(self, request: Request) -> PolicyInForce | None:
+        """The policy under which a request was released."""
+        return None if request.let is None else self.policies.get(request.let.revision)
+
+    def judge(self, request: Request) -> Verdict:
+        """Look at an ended request."""
+        policy = self.policy(request)
+        promises = {name: (ttft_s, tbt_s) for name, ttft_s, tbt_s in policy.classes} if policy else {}
+        ttft_s, tbt_s = promises.get(request.slo_class, (float("inf"), float("inf")))
+        parts = request.first_parts()
+        missed: dict[str, str] = {}
+        checked = []
+        first_s = None
+        if parts is not None:
+            first_s = float(parts.sum()) / 1e9
+            checked.append(TTFT)
+            blame = self._blame((request.slo_class, TTFT), parts)
+            if first_s > ttft_s:
+                missed[TTFT] = FIRST_PARTS[blame]
+        gap_s, gap_parts = _longest_gap(request)
+        if gap_parts is not None:
+            checked.append(TBT)
+            blame = self._blame((request.slo_class, TBT), gap_parts)
+            if gap_s is not None and gap_s > tbt_s:
+                missed[TBT] = TOKEN_PARTS[blame]
+        kept = self._kept(request, policy, missed=bool(missed))
+        return Verdict(first_s, gap_s, missed, tuple(checked), kept, () if parts is None else tuple(parts.tolist()))
+
+    def _blame(self, key: tuple[str, str], parts: Int64Array) -> int:
+        usual = self._usual.get(key)
+        self._usual[key] = parts.copy() if usual is None else usual + ((parts - usual) * USUAL_SHARE).astype(np.int64)
+        return int(np.argmax(parts if usual is None else parts - usual))
+
+    def _kept(self, request: Request, policy: PolicyInForce | None, *, missed: bool) -> str:
+        if policy is None:
+            policy = next(reversed(self.policies.values()), None)
+        if policy is None:
+            return ""
+        failed = request.ended is not None and request.ended.outcome in FAILED
+        # The trace id decides: all services, and all requests of a trace, come to the same answer.
+        chance = int.from_bytes(request.began.trace_id[-4:], "big") / HASH_RANGE
+        if failed and chance < policy.error:
+            return ERROR
+        if missed and chance < policy.slo_miss:
+            return SLO_MISS
+        return SAMPLED if chance < policy.otherwise else ""
+
+
+def _longest_gap(request: Request) -> tuple[float | None, Int64Array | None]:
+    longest_ns, longest = -1, None
+    for output in request.outputs.values():
+        stamps = output.stamps()
+        gaps = np.diff(stamps[:, WRITTEN])
+        if len(gaps) and gaps.max() > longest_ns:
+            at = int(np.argmax(gaps))
+            longest_ns = int(gaps[at])
+            longest = token_parts(stamps[at : at + 1, WRITTEN], stamps[at + 1 : at + 2, : WRITTEN + 1])[0]
+    return (None, None) if longest is None else (longest_ns / 1e9, longest)

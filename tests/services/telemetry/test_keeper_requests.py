@@ -1,0 +1,134 @@
+"""Requests put together from records: every token in its place, whatever batch it came with and whenever it was written."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.telemetry.keeper.requests import WRITTEN, Open
+from services.telemetry.records import Began, Ended, Let, Step, Written
+
+
+def began(request: int, num_choices: int = 1) -> Began:
+    return Began(
+        request,
+        f"answer-{request}",
+        b"t" * 16,
+        b"",
+        b"s" * 8,
+        "chat",
+        "demo",
+        "acme",
+        "web",
+        5,
+        64,
+        num_choices,
+        10,
+        20,
+    )
+
+
+def let(request: int) -> Let:
+    return Let(request, "paid", 1, 30, 70, {"limits": 1e-8, "fairness": 2e-8})
+
+
+def step(number: int, sequences: list[int], written: list[int]) -> Step:
+    at = number * 100
+    return Step(
+        step=number,
+        executor=0,
+        revision=1,
+        sequences=np.array(sequences, np.int64).tobytes(),
+        finish=bytes(len(sequences)),
+        ready_ns=np.full(len(sequences), at, np.int64).tobytes(),
+        causes=bytes(len(sequences)),
+        planned_ns=at + 10,
+        launched_ns=at + 20,
+        computed_ns=at + 80,
+        returned_ns=at + 85,
+        gateway_in_ns=at + 90,
+        written_ns=np.array(written, np.int64).tobytes(),
+    )
+
+
+def test_tokens_of_two_streams_are_told_apart_and_their_parts_are_the_time_between() -> None:
+    known = Open()
+    for request in (1, 2):
+        known.begin(began(request))
+        known.let(let(request))
+    known.step(step(1, [1, 2], [195, 196]))
+    known.step(step(2, [2], [295]))
+    known.step(step(3, [1, 2], [395, 397]))
+    batch = known.batch()
+    assert sorted(batch.gaps_ns.tolist()) == [99, 102, 200]
+    assert (batch.parts.sum(axis=1) == batch.gaps_ns).all()
+    request = known.end(Ended(2, "finished", "", 3, 400))
+    assert request is not None
+    assert request.outputs[2].stamps()[:, WRITTEN].tolist() == [196, 295, 397]
+    parts = request.first_parts()
+    assert parts is not None
+    assert parts.sum() == 196 - 10
+    assert parts.tolist()[:6] == [10, 10, 10, 20, 10, 40]
+
+
+def test_tokens_that_were_held_get_the_time_at_which_they_were_written() -> None:
+    known = Open()
+    known.begin(began(1))
+    known.step(step(1, [1], [0]))
+    assert not len(known.batch().gaps_ns)
+    known.step(step(2, [1], [0]))
+    known.written(Written([1], 500))
+    known.step(step(6, [1], [690]))
+    batch = known.batch()
+    assert batch.gaps_ns.tolist() == [0, 190]
+    request = known.end(Ended(1, "finished", "", 3, 700))
+    assert request is not None
+    assert request.outputs[1].stamps()[:, WRITTEN].tolist() == [500, 500, 690]
+
+
+def test_what_nobody_announced_is_counted_and_dropped() -> None:
+    known = Open()
+    known.step(step(1, [7, 7], [1, 2]))
+    assert not known.batch().owners
+    assert known.num_unknown == 2
+
+
+def test_a_request_without_a_token_has_no_parts() -> None:
+    known = Open()
+    known.begin(began(1))
+    request = known.end(Ended(1, "refused", "queue_full", 0, 50))
+    assert request is not None
+    assert request.first_parts() is None
+    assert known.end(Ended(1, "refused", "queue_full", 0, 50)) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["direct", "held", "flush", "batch"]), st.integers(1, 3)), max_size=60))
+def test_no_token_is_lost_or_doubled_however_records_fall_into_batches(events: list[tuple[str, int]]) -> None:
+    known = Open()
+    for request in (1, 2, 3):
+        known.begin(began(request))
+    now, steps = 1000, 0
+    held: dict[int, int] = {1: 0, 2: 0, 3: 0}
+    expected: dict[int, list[int]] = {1: [], 2: [], 3: []}
+    num_gaps = 0
+    for kind, sequence in events:
+        now += 10
+        if kind == "direct" and not held[sequence]:
+            steps += 1
+            known.step(step(steps, [sequence], [now]))
+            expected[sequence].append(now)
+        elif kind == "held":
+            steps += 1
+            known.step(step(steps, [sequence], [0]))
+            held[sequence] += 1
+        elif kind == "flush":
+            known.written(Written([sequence], now))
+            expected[sequence] += [now] * held[sequence]
+            held[sequence] = 0
+        elif kind == "batch":
+            num_gaps += len(known.batch().gaps_ns)
+    num_gaps += len(known.batch().gaps_ns)
+    assert num_gaps == sum(max(len(times) - 1, 0) for times in expected.values())
+    for sequence, times in expected.items():
+        output = known.requests[sequence].outputs[sequence]
+        assert output.stamps()[:, WRITTEN].tolist() == times
+        assert sum(map(len, output.held)) == held[sequence]
