@@ -104,6 +104,8 @@ class Keeper:
         self._recent_tokens = 0
         self._unix_s = unix_s
         self._metrics = TokenMetrics(self.registry)
+        self._dropped = self.registry.counter(names.DROPPED)
+        self._dropped_before: dict[str, int] = {}
         self._ended: list[Ended] = []
 
     def take(self, record: AnyRecord) -> None:
@@ -142,6 +144,14 @@ class Keeper:
             finished.append(one)
             self._remember(one)
         return finished
+
+    def count_dropped(self, dropped: dict[str, int]) -> None:
+        """What was lost so far on the way to the collector, and what nobody announced."""
+        for what, total in {**dropped, "unknown_tokens": self.open.num_unknown}.items():
+            more = total - self._dropped_before.get(what, 0)
+            if more:
+                self._dropped.add(more, what)
+                self._dropped_before[what] = total
 
     def _remember(self, one: Finished) -> None:
         self.recent[one.request.began.answer_id] = one

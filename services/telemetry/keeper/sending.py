@@ -89,7 +89,9 @@ class GrpcTransport:
         self._channel = (
             grpc.aio.secure_channel(target, credentials) if credentials else grpc.aio.insecure_channel(target)
         )
-        self._calls = {signal: self._channel.unary_unary(method) for signal, method in GRPC_METHODS.items()}
+        self._calls: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
+            signal: self._channel.unary_unary(method) for signal, method in GRPC_METHODS.items()
+        }
 
     async def send(self, signal: str, body: bytes) -> None:
         """As `Transport.send`."""

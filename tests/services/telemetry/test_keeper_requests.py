@@ -1,53 +1,11 @@
-"""Requests put together from records: every token in its place, whatever batch it came with and whenever it was written."""
+"""Requests put together from records: every token in its place, whatever batch it came with."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.telemetry.keeper.requests import WRITTEN, Open
-from services.telemetry.records import Began, Ended, Let, Step, Written
-
-
-def began(request: int, num_choices: int = 1) -> Began:
-    return Began(
-        request,
-        f"answer-{request}",
-        b"t" * 16,
-        b"",
-        b"s" * 8,
-        "chat",
-        "demo",
-        "acme",
-        "web",
-        5,
-        64,
-        num_choices,
-        10,
-        20,
-    )
-
-
-def let(request: int) -> Let:
-    return Let(request, "paid", 1, 30, 70, {"limits": 1e-8, "fairness": 2e-8})
-
-
-def step(number: int, sequences: list[int], written: list[int]) -> Step:
-    at = number * 100
-    return Step(
-        step=number,
-        executor=0,
-        revision=1,
-        sequences=np.array(sequences, np.int64).tobytes(),
-        finish=bytes(len(sequences)),
-        ready_ns=np.full(len(sequences), at, np.int64).tobytes(),
-        causes=bytes(len(sequences)),
-        planned_ns=at + 10,
-        launched_ns=at + 20,
-        computed_ns=at + 80,
-        returned_ns=at + 85,
-        gateway_in_ns=at + 90,
-        written_ns=np.array(written, np.int64).tobytes(),
-    )
+from services.telemetry.records import Ended, Written
+from tests.services.telemetry.records import began, let, step
 
 
 def test_tokens_of_two_streams_are_told_apart_and_their_parts_are_the_time_between() -> None:

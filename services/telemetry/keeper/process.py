@@ -1,0 +1,106 @@
+"""The keeper's process: records from its gateway on one socket, batches four times a second, spans and metrics to the
+collector if there is one. Ends when its gateway does, after a last batch.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+
+import msgspec
+
+from services.telemetry.keeper.answers import answer
+from services.telemetry.keeper.keeper import Keeper
+from services.telemetry.keeper.otlp import metrics_body, traces_body
+from services.telemetry.keeper.sending import METRICS, TRACES, Sender, transport
+from services.telemetry.keeper.settings import KeeperSettings
+from services.telemetry.keeper.spans import Spans
+from services.telemetry.records import Answered, Asked, Reader, encode
+
+BATCH_S = 0.25
+METRICS_S = 10.0
+LAST_WORDS_S = 5.0
+READ_BYTES = 2**20
+
+log = logging.getLogger(__name__)
+
+
+class KeeperProcess:
+    """Reads, batches, sends."""
+
+    def __init__(self, settings: KeeperSettings) -> None:
+        self._settings = settings
+        self._keeper = Keeper(time.time)
+        self._started_unix_ns = time.time_ns()
+        # Both clocks of one host; the wall clock may be set, so it is looked at with every batch.
+        self._ahead_ns = 0
+        self._spans = Spans(settings.instance, lambda stamp_ns: stamp_ns + self._ahead_ns, settings.scheduler)
+        self._sender: Sender | None = None
+        self._next_metrics = time.monotonic() + METRICS_S
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def run(self) -> None:
+        """Until the gateway's end of the socket is closed."""
+        if self._settings.endpoint:
+            self._sender = Sender(transport(self._settings.endpoint, self._settings.headers))
+        connection = socket.socket(fileno=self._settings.descriptor)
+        reader, self._writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)
+        ticking = asyncio.get_running_loop().create_task(self._tick())
+        records = Reader()
+        while data := await reader.read(READ_BYTES):
+            for record in records.feed(data):
+                if isinstance(record, Asked):
+                    self._answer(record)
+                else:
+                    self._keeper.take(record)
+        ticking.cancel()
+        self._batch()
+        self._send_metrics()
+        if self._sender is not None:
+            await self._sender.drain(LAST_WORDS_S)
+            await self._sender.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(BATCH_S)
+            self._batch()
+            if time.monotonic() >= self._next_metrics:
+                self._next_metrics += METRICS_S
+                self._send_metrics()
+
+    def _batch(self) -> None:
+        self._ahead_ns = time.time_ns() - time.monotonic_ns()
+        finished = self._keeper.batch()
+        if finished and self._sender is not None:
+            body, num_spans = traces_body(self._spans.resource_spans(finished))
+            self._sender.put(TRACES, body, num_spans)
+        if self._sender is not None:
+            self._keeper.count_dropped(self._sender.dropped)
+
+    def _send_metrics(self) -> None:
+        if self._sender is None:
+            return
+        body, num_points = metrics_body(
+            self._keeper.registry.families(),
+            self._settings.service,
+            self._settings.instance,
+            started_unix_ns=self._started_unix_ns,
+            now_unix_ns=time.time_ns(),
+        )
+        self._sender.put(METRICS, body, num_points)
+
+    def _answer(self, asked: Asked) -> None:
+        self._batch()
+        if self._writer is not None:
+            self._writer.write(encode(Answered(asked.number, answer(self._keeper, asked))))
+
+
+def main(argument: str) -> int:
+    """Run; the argument is `KeeperSettings` as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s")
+    settings = msgspec.json.decode(argument, type=KeeperSettings)
+    # Serving comes first: on a full machine the keeper waits.
+    os.nice(5)
+    asyncio.run(KeeperProcess(settings).run())
+    return 0

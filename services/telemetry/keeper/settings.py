@@ -1,0 +1,19 @@
+"""What a gateway tells the keeper that it starts."""
+
+import msgspec
+
+
+class KeeperSettings(msgspec.Struct):
+    """The only argument of the process, as JSON."""
+
+    service: str
+    instance: str
+    """Of the service: `service.instance.id`."""
+    scheduler: str
+    """Names the scheduler in the ids of steps."""
+    descriptor: int = -1
+    """Of the socket to the gateway."""
+    endpoint: str = ""
+    """Of the collector: `http://host:4318` or `grpc://host:4317`; empty: none."""
+    headers: dict[str, str] = {}
+    """For the collector, as it wants them."""

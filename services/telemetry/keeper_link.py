@@ -1,0 +1,113 @@
+"""A gateway's way to its keeper: starts the process, writes records without ever waiting, asks questions.
+
+A keeper that is behind or gone costs records, which are counted; serving goes on.
+"""
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from services.telemetry.keeper.settings import KeeperSettings
+from services.telemetry.records import Answered, Asked, Reader, Record, encode
+
+MAX_UNREAD_BYTES = 16 * 2**20
+ANSWER_S = 5.0
+END_S = 8.0
+
+log = logging.getLogger(__name__)
+
+
+class KeeperError(Exception):
+    """The keeper gave no answer; the sentence says why."""
+
+
+class KeeperLink(asyncio.Protocol):
+    """One keeper process and the socket to it."""
+
+    def __init__(self) -> None:
+        self.num_dropped = 0
+        """Records that did not get through."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._reader = Reader()
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._num_asked = 0
+
+    async def start(self, settings: KeeperSettings) -> None:
+        """Start the process and connect to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            given = msgspec.structs.replace(settings, descriptor=theirs.fileno())
+            self._process = subprocess.Popen(  # noqa: ASYNC220  starts in a millisecond, and nobody is served yet
+                [sys.executable, "-m", "services.telemetry.keeper", msgspec.json.encode(given).decode()],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        ours.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+
+    def record(self, record: Record) -> None:
+        """Tell it something, or count it as dropped."""
+        transport = self._transport
+        if transport is None or transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.num_dropped += 1
+            return
+        transport.write(encode(record))
+
+    async def ask(self, about: str, request: str = "") -> bytes:
+        """Its answer.
+
+        Raises:
+            KeeperError: there is none in time.
+        """
+        if self._transport is None:
+            raise KeeperError("the keeper of traces is not there; its log line says why")
+        self._num_asked += 1
+        number = self._num_asked
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.record(Asked(number, about, request))
+        try:
+            return await asyncio.wait_for(future, ANSWER_S)
+        except TimeoutError:
+            raise KeeperError(f"the keeper of traces gave no answer within {ANSWER_S:g} s") from None
+        finally:
+            del self._asked[number]
+
+    async def close(self) -> None:
+        """Let it finish what it has, then end it."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._process is not None:
+            try:
+                await asyncio.to_thread(self._process.wait, END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is ready."""
+        self._transport = transport  # type: ignore[assignment]  # of a socket: it can be written to
+
+    def data_received(self, data: bytes) -> None:
+        """An answer, or a part of one."""
+        for record in self._reader.feed(data):
+            if not isinstance(record, Answered):
+                continue
+            future = self._asked.get(record.number)
+            if future is not None and not future.done():
+                future.set_result(record.document)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The keeper ended, or we did."""
+        self._transport = None
+        if error is not None or (self._process is not None and self._process.poll() not in (None, 0)):
+            log.warning("the keeper of traces ended (%s): nothing is traced until a restart", error or "crashed")
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(KeeperError("the keeper of traces ended"))
