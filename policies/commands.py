@@ -20,6 +20,7 @@ Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 NO_BLOCKS: Int32Array = np.empty(0, np.int32)
+NO_CAUSES: NDArray[np.int8] = np.empty(0, np.int8)
 
 
 class FinishReason(IntEnum):
@@ -161,6 +162,8 @@ class StepPlan(msgspec.Struct):
     """Parallel to `starts`: tokens that it found in the prefix cache and begins after."""
     copied: Int32Array = NO_BLOCKS
     copies: Int32Array = NO_BLOCKS
+    causes: NDArray[np.int8] = NO_CAUSES
+    """`policies.scheduling.causes.Cause` of each row's wait; empty: `PIPELINE` for all."""
 
 
 class StartStep(Command):

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.commands import Int32Array
+from policies.commands import NO_CAUSES, Int32Array
+from policies.scheduling.causes import Cause
 from policies.scheduling.lengths.survival import Refinement
 from policies.scheduling.state import Sequence, SlotArray
 
@@ -38,6 +39,8 @@ class Columns:
         first_output: the position at which it has produced nothing; one further for each output token planned.
         estimate: as in `Sequence`, at its start; `estimates` follows what was produced since.
         shared: blocks of its table that were others' when it started.
+        cause: `causes.Cause` of what the next token waits for, as far as it has been left out of a plan.
+        any_cause: whether any of them is not 0.
         ahead: tokens for which room is taken before they are written.
         refinement: how estimates rise, None where the policy goes by no lengths.
     """
@@ -45,6 +48,7 @@ class Columns:
     def __init__(self, block_tokens: int, *, samples_first: bool) -> None:
         self.high = 0
         self.ahead = 0
+        self.any_cause = False
         self.refinement: Refinement | None = None
         self._block_tokens = block_tokens
         self._samples_first = int(samples_first)
@@ -74,6 +78,7 @@ class Columns:
         self.first_output = np.zeros(0, np.int32)
         self.estimate = np.zeros(0, np.int32)
         self.shared = np.zeros(0, np.int32)
+        self.cause = np.zeros(0, np.int8)
 
     def enter(self, sequence: Sequence, blocks: Int32Array, position: int, shared: int = 0) -> int:
         """Give a sequence a slot with its first blocks, of which those before `position` are filled and the first
@@ -103,6 +108,9 @@ class Columns:
         self.first_output[slot] = sequence.prompt_tokens - self._samples_first
         self.estimate[slot] = sequence.estimate
         self.shared[slot] = shared
+        self.cause[slot] = Cause.PIPELINE
+        if sequence.kept_tokens:
+            self.note_cause(slot, Cause.PREEMPTED if sequence.num_preemptions else Cause.RECOMPUTE)
         sequence.slot = slot
         return slot
 
@@ -152,6 +160,20 @@ class Columns:
         if self._extensions:
             self._write_extensions()
         return self.tables[slot, : (self.capacity[slot] + self.ahead) // self._block_tokens]
+
+    def note_cause(self, slots: SlotArray | int, cause: Cause) -> None:
+        """What the next tokens of these slots wait for."""
+        self.cause[slots] = cause
+        self.any_cause = True
+
+    def take_causes(self, slots: SlotArray) -> NDArray[np.int8]:
+        """What the tokens that are planned now have waited for; what comes after them has not waited yet."""
+        if not self.any_cause:
+            return NO_CAUSES
+        taken = self.cause.take(slots)
+        self.cause[slots] = Cause.PIPELINE
+        self.any_cause = bool(self.cause[: self.high].any())
+        return taken if taken.any() else NO_CAUSES
 
     def leave(self, slot: int) -> None:
         """Free a slot. No step in flight may have a row of it."""

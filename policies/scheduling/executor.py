@@ -12,6 +12,7 @@ import numpy as np
 from policies.commands import Int32Array
 from policies.events import ExecutorJoined
 from policies.lifecycle import HOLDS_BLOCKS, Happening, State
+from policies.scheduling.causes import Cause
 from policies.scheduling.columns import Columns
 from policies.scheduling.deadlines import base_s
 from policies.scheduling.kv_blocks import KvBlocks
@@ -270,6 +271,7 @@ class Executor:
         state = sequence.life.state
         if state is State.DECODE:
             self.columns.set_open(_slot_of(sequence), value=not stalled)
+            self.columns.note_cause(_slot_of(sequence), Cause.BACKPRESSURE)
         elif state is State.WAITING and stalled:
             self.sharing.leave(sequence)
             if sequence.ticket:

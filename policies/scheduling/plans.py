@@ -106,6 +106,7 @@ def finish_plan(executor: Executor, draft: Draft, now: float) -> StepPlan:
         cached=draft.cached,
         copied=copied,
         copies=copies,
+        causes=columns.take_causes(slots),
     )
 
 

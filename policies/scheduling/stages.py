@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.commands import BoolArray, Int32Array
+from policies.scheduling.causes import Cause
 from policies.scheduling.executor import Executor
 from policies.scheduling.orders import sort_slots
 from policies.scheduling.outlook import Outlook, raise_estimates, spared, survivors
@@ -101,6 +102,7 @@ class Draft:
             self._preempt(sequence)
         if not self._take_everyone():
             self._offer()
+            self._note_left_out()
         elif self._rules.future_share is not None:
             self._executor.note_decodes(1.0)
         for sequence in self._barred:
@@ -126,6 +128,20 @@ class Draft:
                 break
         if self._rules.future_share is not None and num_decoding:
             self._executor.note_decodes(self.num_decodes / num_decoding)
+
+    def _note_left_out(self) -> None:
+        """Say what the decodes that are not in this plan wait for."""
+        slots = self._open_slots()
+        if not len(slots):
+            return
+        columns = self._executor.columns
+        not_due = columns.deadline_s.take(slots) > self._due_until_s
+        columns.note_cause(slots[not_due], Cause.DEFERRED)
+        if self._executor.blocks.num_free == 0 and self.left:
+            cause = Cause.KV
+        else:
+            cause = Cause.SLOTS if self.num_decodes >= self._rules.max_decodes else Cause.BUDGET
+        columns.note_cause(slots[~not_due], cause)
 
     def _take_everyone(self) -> bool:
         """Plan every decode at once where the stages come to that: no prompt can run, budget and blocks suffice. Most

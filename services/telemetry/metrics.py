@@ -4,6 +4,7 @@ Owns the numbers and their snapshot; `exposition.py` and `otlp.py` write it down
 thread-safe: one loop owns a registry.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -109,20 +110,22 @@ class Histogram:
         self._sums: dict[Labels, float] = {}
         self._exemplars: dict[Labels, list[Exemplar | None]] = {}
 
-    def observe(self, values: "NDArray[np.float64] | float", *labels: str) -> None:
-        """Count one value or an array of them."""
-        array = np.atleast_1d(np.asarray(values, np.float64))
-        counts = self._counts.get(labels)
-        if counts is None:
-            counts = self._counts[labels] = np.zeros(len(self.bounds) + 1, np.int64)
+    def observe(self, value: float, *labels: str) -> None:
+        """Count one value."""
         # A value on a bound belongs below it, as `le` says.
-        counts += np.bincount(np.searchsorted(self._bounds, array, side="left"), minlength=len(counts))
-        self._sums[labels] = self._sums.get(labels, 0.0) + float(array.sum())
+        self._of(labels)[bisect_left(self.bounds, value)] += 1
+        self._sums[labels] += value
+
+    def observe_all(self, values: NDArray[np.float64], *labels: str) -> None:
+        """Count an array of them."""
+        counts = self._of(labels)
+        counts += np.bincount(np.searchsorted(self._bounds, values, side="left"), minlength=len(counts))
+        self._sums[labels] += float(values.sum())
 
     def exemplify(self, exemplar: Exemplar, *labels: str) -> None:
         """A trace in which such a value was observed; the newest of each bucket is kept."""
         kept = self._exemplars.setdefault(labels, [None] * (len(self.bounds) + 1))
-        kept[int(np.searchsorted(self._bounds, exemplar.value, side="left"))] = exemplar
+        kept[bisect_left(self.bounds, exemplar.value)] = exemplar
 
     def family(self) -> Family:
         """A snapshot."""
@@ -131,6 +134,13 @@ class Histogram:
             for labels, counts in self._counts.items()
         ]
         return _family(self.metric, self.kind, points, self.bounds)
+
+    def _of(self, labels: Labels) -> NDArray[np.int64]:
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = np.zeros(len(self.bounds) + 1, np.int64)
+            self._sums[labels] = 0.0
+        return counts
 
 
 Instrument = Counter | Gauge | Histogram

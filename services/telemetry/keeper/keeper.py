@@ -50,15 +50,15 @@ class TokenMetrics:
         for name in dict.fromkeys(classes):
             mine = np.isin(of_row, [index for index, one in enumerate(classes) if one == name])
             mine_gaps = gaps[mine]
-            self.gaps.observe(mine_gaps, name)
+            self.gaps.observe_all(mine_gaps, name)
             for column, part in enumerate(TOKEN_PARTS):
-                self.parts.observe(parts[mine, column], name, part)
+                self.parts.observe_all(parts[mine, column], name, part)
             slowest = np.flatnonzero(mine)[int(np.argmax(mine_gaps))]
             trace_id = batch.owners[int(of_row[slowest])].began.trace_id
             self.gaps.exemplify(Exemplar(float(gaps[slowest]), trace_id, unix_s), name)
         waited = parts[:, 0]
         for cause in np.unique(batch.causes).tolist():
-            self.waits.observe(waited[batch.causes == cause], CAUSES[cause])
+            self.waits.observe_all(waited[batch.causes == cause], CAUSES[cause])
 
     def ended(self, request: Request, verdict: Verdict, unix_s: float) -> None:
         """A request is over."""

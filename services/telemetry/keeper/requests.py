@@ -39,7 +39,9 @@ class Output:
 
     def stamps(self) -> Int64Array:
         """[n, STAMP_COLUMNS] of all tokens that the reader got."""
-        return np.concatenate(self.tokens) if self.tokens else NO_TOKENS
+        if len(self.tokens) > 1:
+            self.tokens = [np.concatenate(self.tokens)]
+        return self.tokens[0] if self.tokens else NO_TOKENS
 
 
 class Request:
