@@ -186,6 +186,10 @@ class TokenFrame(Message, tag="tokens"):
     """(request, prompt tokens that it found in the prefix cache), with the first token of its first choice."""
     vectors: dict[int, bytes] = {}
     """Embeddings of these sequences, float32 little-endian."""
+    causes: bytes = b""
+    """int8 each: `policies.scheduling.causes.Cause` of what the token waited for; empty: `PIPELINE` for all."""
+    chunks: dict[int, bytes] = {}
+    """Of sequences whose first token this is, the chunks of their prompt: int64 of `stamps.CHUNK_COLUMNS` each."""
 
 
 class RequestEnded(Message, tag="ended"):

@@ -32,6 +32,8 @@ class Delivery:
         self.prefix_hits: list[tuple[int, int]] = []
         """As in `services.wire.TokenFrame`."""
         self._vectors = step.result.vectors
+        self._causes = step.plan.causes[command.rows] if len(step.plan.causes) else step.plan.causes
+        self._chunks: dict[int, bytes] = {}
         ready_ns = []
         computed_ns, ended_ns = step.result.computed_ns, step.ended_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
@@ -39,6 +41,9 @@ class Delivery:
             # The first choice of a request has its id; the others found what it computed.
             if not held.output and held.num_cached and sequence in sequences:
                 self.prefix_hits.append((sequence, held.num_cached))
+            if held.chunks:
+                self._chunks[sequence] = np.array(held.chunks, np.int64).tobytes()
+                held.chunks = []
             held.output.append(token)
             held.made_ns.append(ended_ns)
             ready_ns.append(held.ready_ns)
@@ -83,6 +88,8 @@ class Delivery:
             logprobs=LogprobColumns.pack(logprobs),
             prefix_hits=prefix_hits,
             vectors=_those_of(self.ids[rows], self._vectors),
+            causes=self._causes[rows].tobytes() if len(self._causes) else b"",
+            chunks=_those_of(self.ids[rows], self._chunks),
         )
 
 

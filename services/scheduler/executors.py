@@ -41,6 +41,10 @@ class InFlight(msgspec.Struct):
     num_prefill_tokens: int
     num_decode_tokens: int
     shape: StepShape
+    causes: NDArray[np.int8]
+    """Parallel to `sampling`, or empty: as in `StepPlan`."""
+    chunks: list[tuple[int, int]]
+    """(sequence, tokens) of each piece of a prompt."""
 
 
 class StepTokens(msgspec.Struct):
@@ -97,6 +101,10 @@ class Executor:
                 num_prefill_tokens=int(plan.num_tokens.sum()) - num_decodes,
                 num_decode_tokens=num_decodes,
                 shape=shape_of(plan),
+                causes=plan.causes[plan.samples] if len(plan.causes) else plan.causes,
+                chunks=[]
+                if num_decodes == len(plan.sequences)
+                else list(zip(plan.sequences[~decodes].tolist(), plan.num_tokens[~decodes].tolist(), strict=True)),
             )
         )
         self.stream.send(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.interface import Sampling, SequenceStart
+from services.scheduler.executors import StepTokens
 from services.scheduler.prefix_keys import PrefixKeys, Salt
 from services.traffic import gaps
 from services.wire import Dispatch
@@ -40,6 +41,8 @@ class Sequence:
     """Tokens that its first start found in the prefix cache; None before that."""
     made_ns: "array[int]" = field(default_factory=lambda: array("q"))
     """When each of its tokens was made."""
+    chunks: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """`stamps.CHUNK_COLUMNS` of each piece of its prompt, until its first token."""
 
     @property
     def num_tokens(self) -> int:
@@ -103,6 +106,14 @@ class Sequences:
                 if keys:
                     reached.append((sequence, keys))
         return reached
+
+    def note_chunks(self, returned: StepTokens) -> None:
+        """Pieces of prompts that a step computed: what the first token of each will be explained with."""
+        plan, result = returned.plan, returned.result
+        for sequence, num_tokens in plan.chunks:
+            held = self.by_id.get(sequence)
+            if held is not None and not held.output:
+                held.chunks.append((plan.step, num_tokens, plan.planned_ns, result.launched_ns, result.computed_ns))
 
     def measured(self, request: int) -> Measured:
         """How a request went that is about to be removed."""

@@ -248,6 +248,7 @@ class SchedulerService:
             stream.close()
             return
         self._samples.step_ended(self._returned)
+        self._sequences.note_chunks(self._returned)
         plan = self._returned.plan
         if keys := self._sequences.keys_reached(plan.filling, plan.filled_to):
             event = msgspec.structs.replace(event, keys=keys)
