@@ -7,6 +7,7 @@ resolved file into its run folder and names it to its children in `FAIRLEAD_DEPL
 import os
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -17,6 +18,8 @@ from engine.interface import EngineSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOYMENT_VARIABLE = "FAIRLEAD_DEPLOYMENT"
+ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OTLP_SCHEMES = ("http", "https", "grpc", "grpcs")
 STARTED = "deployment.json"
 """In the data folder: what `fairlead up` was last started with."""
 
@@ -68,6 +71,18 @@ class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Of each gateway's file and each scheduler's; the oldest goes first."""
 
 
+class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where traces and metrics go, beside the console and /metrics."""
+
+    endpoint: str = ""
+    """Of an OTLP collector: `http://host:4318`, `https://…`, `grpc://host:4317` or `grpcs://…`; empty: none. Without it
+    the variable `OTEL_EXPORTER_OTLP_ENDPOINT` counts."""
+    headers: dict[str, str] = {}
+    """For the collector, as it wants them."""
+    tokens: bool = True
+    """Record the way of every token. Without it there are no traces and no latencies."""
+
+
 class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     """One deployment: one model, one of each service by default."""
 
@@ -87,6 +102,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     http: HttpSettings = HttpSettings()
     streams: StreamSettings = StreamSettings()
     traffic: TrafficSettings = TrafficSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     engine: EngineSettings = EngineSettings()
 
     @property
@@ -134,11 +150,17 @@ def load_deployment(path: Path | None = None) -> Deployment:
     if path is None:
         path = Path(os.environ.get(DEPLOYMENT_VARIABLE) or REPOSITORY / "ops" / "deployment.yaml")
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()) or {}, Deployment)
+        deployment = msgspec.convert(yaml.safe_load(path.read_text()) or {}, Deployment)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise SettingsError(f"{path}: {error}") from error
+    endpoint = deployment.telemetry.endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
+    if endpoint and urlsplit(endpoint).scheme not in OTLP_SCHEMES:
+        allowed = "an address like http://host:4318 or grpc://host:4317"
+        raise SettingsError(f"{path}: telemetry.endpoint: {endpoint!r} is no collector's address; allowed: {allowed}")
+    telemetry = msgspec.structs.replace(deployment.telemetry, endpoint=endpoint)
+    return msgspec.structs.replace(deployment, telemetry=telemetry)
 
 
 def deployment_of(data_dir: str | None) -> Deployment:

@@ -155,6 +155,10 @@ class Admitted(Message, tag="admitted"):
     scheduler_epoch: int = 0
     """Which start of the scheduler it was released to; 0: not said."""
     limits: tuple[LimitState, ...] = ()
+    waits_s: dict[str, float] = {}
+    """Of the time it waited, by cause: `limits`, `fairness` (others' turn), `window` (its turn, and no room)."""
+    counter: float = 0.0
+    """Its tenant's in the fair queue, at its release."""
 
 
 # --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------

@@ -17,6 +17,7 @@ from policies.document.schema import (
     StageCondition,
     StepBudget,
 )
+from policies.document.tracing import tracing_in_words
 
 ORDERS = {
     "arrival": "the earliest arrival",
@@ -48,6 +49,7 @@ def explain(policy: Policy) -> str:
         ("Deadlines", _deadlines(policy)),
         ("KV memory", memory_in_words(policy)),
         ("Output lengths", prediction_in_words(policy)),
+        ("Tracing", tracing_in_words(policy.tracing)),
     ]
     title = f"{policy.name}: {policy.description}" if policy.description else policy.name
     lines = [title]

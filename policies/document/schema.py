@@ -14,6 +14,7 @@ from policies.document.fairness import Fairness
 from policies.document.limits import Limit
 from policies.document.memory import Kv, Prediction, Preemption
 from policies.document.section import Count, Fraction, Name, Seconds, Section
+from policies.document.tracing import Tracing
 
 OrderKey = Literal[
     "arrival",
@@ -236,9 +237,10 @@ class Policy(Section, frozen=True):
     kv: Kv = Kv()
     preemption: Preemption = Preemption()
     prediction: Prediction = Prediction()
+    tracing: Tracing = Tracing()
 
 
-PLANNED_SECTIONS = ("admission", "elastic", "padded_batching", "autotune", "tracing")
+PLANNED_SECTIONS = ("admission", "elastic", "padded_batching", "autotune")
 """Sections of the format that no code reads yet: naming one is an error that says so, never a silent no-op."""
 
 

@@ -147,7 +147,7 @@ class Api:
         given = body.inputs
         self.intake.check_room(body.model, len(given), "input")
         inputs = await self._prompts.each(given, "input")
-        submits = self.intake.submits(request, caller, body, inputs, received_ns, pooling=body.pooling)
+        submits = self.intake.submits(caller, body, inputs, received_ns, pooling=body.pooling)
         shape = OpenAiShape(answer_id=new_id("embd-"), created=int(time.time()), model=self._model, include_usage=False)
         answer = EmbeddingAnswer(
             shape, sum(map(len, inputs)), model=self._model, encoding=body.encoding_format or "float"
@@ -170,7 +170,7 @@ class Api:
         *,
         structure: Structure = ANY_TEXT,
     ) -> web.StreamResponse:
-        submits = self.intake.submits(request, caller, body, prompts, received_ns, grammar=structure.grammar())
+        submits = self.intake.submits(caller, body, prompts, received_ns, grammar=structure.grammar())
         chat = isinstance(body, ChatBody)
         shape = (ChatShape if chat else OpenAiShape)(
             answer_id=new_id("chatcmpl-" if chat else "cmpl-"),

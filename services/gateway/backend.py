@@ -17,6 +17,7 @@ from services.gateway.frames import Pump
 from services.gateway.policy import Revisions
 from services.gateway.streams import Answer, Choice, Running
 from services.gateway.told import Told
+from services.gateway.tracing import Origin, Tracing
 from services.gateway.traffic import Traffic
 from services.streams import Stream
 from services.traffic.rows import RequestRow
@@ -59,7 +60,7 @@ class Texts(Protocol):
 class Backend:
     """Receiver of both streams."""
 
-    def __init__(self, texts: Texts, record: Callable[[RequestRow], None]) -> None:
+    def __init__(self, texts: Texts, record: Callable[[RequestRow], None], tracing: Tracing) -> None:
         self.gateway = secrets.randbits(GATEWAY_BITS)
         """Upper half of every request id: tells this gateway from others and from an earlier start of itself."""
         self.texts = texts
@@ -73,7 +74,8 @@ class Backend:
         self._unheard: dict[int, Answer] = {}
         """As `Answer.unheard`, of all."""
         self._counting: dict[int, asyncio.Future[Counted]] = {}
-        self._pump = Pump(self._choice_ended)
+        self.tracing = tracing
+        self._pump = Pump(self._choice_ended, tracing)
         self._streams: dict[str, Stream] = {}
         self._stalled: dict[str, bool] = {}
 
@@ -102,7 +104,7 @@ class Backend:
         if self.capacity is None or not self.capacity.max_sequence_tokens:
             raise RequestError("no_capacity", "no executor is ready yet; try again")
 
-    def submit(self, submits: Sequence[Submit], answer: Answer, stops: Sequence[str]) -> None:
+    def submit(self, submits: Sequence[Submit], answer: Answer, stops: Sequence[str], origin: Origin) -> None:
         """Give each Submit its id and hand it on; the answer gets their choices in this order."""
         for submit in submits:
             num_choices = len(submit.sampling)
@@ -113,6 +115,8 @@ class Backend:
             answer.unheard[request] = None
             for sequence in running.sequences:
                 self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
+        answer.on_written = self.tracing.written
+        self.tracing.begin(submits, answer, origin)
         now = self.revisions.now
         for submit in submits:
             self._traffic.arrived(submit, 0 if now is None else now.revision)
@@ -201,6 +205,7 @@ class Backend:
                     answering.told.queued(message)
             case Admitted():
                 self._heard(message.request).admitted(message)
+                self.tracing.let(message)
                 self._admitted(message)
             case Refused():
                 self._refused(message)
@@ -209,9 +214,12 @@ class Backend:
             case Capacity():
                 self.capacity = message
             case PolicyPrepare() | PolicyCommit() | PolicyAbort() | PolicyNow() | PolicyStatus():
+                before = self.revisions.policy
                 answer = self.revisions.received(message)
                 if answer is not None:
                     stream.send(answer)
+                if self.revisions.policy is not before:
+                    self.tracing.policy(self.revisions)
             case _:
                 log.warning("%s sent a %s, which is not for a gateway", stream.peer.service, type(message).__name__)
 

@@ -5,16 +5,22 @@ write. Knows neither HTTP requests nor other services; whoever owns those is tol
 """
 
 from collections.abc import Callable
+from time import monotonic_ns
+
+import numpy as np
 
 from policies.commands import FinishReason
 from services.gateway.chunks import CHUNK_HEADS, chunk_head
 from services.gateway.logprobs import per_row
 from services.gateway.shapes import encode
 from services.gateway.streams import Answer, Choice
+from services.gateway.tracing import Tracing
 from services.wire import TokenFrame
 from services.wire_parts import LogprobColumns
 
 GOES_ON = 0
+STAMP_MASK = 15
+"""Writes are stamped in groups of sixteen: a group takes some tens of microseconds."""
 UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)
 """No token of the output: why it is cut short comes with its RequestEnded."""
 WITHOUT_TEXT = (FinishReason.STOP.value, *UNCOUNTED)
@@ -23,13 +29,15 @@ WITHOUT_TEXT = (FinishReason.STOP.value, *UNCOUNTED)
 class Pump:
     """All outputs being made, by sequence id."""
 
-    def __init__(self, on_end: Callable[[int, Choice, str], None]) -> None:
+    def __init__(self, on_end: Callable[[int, Choice, str], None], tracing: Tracing) -> None:
+        self._tracing = tracing
         self.choices: dict[int, Choice] = {}
         self._on_end = on_end
         """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
 
     def deliver(self, frame: TokenFrame) -> None:
         """Hand each token of a step to its reader."""
+        gateway_in_ns = monotonic_ns()
         choices = self.choices
         heads, num_heads, join = CHUNK_HEADS, len(CHUNK_HEADS), b"".join
         touched: dict[Answer, None] = {}
@@ -45,7 +53,12 @@ class Pump:
         finishes = memoryview(frame.finish).cast("b").tolist()
         if frame.logprobs is not None:
             self._note(sequences, finishes, frame.logprobs)
-        for sequence, token, finish in zip(sequences, tokens, finishes, strict=True):
+        held_back: list[tuple[int, Answer]] = []
+        written_ns: list[int] = []
+        rows = zip(sequences, tokens, finishes, strict=True)
+        for row, (sequence, token, finish) in enumerate(rows):
+            if not row & STAMP_MASK:
+                written_ns.append(monotonic_ns())
             choice = choices.get(sequence)
             if choice is None:  # cancelled, or ended by a stop string while further tokens were on their way
                 continue
@@ -68,10 +81,25 @@ class Pump:
                 choice.num_tokens += 1
                 reason = choice.take(token, finish)
                 touched[choice.answer] = None
+                held_back.append((row, choice.answer))
                 if reason:
                     self._on_end(sequence, choice, reason)
         for answer in touched:
             answer.flush()
+            answer.late = answer.is_behind
+        if self._tracing.on:
+            self._trace(frame, gateway_in_ns, written_ns, held_back)
+
+    def _trace(
+        self, frame: TokenFrame, gateway_in_ns: int, begun_ns: list[int], held_back: list[tuple[int, Answer]]
+    ) -> None:
+        """Record the frame; `begun_ns` is when each group of rows was begun."""
+        now_ns = monotonic_ns()
+        # A group was with its sockets when the next one was begun.
+        written_ns = np.repeat(np.array([*begun_ns[1:], now_ns], np.int64), STAMP_MASK + 1)[: len(frame.finish)]
+        for row, answer in held_back:
+            written_ns[row] = 0 if answer.late else now_ns
+        self._tracing.step(frame, gateway_in_ns, written_ns)
 
     def _note(self, sequences: list[int], finishes: list[int], logprobs: LogprobColumns) -> None:
         """Log-probabilities of the tokens about to be delivered; those that are no text have none to show."""

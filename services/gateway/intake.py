@@ -4,7 +4,6 @@ Owns what is checked of every inference request, whatever its endpoint; knows no
 """
 
 import asyncio
-import re
 import secrets
 import time
 from array import array
@@ -20,8 +19,6 @@ from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.settings import HttpSettings
 from services.wire import Submit
-
-TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Caller = tuple[Tenant, HashedKey]
 
@@ -124,7 +121,6 @@ class Intake:
 
     def submits(
         self,
-        request: web.Request,
         caller: Caller,
         body: Asked,
         prompts: list[list[int]],
@@ -140,7 +136,6 @@ class Intake:
         """
         self._backend.check_open()  # tokenising in the background took a while
         tenant, key = caller
-        traceparent = request.headers.get("traceparent", "")
         seed = secrets.randbits(63) if body.seed is None else body.seed
         tokenized_ns = time.monotonic_ns()
         return [
@@ -158,7 +153,6 @@ class Intake:
                 allowed_classes=tenant.classes,
                 received_ns=received_ns,
                 tokenized_ns=tokenized_ns,
-                traceparent=traceparent if TRACEPARENT.fullmatch(traceparent) else "",
                 grammar=grammar,
                 shares_prefix=pooling != "mean",  # which needs every token computed for it
                 pooling=pooling,

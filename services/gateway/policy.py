@@ -44,7 +44,8 @@ class Revisions:
         self.history: deque[Applied] = deque(maxlen=HISTORY)
         self.last_save: Saved | None = None
         self.last_rejection: Saved | None = None
-        self._policy: Policy | None = None
+        self.policy: Policy | None = None
+        """The one in force."""
         self._prepared: tuple[int, Policy] | None = None
 
     @property
@@ -90,10 +91,10 @@ class Revisions:
         prepared, self._prepared = self._prepared, None
         if prepared is None or prepared[0] != revision:
             return
-        before, (_, policy) = self._policy, prepared
+        before, (_, policy) = self.policy, prepared
         if self.now is not None and self.now.revision == revision and before == policy:
             return  # told again by an admission service that was restarted
-        self._policy = policy
+        self.policy = policy
         classes = tuple(each.name for each in policy.classes)
         words = changes(before, policy) if before is not None else []
         self.history.append(Applied(revision, policy.name, classes, time.time(), words))

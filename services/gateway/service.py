@@ -14,8 +14,11 @@ from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.connection import Connection
 from services.gateway.grammars import Grammars
+from services.gateway.tracing import Tracing
 from services.runtime import StartError, open_link
 from services.settings import Deployment
+from services.telemetry.keeper.settings import KeeperSettings
+from services.telemetry.keeper_link import KeeperLink
 from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
 from services.traffic.store import Store, open_store
 from services.transport import Identity, Link
@@ -38,7 +41,9 @@ class GatewayService:
             raise StartError(str(error)) from error
         self._keys = Keys(Path(deployment.tenants))
         self._store: Store | None = None
-        self._backend = Backend(tokenizer, self._record)
+        self.keeper = KeeperLink() if deployment.telemetry.tokens else None
+        """Of traces; None: nothing is traced."""
+        self._backend = Backend(tokenizer, self._record, Tracing(deployment.model_name, self.keeper))
         self._grammars = Grammars(deployment.model_folder, tokenizer.vocabulary_size)
         self.api = Api(
             deployment.http,
@@ -63,6 +68,12 @@ class GatewayService:
             StartError: the keys cannot be read, or the port is in use.
         """
         self._keys.load()
+        if self.keeper is not None:
+            telemetry = self._deployment.telemetry
+            instance = str(self._backend.gateway)
+            await self.keeper.start(
+                KeeperSettings(self.name, instance, "scheduler", endpoint=telemetry.endpoint, headers=telemetry.headers)
+            )
         self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
         self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
         streams = self._deployment.streams
@@ -117,6 +128,8 @@ class GatewayService:
         await asyncio.gather(*(link.close() for link in self._links))
         if self._store is not None:
             self._store.close()
+        if self.keeper is not None:
+            await self.keeper.close()
 
     def _record(self, row: RequestRow) -> None:
         if self._store is not None:

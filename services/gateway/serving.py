@@ -15,10 +15,14 @@ from services.gateway.backend import Backend
 from services.gateway.intake import Caller
 from services.gateway.replies import JSON, Handler, Replies
 from services.gateway.streams import Answer, StreamedAnswer
+from services.gateway.tracing import Origin
 from services.wire import Submit
 
 HEARD_S = 0.2
 """How long an answer waits for admission's word when tokens have overtaken it: the two come by different streams."""
+
+OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+"""`gen_ai.operation.name` of an endpoint; of all others `chat`."""
 
 Serve = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
@@ -52,7 +56,8 @@ class Serving:
         self, request: web.Request, submits: Sequence[Submit], answer: Answer, stops: Sequence[str] = ()
     ) -> web.StreamResponse:
         """Hand the requests of an answer on and respond with what becomes of them."""
-        self._backend.submit(submits, answer, stops)
+        origin = Origin(request.headers.get("traceparent", ""), OPERATIONS.get(request.path, "chat"))
+        self._backend.submit(submits, answer, stops, origin)
         try:
             # The status line waits for the first text: until then a refusal can still say its own status.
             while not (answer.done or answer.begun):
@@ -66,10 +71,15 @@ class Serving:
             headers = self._replies.headers(request, answer.told, answer.shape.answer_id)
             if isinstance(answer, StreamedAnswer):
                 return await self._stream(request, answer, headers)
-            return web.Response(body=answer.document(), content_type=JSON, headers=headers)
+            response = web.Response(body=answer.document(), content_type=JSON, headers=headers)
+            await response.prepare(request)
+            await response.write_eof()
+            self._backend.tracing.written(answer)
+            return response
         finally:
             # After a whole answer nothing is left to cancel; otherwise the client is gone.
             self._backend.cancel(answer, RequestError("client_gone", "the client closed the connection"))
+            self._backend.tracing.end(answer)
 
     async def _stream(
         self, request: web.Request, answer: StreamedAnswer, headers: dict[str, str]

@@ -4,6 +4,7 @@ Knows neither HTTP requests nor other services.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -61,9 +62,29 @@ class Answer:
         """Its requests of which admission has not said yet that they were released or refused, by id."""
         self.failure: RequestError | None = None
         self.done = False
+        self.late = False
+        """Its reader was not given all that was made: whoever gives the rest calls `on_written`."""
+        self.on_written: Callable[[Answer], None] = _ignore_answer
+        self.slow_ns = 0
+        """How long its reader was behind."""
         self.on_slow: Callable[[], None] = _ignore
         """Called when the reader left too much unread; whoever set it ends the answer."""
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def requests(self) -> list[int]:
+        """Its requests, ended or not, in order."""
+        return list(dict.fromkeys(choice.running.request for choice in self.choices))
+
+    @property
+    def is_behind(self) -> bool:
+        """Something was made that its reader was not given."""
+        return True
+
+    @property
+    def sequences(self) -> list[int]:
+        """Ids of its choices, in order."""
+        return list(dict.fromkeys(sequence for choice in self.choices for sequence in choice.running.sequences))
 
     def add(self, running: Running, text: TextStream, stops: Sequence[str]) -> "Choice":
         """A further choice, made by one of the answer's requests."""
@@ -138,6 +159,12 @@ class StreamedAnswer(Answer):
         self._opened = False
         self.ended = False
         """The last event was given to the connection."""
+        self._slow_since_ns = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Something was made that the connection was not given."""
+        return self._transport is None or self.holding
 
     @property
     def begun(self) -> bool:
@@ -176,6 +203,12 @@ class StreamedAnswer(Answer):
         payload = b"".join(self._parts())
         if payload:
             transport.write(http_chunk(payload) if self._chunked else payload)
+        if self._slow_since_ns:
+            self.slow_ns += time.monotonic_ns() - self._slow_since_ns
+            self._slow_since_ns = 0
+        if self.late:
+            self.late = False
+            self.on_written(self)
         direct = self._chunked and len(self.choices) == 1 and not self.done
         for choice in self.choices:
             choice.direct = direct and choice.stopping is None and choice.calls is None and choice.logged is None
@@ -191,6 +224,7 @@ class StreamedAnswer(Answer):
 
     def _hold(self, transport: asyncio.Transport) -> None:
         self.hold()
+        self._slow_since_ns = self._slow_since_ns or time.monotonic_ns()
         # Characters, not bytes: within a factor of four, and nothing is encoded twice.
         unread = transport.get_write_buffer_size() + sum(choice.num_held for choice in self.choices)
         if unread > self._limit_bytes:
@@ -340,6 +374,10 @@ class Choice:
 
 
 def _ignore() -> None:
+    """Nobody asked to be told."""
+
+
+def _ignore_answer(answer: Answer) -> None:
     """Nobody asked to be told."""
 
 

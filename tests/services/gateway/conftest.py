@@ -21,7 +21,7 @@ from policies.admission.limits.items import LimitState
 from policies.commands import FinishReason
 from policies.document.tenants import digest
 from services.gateway.service import GatewayService
-from services.settings import Deployment, HttpSettings
+from services.settings import Deployment, HttpSettings, TelemetrySettings
 from services.transport import Identity, Listener, Stream, listen
 from services.wire import (
     Admitted,
@@ -307,13 +307,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def stage(checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
+    """Given a true parameter, with a keeper."""
     (tmp_path / "demo").symlink_to(checkpoint)
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
     http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, body_s=1.0, drain_s=0.2)
     deployment = Deployment(
-        model=str(tmp_path / "demo"), data=str(tmp_path), run=str(tmp_path / "run"), http=http
+        model=str(tmp_path / "demo"),
+        data=str(tmp_path),
+        run=str(tmp_path / "run"),
+        http=http,
+        telemetry=TelemetrySettings(tokens=getattr(request, "param", False)),
     ).resolved()
     backstage = Backstage()
     for service in ("admission", "scheduler"):
