@@ -159,7 +159,7 @@ async def test_parameters_reach_the_engine(stage: Any) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.ignore_eos) == (0.5, 0.9, 4, True)
     assert (submit.tenant, submit.tier, submit.project, submit.key, submit.weight) == ("acme", "paid", "web", "one", 2)
     assert (submit.service_tier, submit.max_output_tokens) == ("flex", 9)
-        assert submit.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-"), "the client's trace, our span"
+    assert submit.traceparent.startswith("00-0af7651916cd43dd8448eb211c80319c-"), "the client's trace, our span"
     assert 0 < submit.received_ns <= submit.tokenized_ns
 
 
