@@ -44,7 +44,7 @@ class MessagesApi:
         self._intake.check_room(body.model, 1, "messages")
         structure = body.structure()
         prompt = await self._prompt(body, structure)
-        submits = self._intake.submits(request, caller, body, [prompt], received_ns, grammar=structure.grammar())
+        submits = self._intake.submits(caller, body, [prompt], received_ns, grammar=structure.grammar())
         shape = MessageShape(answer_id=new_id("msg_"), model=self._model, calls=bool(structure.callable_tools))
         kind = StreamedAnswer if body.stream else Answer
         return await self._serving.serve(request, submits, kind(shape, len(prompt)), body.stops)

@@ -4,8 +4,6 @@ writes, and what was held back.
 Called a few times a request and once a frame; the frame's columns go on as they came. Knows no spans and no metrics.
 """
 
-import re
-import secrets
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +14,12 @@ from numpy.typing import NDArray
 from services.errors import RequestError
 from services.gateway.policy import Revisions
 from services.gateway.streams import Answer
+from services.telemetry.context import new_span_id, parents, traceparent_of
 from services.telemetry.keeper_link import KeeperLink
 from services.telemetry.records import Began, Ended, Let, PolicyInForce, Step, Written
 from services.wire import Admitted, Submit, TokenFrame
 
 INT32_BYTES = 4
-TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}")
 NEVER_BEGUN = ("queue_full", "queue_timeout", "rate_limit_exceeded", "request_exceeds_limit", "context_length_exceeded")
 CANCELLED = ("client_gone", "slow_reader", "cancelled", "draining")
 
@@ -58,8 +56,8 @@ class Tracing:
         """Requests that have their ids are about to be handed on; each gets a span of its own in the client's trace."""
         trace_id, parent_id = parents(origin.traceparent)
         for submit in submits:
-            span_id = secrets.token_bytes(8)
-            submit.traceparent = f"00-{trace_id.hex()}-{span_id.hex()}-01"
+            span_id = new_span_id()
+            submit.traceparent = traceparent_of(trace_id, span_id)
             if self._link is None:
                 continue
             self._link.record(
@@ -138,14 +136,6 @@ class Tracing:
             made[choice.running.request] += choice.num_tokens
         for request, num_tokens in made.items():
             self._link.record(Ended(request, outcome, code, num_tokens, now_ns, answer.slow_ns))
-
-
-def parents(traceparent: str) -> tuple[bytes, bytes]:
-    """Trace and parent span of a W3C header; a new trace and no parent if there is none that can be used."""
-    found = TRACEPARENT.fullmatch(traceparent.strip())
-    if found is None:
-        return secrets.token_bytes(16), b""
-    return bytes.fromhex(found[1]), bytes.fromhex(found[2])
 
 
 def _outcome(failure: RequestError | None) -> tuple[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+from opentelemetry.sdk.resources import Resource as SdkResource
 
 from services.telemetry import names
 from services.telemetry.keeper.arrays import pack
@@ -173,8 +174,12 @@ class Spans:
 
 
 def resource_attributes(service: str, instance: str) -> list[KeyValue]:
-    """Who speaks."""
-    return _attributes({"service.name": names.SERVICE.format(service), "service.instance.id": instance})
+    """Who speaks; with what `OTEL_RESOURCE_ATTRIBUTES` says of where."""
+    ours = {"service.name": names.SERVICE.format(service), "service.instance.id": instance}
+    found = SdkResource.create().merge(SdkResource(ours))
+    return _attributes(
+        {name: value for name, value in found.attributes.items() if isinstance(value, str | int | float)}
+    )
 
 
 def _of_request(one: Written) -> dict[str, Value]:

@@ -6,6 +6,7 @@ part usually takes in this class: the compute of a slow model is nobody's fault,
 
 import msgspec
 import numpy as np
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from services.telemetry.keeper.parts import Int64Array, token_parts
 from services.telemetry.keeper.requests import WRITTEN, Request
@@ -17,7 +18,6 @@ USUAL_SHARE = 0.05
 TTFT, TBT = "ttft", "tbt"
 SLO_MISS, ERROR, SAMPLED = "slo_miss", "error", "sampled"
 FAILED = ("error", "lost")
-HASH_RANGE = 2**32
 
 
 class Verdict(msgspec.Struct):
@@ -81,13 +81,17 @@ class Judge:
         if policy is None:
             return ""
         failed = request.ended is not None and request.ended.outcome in FAILED
-        # The trace id decides: all services, and all requests of a trace, come to the same answer.
-        chance = int.from_bytes(request.began.trace_id[-4:], "big") / HASH_RANGE
-        if failed and chance < policy.error:
+        trace_id = int.from_bytes(request.began.trace_id, "big")
+        if failed and _sampled(trace_id, policy.error):
             return ERROR
-        if missed and chance < policy.slo_miss:
+        if missed and _sampled(trace_id, policy.slo_miss):
             return SLO_MISS
-        return SAMPLED if chance < policy.otherwise else ""
+        return SAMPLED if _sampled(trace_id, policy.otherwise) else ""
+
+
+def _sampled(trace_id: int, share: float) -> bool:
+    """By the trace's id, as everywhere: all requests of a trace come to the same answer."""
+    return TraceIdRatioBased(share).should_sample(None, trace_id, "").decision is Decision.RECORD_AND_SAMPLE
 
 
 def _longest_gap(request: Request) -> tuple[float | None, Int64Array | None]:

@@ -30,7 +30,8 @@ class Collector:
     def take(self, body: bytes) -> None:
         request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
         for resource in request.resource_spans:
-            service = resource.resource.attributes[0].value.string_value
+            named = {one.key: one.value.string_value for one in resource.resource.attributes}
+            service = named["service.name"]
             self.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
 
     async def http(self, request: web.Request) -> web.Response:
