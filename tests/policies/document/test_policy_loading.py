@@ -43,7 +43,7 @@ DAMAGED = [
     ("name: test", "name: test\nbatchin: 1", "3:1: document", 'unknown key "batchin"; allowed: version, name'),
     ("name: test", "name: test\nbatchin: 1", "3:1: document", 'did you mean "batching"?'),
     ("name: test", "name: test\n[a]: 1", "3:1: document", "a list is not a key"),
-    ("name: test", "name: test\ntracing: {}", "3:1: tracing", "no part of this version reads `tracing`; remove it"),
+    ("name: test", "name: test\nelastic: {}", "3:1: elastic", "no part of this version reads `elastic`; remove it"),
     ("name: test", "name: test\nlimits: [a]", "3:10: limits[0]", 'the text "a" does not fit; allowed: a mapping'),
     ("name: test", "name: test\nqueue: 5", "3:8: queue", "the number 5 does not fit; allowed: a mapping with the keys"),
     (
@@ -282,14 +282,14 @@ def test_one_mistake_is_not_reported_in_many_ways(old_new: tuple[str, str]) -> N
 
 def test_every_problem_is_reported_at_once_in_the_order_of_the_file() -> None:
     text = VALID.replace("0.1", "-1").replace("due", "soon").replace("{class: free}", "{class: fre}")
-    text = text.replace("512", "0") + "tracing: {}\nkv: {admit: promt}\n"
+    text = text.replace("512", "0") + "elastic: {}\nkv: {admit: promt}\n"
     places = [line.split(": ")[1] for line in problems_of(text)]
     assert places == [
         "classes[paid].tbt_s",
         "classify[1].class",
         "batching.token_budget",
         "batching.stages[0].decode.when",
-        "tracing",
+        "elastic",
         "kv.admit",
     ]
 
