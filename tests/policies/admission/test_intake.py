@@ -65,7 +65,7 @@ class Gate(Desk):
         return self.book.reserve(command.request, command.items, self.now_ns)
 
     def arrive(self, request: int, *given: Any, **more: Any) -> list[Any]:
-        event = Arrived(request, more.pop("tenant", "acme"), "free", *(given or (100, 50)), key="k1", **more)
+        event = Arrived(request, more.pop("tenant", "acme"), "free", *(given or (100, 50)), **{"key": "k1", **more})
         return [command for command in self.tell(event) if not isinstance(command, WakeAt)]
 
     @property
