@@ -128,8 +128,8 @@ class TokenBucket:
 
     def correct(self, request: int, taken: int, actual: int, now_ns: int) -> None:
         """As `Meter.correct`."""
-        level = self._available(now_ns) + (taken - actual) * self.period_ns
-        self._level, self._at_ns = min(self.burst * self.period_ns, level), now_ns
+        # What is given back above the burst is lost when the level is read.
+        self._level, self._at_ns = self._available(now_ns) + (taken - actual) * self.period_ns, now_ns
 
     def left(self, now_ns: int) -> int:
         """As `Meter.left`."""

@@ -253,22 +253,26 @@ def test_an_invalid_request_is_counted_at_once_where_no_limit_applies() -> None:
     assert Gate({**REQUESTS, "when": {"tier": "gold"}}).tell(Invalid(1, "acme", tier="free")) == [Counted(1)]
 
 
-def test_a_stream_that_passes_what_was_expected_of_it_runs_into_debt_in_steps() -> None:
-    gate = Gate({**OUTPUT, "burst": 100}, window=1000)
-    gate.core.intake.ask(  # type: ignore[attr-defined]
-        Arrived(8, "acme", "free", 10, 500, num_choices=2), gate.core.rules, 90, 0.0, [], is_saturated=False
-    )
-    asked = gate.core.intake.pending[8]
-    gate.tell(gate.book.reserve(8, asked.items, gate.now_ns))
-    (item,) = asked.items
-    for _ in range(45):
-        gate.tell(TokensProduced([8, 9]))
-    assert gate.book.used(item, gate.now_ns) == 90
-    gate.tell(TokensProduced([9]))
-    assert gate.book.used(item, gate.now_ns) == 90 + 64
-    assert gate.book.states([item], gate.now_ns)[0].remaining == 0
-    gate.finish(8, 93)
-    assert gate.book.used(item, gate.now_ns) == 93
+def test_a_stream_that_passes_what_was_expected_of_it_runs_into_debt_in_steps_and_is_not_cut() -> None:
+    gate = Gate({**OUTPUT, "burst": 1100}, window=10_000)
+    # Nothing is known of outputs yet: a choice that declares none is expected to have 1024 tokens.
+    (release,) = gate.arrive(8, 10, 1900, declared=False)
+    assert isinstance(release, Release)
+    assert gate.used() == {"output_tokens": 1024}
+    for _ in range(1024):
+        gate.tell(TokensProduced([8]))
+    assert gate.used() == {"output_tokens": 1024}
+    gate.tell(TokensProduced([8]))
+    assert gate.used() == {"output_tokens": 1024 + 64}
+    for _ in range(63):
+        gate.tell(TokensProduced([8]))
+    assert gate.used() == {"output_tokens": 1024 + 64}
+    gate.tell(TokensProduced([8]))
+    assert gate.used() == {"output_tokens": 1024 + 2 * 64}
+    (refusal,) = gate.arrive(9, 10, 1)
+    assert (refusal.code, refusal.limits[0].remaining) == ("rate_limit_exceeded", 0)
+    gate.finish(8, 1090)
+    assert gate.used() == {"output_tokens": 1090}
 
 
 def test_a_limit_for_when_requests_wait_holds_only_then() -> None:
