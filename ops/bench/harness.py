@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 BENCHMARKS = {
+    "admission": "time of one admission decision, against a bare heap",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "replay-error": "replays of recorded live runs, against what happened in them",

@@ -31,12 +31,20 @@ def check(core: "AdmissionCore") -> None:
         assert num_released == node.num_in_flight, f"{node.id} has {num_released} requests in flight"
     total = sum(tenant.num_in_flight for tenant in core.queue.accounts.values())
     assert total == len(core.ledger.in_flight), "a tenant counts requests in flight that the ledger does not have"
-    if core.capacity.num_executors and core.queue.waiting and not core.is_paused:
-        head = core.queue.next()
-        assert head is not None, "something waits and nothing is next"
-        _, size_tokens = core.sizes.needs(head, core.rules)
-        fits = core.sizes.fits(head, size_tokens, core.rules)
-        assert not fits, f"request {head.request} waits although it fits"
+    assert core.queue.next() is not None or not core.queue.waiting, "something waits and nothing is next"
+    idle = waits_and_fits(core)
+    assert idle is None, f"request {idle} waits although it fits"
+
+
+def waits_and_fits(core: "AdmissionCore") -> int | None:
+    """The request that is next and could be in flight; work conservation says that there is none."""
+    if not core.capacity.num_executors or core.is_paused:
+        return None
+    head = core.queue.next()
+    if head is None:
+        return None
+    _, size_tokens = core.sizes.needs(head, core.rules)
+    return head.request if core.sizes.fits(head, size_tokens, core.rules) else None
 
 
 def check_queue(queue: FairQueue) -> None:
@@ -46,7 +54,7 @@ def check_queue(queue: FairQueue) -> None:
         if isinstance(node, Branch):
             nodes += node.children.values()
             _check_branch(queue, node)
-    listed = sorted(request for node in nodes if isinstance(node, Leaf) for request in node.queue)
+    listed = sorted(request for node in nodes if isinstance(node, Leaf) for request in node.requests())
     assert listed == sorted(queue.waiting), "a waiting request is not in exactly one queue"
     assert all(node.is_idle for node in queue.idle), "a node that is not idle may be forgotten"
 

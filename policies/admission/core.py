@@ -63,10 +63,10 @@ class AdmissionCore:
         self._arrivals = 0
         self._newest: Queued | None = None
         """Put in the queue by the event at hand."""
-        self._rate = ServiceRate()
+        self.rate = ServiceRate()
         self._queued_cost = 0.0
         self._wakes_at: float | None = None
-        self._bound = Bound()
+        self.unit_bound = Bound()
         self._steps = 0
         """Since the last release; the one that makes the first tokens of what was released does not count."""
 
@@ -85,17 +85,17 @@ class AdmissionCore:
                     self.auto_window.produced(event.sequences)
                 self._steps += 1
                 self.intake.produced(event.sequences, commands)
-                self._rate.add(self.ledger.tokens(event.sequences), now)
+                self.rate.add(self.ledger.tokens(event.sequences), now)
                 for charge, refund in self.ledger.hits(event.prefix_hits):
                     self.queue.refund(charge.leaf, charge.weight, refund)
-                    self._bound.refunds_prompts()
+                    self.unit_bound.refunds_prompts()
                 # Charges may have changed whose turn it is, and the new head may fit where the old one did not.
             case Arrived():
                 self._arrive(event, now, commands)
             case Reserved():
                 self._reserved(event, now, commands)
             case OverLimit():
-                estimate_s = self._rate.retry_after_s(self._queued_cost, event.request)
+                estimate_s = self.rate.retry_after_s(self._queued_cost, event.request)
                 self.intake.over_limit(event, self.rules, estimate_s, now, commands)
             case Invalid():
                 if event.request not in self.intake.pending:
@@ -151,7 +151,7 @@ class AdmissionCore:
     @property
     def bound(self) -> float:
         """VTC's bound on `gap`: U over the smallest weight, with the sizes really in flight together so far."""
-        return self._bound.value(self.window.peak_tokens) / self.queue.smallest_weight
+        return self.unit_bound.value(self.window.peak_tokens) / self.queue.smallest_weight
 
     @property
     def gap_ratio(self) -> float:
@@ -211,7 +211,7 @@ class AdmissionCore:
             self.rules.queue,
             num_own=account.num_waiting if account else 0,
             num_waiting=len(self.queue.waiting),
-            wait_s=self._rate.retry_after_s(self._queued_cost, event.request),
+            wait_s=self.rate.retry_after_s(self._queued_cost, event.request),
         )
 
     def _cancel(self, event: CancelRequested, now: float, commands: list[Command]) -> None:
@@ -236,7 +236,7 @@ class AdmissionCore:
         if self.auto_window is not None:
             self.auto_window.finished(request)
         if refund_prompt:
-            self._bound.refunds_prompts()
+            self.unit_bound.refunds_prompts()
         refund = self.ledger.close(charge, output_tokens, refund_prompt=refund_prompt)
         if refund:
             self.queue.refund(charge.leaf, charge.weight, refund)
@@ -263,7 +263,7 @@ class AdmissionCore:
         if self.queue.follow(rules.fairness, rules.order, None if before is None else before.fairness, now):
             self.ledger.move(self.queue)
         self.sizes.follow(rules)
-        self._bound.allow(rules.cost)
+        self.unit_bound.allow(rules.cost)
         self._queued_cost = sum(self._cost(queued) for queued in self.queue.waiting.values())
         self._size_window()
 
@@ -277,7 +277,7 @@ class AdmissionCore:
             request, tenant = queued.request, queued.tenant
             refusal = refusals.no_capacity(request, tenant, self._without_capacity_s(now))
             if self.capacity.num_executors:
-                wait_s = self._rate.retry_after_s(self._queued_cost, request)
+                wait_s = self.rate.retry_after_s(self._queued_cost, request)
                 refusal = refusals.timed_out(request, tenant, ttl_s, wait_s)
             self._drop(queued, now)
             self._give_back(refusal, commands)
@@ -307,14 +307,14 @@ class AdmissionCore:
     ) -> None:
         rules = self.rules
         if not self.ledger.in_flight:
-            self._rate.begin(now)
+            self.rate.begin(now)
         alone = size_tokens > self.window.limit_tokens and not self.window.num_requests
         self._queued_cost -= self._cost(queued)
         self.queue.leave(queued, now)
         self._steps = -1
         if self.auto_window is not None:
             self.auto_window.released(queued.request, queued.prompt_tokens)
-        self._bound.released(queued.prompt_tokens)
+        self.unit_bound.released(queued.prompt_tokens)
         slo_class = rules.classifier.classify(
             tenant=queued.tenant,
             tier=queued.tier,
@@ -323,7 +323,7 @@ class AdmissionCore:
         )
         place = self.window.take(size_tokens)
         self.ledger.open(Charge.of(queued, rules.cost, predicted_tokens, place, slo_class))
-        self._rate.add(rules.cost.whole(queued.prompt_tokens, 0), now)
+        self.rate.add(rules.cost.whole(queued.prompt_tokens, 0), now)
         reason = "alone: larger than the window" if alone else self.queue.order.reason
         limits = self.intake.released(queued.request, commands)
         commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, limits))
@@ -345,7 +345,7 @@ class AdmissionCore:
         told = expectation(
             queued,
             self.queue,
-            self._rate,
+            self.rate,
             kind=self.rules.fairness.kind,
             waiting_cost=self._queued_cost,
             bound=self.bound,

@@ -66,6 +66,9 @@ class FairQueue:
         self.waiting: OrderedDict[int, Queued] = OrderedDict()
         """Every waiting request by id, oldest first."""
         self.smallest_weight = 1.0
+        self.num_lifts = 0
+        self.lifted = 0.0
+        """By all lifts together, in cost units per weight."""
         self.idle_ttl_s = 3600.0
         self.idle: OrderedDict[Node, None] = OrderedDict()
         """Every idle node, the longest idle first."""
@@ -126,42 +129,43 @@ class FairQueue:
             for node in leaf.path:
                 if node.num_waiting:
                     break
-                lifted = max(node.counter, self._lift_level(node))
-                node.credit += lifted - node.counter
-                node.counter = lifted
+                level = self._lift_level(node)
+                if level > node.counter:
+                    lift = level - node.counter
+                    node.credit += lift
+                    node.counter = level
+                    self.num_lifts += 1
+                    self.lifted += lift
         self._insert(queued, leaf)
 
     def remove(self, queued: Queued) -> None:
         """A request leaves the backlog: released, refused or withdrawn."""
         leaf = queued.leaf
         del self.waiting[queued.request]
-        del leaf.queue[queued.request]
-        if leaf.head is queued:
-            leaf.head = next(iter(leaf.queue.values())) if leaf.queue else None
+        leaf.take_out(queued)
         for node in leaf.path:
             node.num_waiting -= 1
             if not node.num_waiting:
-                branch = node.above
-                node.stamp = 0
-                branch.num_backlogged -= 1
-                if branch.num_backlogged:
-                    _compact(branch)
-                else:
-                    branch.sole = None
-                    branch.heap.clear()
+                _emptied(node.above, node)
 
     def leave(self, queued: Queued, now: float) -> None:
         """`remove`, because the request is released: its tenant is now the last that left."""
-        self.remove(queued)
-        for node in queued.leaf.path:
+        leaf = queued.leaf
+        del self.waiting[queued.request]
+        leaf.take_out(queued)
+        node: Node = leaf
+        while (branch := node.parent) is not None:
+            node.num_waiting -= 1
+            if not node.num_waiting:
+                _emptied(branch, node)
             node.num_in_flight += 1
-            branch = node.above
             before = branch.last_left
             if before is not node:
                 branch.last_left = node
-                if before is not None and before.is_idle:
+                if before is not None and not before.num_in_flight and not before.num_waiting:
                     self._rest(before, now)
                     self._forget(branch)
+            node = branch
 
     def adopt(self, leaf: Leaf) -> None:
         """A request in flight belongs here, although it never waited here."""
@@ -193,14 +197,13 @@ class FairQueue:
         Raises:
             LookupError: nothing waits there.
         """
-        while not isinstance(node, Leaf):
-            assert isinstance(node, Branch)
-            if node.sole is None:
-                return self._choice(node)
-            node = node.sole
-        if node.head is None:
-            raise LookupError(f"nothing of {node.id} waits")
-        return node.head
+        while (sole := node.sole) is not None:
+            node = sole
+        if node.head is not None:
+            return node.head
+        if isinstance(node, Branch):
+            return self._choice(node)
+        raise LookupError(f"nothing of {node.id} waits")
 
     def _choice(self, branch: Branch) -> Queued:
         heap = branch.heap
@@ -209,7 +212,12 @@ class FairQueue:
             if stamp != node.stamp:
                 heappop(heap)
                 continue
-            queued = self.choice(node)
+            lowest = node
+            while (sole := lowest.sole) is not None:
+                lowest = sole
+            queued = lowest.head
+            if queued is None:
+                queued = self.choice(lowest)
             if counter == node.counter and number == queued.number:
                 return queued
             heapreplace(heap, (node.counter, queued.number, stamp, node))
@@ -293,10 +301,8 @@ class FairQueue:
         tenant.weight = queued.weight
         self.smallest_weight = min(self.smallest_weight, queued.weight)
         joins = not tenant.num_waiting
-        leaf.queue[queued.request] = queued
+        leaf.append(queued)
         self.waiting[queued.request] = queued
-        if leaf.head is None:
-            leaf.head = queued
         for node in leaf.path:
             if not node.num_waiting:
                 if node.is_idle:
@@ -305,6 +311,7 @@ class FairQueue:
                 self._enter(node)
             node.num_waiting += 1
         if joins:
+            tenant.joined = queued.number
             self.order.joined(tenant)
 
     def _enter(self, node: Node) -> None:
@@ -362,6 +369,17 @@ class FairQueue:
         nodes, branch.heap = branch.backlogged(), []
         for node in nodes:
             self._enter(node)
+
+
+def _emptied(branch: Branch, node: Node) -> None:
+    """Nothing of a child waits any more."""
+    node.stamp = 0
+    branch.num_backlogged -= 1
+    if branch.num_backlogged:
+        _compact(branch)
+    else:
+        branch.sole = None
+        branch.heap.clear()
 
 
 def _compact(branch: Branch) -> None:

@@ -4,8 +4,6 @@ Owns the shape alone: tenants under the root, and below each the levels that the
 requests wait at leaves. Knows names, weights and counts; does not know costs, time or who is next.
 """
 
-from collections import OrderedDict
-
 from policies.events import Arrived
 
 
@@ -16,8 +14,10 @@ class Queued:
         "allowed_classes",
         "arrived_at_s",
         "declared",
+        "earlier",
         "expected_tokens",
         "key",
+        "later",
         "leaf",
         "max_output_tokens",
         "num_choices",
@@ -55,6 +55,9 @@ class Queued:
         true_tokens: int | None = None,
     ) -> None:
         self.request = request
+        self.earlier: Queued | None = None
+        self.later: Queued | None = None
+        """Its neighbours at its leaf."""
         self.number = number
         """Position in the order of arrival: breaks every tie."""
         self.tenant = tenant
@@ -105,10 +108,16 @@ class Queued:
 class Node:
     """A tenant, project or key: its counter, and how much of its subtree waits and is in flight."""
 
+    sole: "Node | None"
+    """The only backlogged child, as long as nothing had to be compared; a leaf has none."""
+    head: Queued | None
+    """The oldest that waits here; nothing waits at a branch."""
+
     __slots__ = (
         "counter",
         "credit",
         "idle_since_s",
+        "joined",
         "name",
         "num_in_flight",
         "num_waiting",
@@ -130,6 +139,8 @@ class Node:
         """Charged service / weight, subject to lifts."""
         self.credit = 0.0
         """Of deficit round robin: the deficit is what is left of it above the counter."""
+        self.joined = 0
+        """Number of the request with which it last joined the backlog."""
         self.on_ring = False
         self.num_waiting = 0
         """Above 0 means backlogged."""
@@ -168,14 +179,45 @@ class Node:
 class Leaf(Node):
     """The lowest level: requests wait here, first in, first out."""
 
-    __slots__ = ("head", "queue")
+    __slots__ = ("head", "tail")
+    sole = None
 
     def __init__(self, name: str, parent: "Branch") -> None:
         super().__init__(name, parent)
-        self.queue: OrderedDict[int, Queued] = OrderedDict()
-        """Waiting requests by id, oldest first."""
-        self.head: Queued | None = None
-        """The oldest of them."""
+        self.head = None
+        self.tail: Queued | None = None
+        """The newest that waits here."""
+
+    def append(self, queued: Queued) -> None:
+        """One more waits here."""
+        tail = self.tail
+        if tail is None:
+            self.head = queued
+        else:
+            tail.later = queued
+            queued.earlier = tail
+        self.tail = queued
+
+    def take_out(self, queued: Queued) -> None:
+        """One of those that wait here does no longer."""
+        earlier, later = queued.earlier, queued.later
+        if earlier is None:
+            self.head = later
+        else:
+            earlier.later = later
+        if later is None:
+            self.tail = earlier
+        else:
+            later.earlier = earlier
+        queued.earlier = queued.later = None
+
+    def requests(self) -> list[int]:
+        """What waits here, oldest first."""
+        found, queued = [], self.head
+        while queued is not None:
+            found.append(queued.request)
+            queued = queued.later
+        return found
 
 
 Entry = tuple[float, int, int, Node]
@@ -188,6 +230,7 @@ class Branch(Node):
     """A level above: its children share its service by their counters."""
 
     __slots__ = ("children", "heap", "idle", "last_left", "num_backlogged", "sole")
+    head = None
 
     def __init__(self, name: str, parent: "Branch | None") -> None:
         super().__init__(name, parent)
@@ -198,8 +241,7 @@ class Branch(Node):
         """Child of the most recently released request: the level that an empty backlog remembers."""
         self.heap: list[Entry] = []
         """One valid entry for each backlogged child, unless there is but one."""
-        self.sole: Node | None = None
-        """The only backlogged child, as long as the heap was not needed."""
+        self.sole = None
         self.idle: list[tuple[float, int, Node]] = []
         """Heap of children that may be forgotten once the level passes their counters."""
 

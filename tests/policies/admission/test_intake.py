@@ -362,14 +362,14 @@ def test_the_expected_wait_follows_the_speed_and_never_passes_the_theorem_or_the
     first = gate.arrive(2)[0]
     assert isinstance(first, Queue)
     # Its own 200 cost units must be served before there is room for it.
-    assert 1.0 <= first.expected_wait_s / (200 / gate.core._rate.per_s) <= 1.2
+    assert 1.0 <= first.expected_wait_s / (200 / gate.core.rate.per_s) <= 1.2
     for request in range(3, 12):
         last = gate.arrive(request)[0]
     assert isinstance(last, Queue)
     assert last.expected_wait_s == 10.0
     stranger = gate.arrive(20, 1, 1, tenant="stranger")[0]
     assert isinstance(stranger, Queue)
-    assert stranger.expected_wait_s <= 2 * gate.core.bound / gate.core._rate.per_s + 0.001
+    assert stranger.expected_wait_s <= 2 * gate.core.bound / gate.core.rate.per_s + 0.001
 
 
 def test_a_request_that_came_while_no_executor_was_there_is_refunded_when_none_can_hold_it() -> None:
