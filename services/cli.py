@@ -19,6 +19,7 @@ COMMANDS = {
     "experiment": ("services.experiment", "reproduce a paper: published figures beside obtained ones"),
     "keys": ("services.keys", "add, list or revoke API keys"),
     "usage": ("services.usage", "say what each tenant has used, by day"),
+    "fairness": ("services.fairness", "say how service is divided now, and how near to the bound that is"),
     "bench": ("ops.bench.harness", "measure against a reference in the same run"),
 }
 POLICY_COMMANDS = {

@@ -26,6 +26,7 @@ from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid
 from services.admission.embedded_store import EmbeddedStore
 from services.admission.history import History
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
+from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
 from services.admission.store import Store
 from services.pump import Pump, open_event_log
@@ -47,8 +48,11 @@ from services.wire import (
     Submit,
     Usage,
 )
+from services.wire_operator import ReportAsked
 
 INT32_BYTES = 4
+OPERATOR = "operator"
+"""Somebody at a shell, who asks and looks on."""
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +71,9 @@ class AdmissionService:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
+        core = AdmissionCore()
         self._pump = Pump(
-            AdmissionCore(),
+            core,
             self._perform,
             event_log=open_event_log(deployment, "admission"),
             check=deployment.check,
@@ -79,6 +84,7 @@ class AdmissionService:
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
         self._store: Store = EmbeddedStore(deployment.data, self._pump.handle)
+        self._reports = Reports(core, self._pump, self._store)
         self._scheduler = SchedulerSide(
             self._pump.handle, self._settled, self._set_capacity, deployment.streams.lease_s
         )
@@ -125,6 +131,7 @@ class AdmissionService:
         if self._link is not None:
             await self._link.close()
         self._scheduler.close()
+        self._reports.close()
         self._pump.close()
         await self._store.close()
         self._history.close()
@@ -139,6 +146,8 @@ class AdmissionService:
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
             stream.send(self._capacity)
+        elif stream.peer.service == OPERATOR:
+            return
         else:
             log.warning("%s has nothing to do here", describe(stream))
             stream.close()
@@ -178,6 +187,8 @@ class AdmissionService:
                 self._pump.handle(CancelRequested(message.request, message.reason))
             case PolicyPrepared():
                 self._revisions.prepared(stream, message)
+            case ReportAsked():
+                self._reports.asked(stream, message)
             case _:
                 log.warning("%s sent a %s, which means nothing here", describe(stream), type(message).__name__)
 

@@ -18,6 +18,7 @@ from services.gateway.intake import Caller, Intake
 from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
 from services.gateway.replies import Replies, new_id
+from services.gateway.reports import Reports
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import ChatShape, OpenAiShape
 from services.gateway.serving import Serving
@@ -60,6 +61,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Routes and the middleware that makes every error JSON."""
+        reports = Reports(self._backend.questions, self.intake.caller, self._replies)
         app = web.Application(middlewares=[self._replies.errors], client_max_size=self._http.max_body_bytes)
         app.add_routes(
             [
@@ -70,6 +72,8 @@ class Api:
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._one_model),
                 web.get("/v1/fairlead/policy", self._policy),
+                web.get("/v1/fairlead/fairness", reports.fairness),
+                web.get("/v1/fairlead/usage", reports.usage),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
             ]

@@ -15,6 +15,7 @@ from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.frames import Pump
 from services.gateway.policy import Revisions
+from services.gateway.questions import Questions
 from services.gateway.streams import Answer, Choice, Running
 from services.gateway.told import Told
 from services.gateway.tracing import Origin, Tracing
@@ -39,6 +40,7 @@ from services.wire import (
     Submit,
     TokenFrame,
 )
+from services.wire_operator import Report
 
 GATEWAY_BITS = 30
 ADMISSION, SCHEDULER = "admission", "scheduler"
@@ -78,6 +80,7 @@ class Backend:
         self._pump = Pump(self._choice_ended, tracing)
         self._streams: dict[str, Stream] = {}
         self._stalled: dict[str, bool] = {}
+        self.questions = Questions(lambda: self._streams.get(ADMISSION))
 
     # --- what the HTTP side asks --------------------------------------------------------------------------------
 
@@ -213,6 +216,8 @@ class Backend:
                 self._request_ended(message)
             case Capacity():
                 self.capacity = message
+            case Report():
+                self.questions.answered(message)
             case PolicyPrepare() | PolicyCommit() | PolicyAbort() | PolicyNow() | PolicyStatus():
                 before = self.revisions.policy
                 answer = self.revisions.received(message)

@@ -1,0 +1,66 @@
+"""What admission answers to gateways and operators who ask how things stand.
+
+Owns the fairness meter and the form of the answers. Who may ask for whom is decided by whoever passes a question on.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from policies.admission.core import AdmissionCore
+from policies.admission.meter import Meter
+from services.admission.store import Store, StoreError
+from services.pump import Pump
+from services.transport import Stream
+from services.usage_rows import as_document
+from services.wire_operator import Report, ReportAsked
+
+MAX_DAYS = 400
+
+
+class Reports:
+    """Answers about one core and its store."""
+
+    def __init__(self, core: AdmissionCore, pump: Pump, store: Store) -> None:
+        self._meter = Meter(core)
+        self._pump = pump
+        self._store = store
+        self._answering: set[asyncio.Task[None]] = set()
+        pump.observer = self._meter.look
+
+    def asked(self, stream: Stream, question: ReportAsked) -> None:
+        """Answer, at once or when the store has."""
+        if question.about == "fairness":
+            stream.send(Report(question.number, self._fairness(question.tenant)))
+        elif question.about == "usage":
+            task = asyncio.get_running_loop().create_task(self._usage(stream, question))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+        else:
+            stream.send(Report(question.number, _failed(f'there is no report about "{question.about}"')))
+
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+        for task in self._answering:
+            task.cancel()
+
+    def _fairness(self, tenant: str) -> bytes:
+        if not self._pump.revision:
+            return _failed("admission has no policy yet")
+        # The clock of the core's events.
+        return msgspec.json.encode(self._meter.report(time.monotonic(), tenant))
+
+    async def _usage(self, stream: Stream, question: ReportAsked) -> None:
+        try:
+            rows = await self._store.usage(question.tenant, max(1, min(question.days, MAX_DAYS)))
+        except StoreError as error:
+            stream.send(Report(question.number, _failed(str(error))))
+            return
+        document: Any = as_document((row.day, row.tenant, row.counts) for row in rows)
+        stream.send(Report(question.number, msgspec.json.encode(document)))
+
+
+def _failed(sentence: str) -> bytes:
+    return msgspec.json.encode({"error": sentence})

@@ -1,0 +1,38 @@
+"""How things stand for a tenant, asked of admission on its behalf: `/v1/fairlead/fairness` and `/v1/fairlead/usage`.
+
+A tenant hears of itself alone: the name in a question is its key's, never the client's.
+"""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from services.errors import RequestError
+from services.gateway.intake import Caller
+from services.gateway.questions import Questions
+from services.gateway.replies import Replies
+
+MAX_DAYS = 400
+
+
+class Reports:
+    """The two endpoints."""
+
+    def __init__(self, questions: Questions, caller_of: Callable[[web.Request], Caller], replies: Replies) -> None:
+        self._questions = questions
+        self._caller_of = caller_of
+        self._replies = replies
+
+    async def fairness(self, request: web.Request) -> web.StreamResponse:
+        """How the caller's tenant fares, and how near to the bound the whole is."""
+        tenant, _ = self._caller_of(request)
+        return self._replies.json(request, await self._questions.ask("fairness", tenant.name))
+
+    async def usage(self, request: web.Request) -> web.StreamResponse:
+        """What the caller's tenant has used in the last `days`, today included."""
+        tenant, _ = self._caller_of(request)
+        given = request.query.get("days", "1")
+        if not given.isdecimal() or not 1 <= int(given) <= MAX_DAYS:
+            message = f"days: {given!r} is no number of days from 1 to {MAX_DAYS}"
+            raise RequestError("invalid_value", message, param="days")
+        return self._replies.json(request, await self._questions.ask("usage", tenant.name, int(given)))
