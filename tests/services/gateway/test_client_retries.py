@@ -24,7 +24,7 @@ from services.runtime import ReadyFile
 from services.scheduler.service import SchedulerService
 from services.settings import Deployment, HttpSettings
 
-KEY = "fl-test-key"
+KEY, SMALL_KEY = "fl-test-key", "fl-test-small"
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 TENANTS = f"""
 version: 1
@@ -32,12 +32,22 @@ tenants:
   - name: acme
     tier: paid
     keys: [{{id: one, sha256: {digest(KEY)}}}]
+  - name: small
+    classes: [bronze]
+    keys: [{{id: two, sha256: {digest(SMALL_KEY)}}}]
 """
 POLICY = """
 version: 1
 name: limited
 classes: [{name: all, ttft_s: 1, tbt_s: 1}]
 limits: LIMITS
+batching: {stages: [{decode: {}}, {prefill: {from: waiting}}]}
+"""
+TWO_CLASSES = """
+version: 1
+name: two
+classes: [{name: gold, ttft_s: 1, tbt_s: 1}, {name: bronze, ttft_s: 9, tbt_s: 9}]
+classify: [{when: {service_tier: priority}, class: gold}, {class: bronze}]
 batching: {stages: [{decode: {}}, {prefill: {from: waiting}}]}
 """
 STEP_S = 0.003
@@ -94,10 +104,13 @@ class House:
         await asyncio.to_thread(self.thread.join, 10)
 
     async def limit(self, limits: str) -> None:
-        """Save a policy with these limits, and wait until it is in force everywhere."""
+        await self.save(POLICY.replace("LIMITS", limits))
+
+    async def save(self, policy: str) -> None:
+        """Save a policy, and wait until it is in force everywhere."""
         revisions = self.gateway.api._backend.revisions
         before = revisions.label
-        self.policy.write_text(POLICY.replace("LIMITS", limits))
+        self.policy.write_text(policy)
         await until(lambda: revisions.label != before)
 
     def transport(self) -> httpx2.AsyncClient:
@@ -214,3 +227,18 @@ async def test_what_is_left_is_exact_and_wrong_requests_count(house: House, clie
     second = await client.create(model="demo", messages=MESSAGES, max_tokens=20)
     assert second.headers["x-ratelimit-remaining-requests"] == "997"
     assert second.headers["ratelimit-policy"] == '"requests";q=1000;w=86400, "tokens";q=100000;w=86400'
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "given"),
+    [(KEY, "priority", "gold"), (KEY, "auto", "bronze"), (SMALL_KEY, "priority", "bronze")],
+)
+async def test_a_service_tier_chooses_a_class_that_its_tenant_may_use(
+    house: House, clients: Any, key: str, asked: Any, given: str
+) -> None:
+    await house.save(TWO_CLASSES)
+    one, other = (client.with_options(api_key=key) for client in clients)
+    options: Any = {"model": "demo", "messages": MESSAGES, "max_tokens": 2, "service_tier": asked}
+    assert (await one.chat.completions.create(**options)).service_tier == given
+    assert (await other.messages.create(**options)).usage.service_tier == given
+    assert {answer.headers["x-fairlead-class"] for _, answer in house.answers} == {given}
