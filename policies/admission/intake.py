@@ -192,6 +192,8 @@ class Intake:
 
     def oldest_s(self) -> float:
         """Since when the oldest one waits for the store; infinite: none does."""
+        if not self.pending:
+            return inf
         return next((pending.since_s for pending in self.pending.values() if pending.counts_as is None), inf)
 
     # --- what was taken -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class LimitMatch(Section, frozen=True):
 
     tier: Annotated[str | None, Meta(description="The tenant's tier in tenants.yaml.")] = None
     tenant: Annotated[str | None, Meta(description="The tenant's name in tenants.yaml.")] = None
-    class_: Annotated[Name | None, Meta(description="The request's class; one of `classes`.")] = field(
+    class_: Annotated[Name | None, Meta(description="The request's class when it arrives; one of `classes`.")] = field(
         name="class", default=None
     )
 

@@ -228,7 +228,8 @@ class Policy(Section, frozen=True):
         tuple[ClassifyRule, ...], Meta(description="First match wins; empty: everything gets the last class.")
     ] = ()
     limits: Annotated[
-        tuple[Limit, ...], Meta(description="Contracts, checked on arrival and taken all together or not at all.")
+        tuple[Limit, ...],
+        Meta(description="Contracts, taken on arrival all together or not at all; a change holds from then on."),
     ] = ()
     fairness: Fairness = Fairness()
     queue: Queue = Queue()
