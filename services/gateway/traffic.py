@@ -40,6 +40,8 @@ class Traffic:
             key_tokens=0,
             prompt_keys=b"",
             revision=revision,
+            project=submit.project,
+            key=submit.key,
         )
 
     def gone(self, request: int, outcome: str, code: str) -> None:

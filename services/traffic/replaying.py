@@ -110,6 +110,8 @@ def _choices(row: RequestRow, arrived_at_s: float, gaps_s: float, usual: dict[st
             weight=row.weight,
             service_tier=row.service_tier,
             allowed_classes=tuple(row.allowed_classes.split(",")) if row.allowed_classes else (),
+            project=row.project,
+            key=row.key,
         )
         if refused:
             served.append(Served(asked, refusal=row.code))

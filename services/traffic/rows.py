@@ -1,6 +1,6 @@
 """What the rows of the recorded traffic say: requests that came, steps that were run, executors that ran them.
 
-Owns the columns. A row holds counts, times and salted hashes; never text, token ids or keys.
+Owns the columns. A row holds counts, times, names and salted hashes; never text, token ids or the secret of a key.
 """
 
 from typing import NamedTuple
@@ -43,6 +43,9 @@ class RequestRow(NamedTuple):
     """Both as in `policies.events.Released`."""
     revision: int
     """The policy revision in force at its arrival."""
+    project: str = "default"
+    key: str = ""
+    """Both as in `policies.events.Arrived`: limits and shares depend on them."""
 
 
 class StepRow(NamedTuple):
@@ -99,6 +102,8 @@ REQUESTS = Table(
         "key_tokens INTEGER",
         "prompt_keys BLOB",
         "revision INTEGER",
+        "project TEXT",
+        "key TEXT",
     ),
 )
 STEPS = Table(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from services.settings import TrafficSettings
 
-FORMAT = 1
+FORMAT = 2
 """Of the file. A file of another format is begun anew: what it holds is not worth converting."""
 FLUSH_S = 1.0
 MOST_ROWS_WAITING = 20_000

@@ -48,7 +48,7 @@ async def test_a_request_is_recorded_with_its_lengths_and_times_and_without_its_
     assert abs(row.unix_s - time.time()) < 10
     assert row[1:] == (
         *("acme", "paid", 2.0, "flex", "", "free", document["usage"]["prompt_tokens"], 7, 1, 2, "finished", ""),
-        *(0.25, b"gaps", 16, b"k" * 16, 1),
+        *(0.25, b"gaps", 16, b"k" * 16, 1, "web", "one"),
     )
     for file in (stage.folder / "traffic").iterdir():
         assert text.encode() not in file.read_bytes()

@@ -95,6 +95,11 @@ def test_a_request_of_several_choices_is_as_many_that_arrive_together() -> None:
     assert set(window.gaps.requests.tolist()) == {1}
 
 
+def test_a_request_is_replayed_by_the_project_and_key_that_sent_it() -> None:
+    (asked,) = as_window([row(project="web", key="key_1")]).requests
+    assert (asked.project, asked.key) == ("web", "key_1")
+
+
 def test_one_that_was_refused_is_replayed_with_the_usual_output_of_its_tenant() -> None:
     refused = row(outcome="refused", code="queue_full", ttft_s=None, gaps=b"", output_tokens=0, slo_class="")
     rows = [row(output_tokens=number, gaps=b"") for number in (3, 5, 40)]
