@@ -6,6 +6,8 @@ an age, never another process's clock. Both cores take `(event, now)`; `now` nev
 Ids: a request of `n` choices owns the sequence ids `request .. request + n - 1`.
 """
 
+from typing import Literal
+
 import msgspec
 
 from policies.admission.limits.items import LimitItem, LimitState
@@ -132,12 +134,21 @@ class SchedulerHolds(Event, frozen=True):
 
 
 class CountersShared(Event, frozen=True):
-    """What other replicas have charged since the last time, by node of the fairness tree, and the smallest counter of
-    a backlogged child at each inner node over all replicas.
-    """
+    """What other replicas have done since the last time. Nodes are named as in `policies.admission.shared`."""
 
     charged: dict[str, float]
+    """What is to be added to a node's counter; a node that is not known here begins at 0."""
     floors: dict[str, float]
+    """The smallest counter of a backlogged child of a node over all other replicas; the root's name is empty."""
+
+
+class StoreReach(Event, frozen=True):
+    """A store that admission shares with other processes is out of reach, or is there again."""
+
+    refuses: Literal["nothing", "limited", "all"] = "nothing"
+    """Which new requests are refused from now on: those that a limit applies to, or every one."""
+    lost_s: float = 0.0
+    """For how long it has been out of reach."""
 
 
 class CapacityChanged(Event, frozen=True):
@@ -274,6 +285,7 @@ AdmissionEvent = (
     | Restored
     | SchedulerHolds
     | CountersShared
+    | StoreReach
 )
 SchedulerEvent = (
     Started

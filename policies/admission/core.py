@@ -17,12 +17,13 @@ from policies.admission.checking import check
 from policies.admission.cost import Bound
 from policies.admission.drain import ServiceRate
 from policies.admission.expectation import expectation
-from policies.admission.fairness import FairQueue, jain
+from policies.admission.fairness import FairQueue
 from policies.admission.intake import Intake
 from policies.admission.kinds import LeastCounter
 from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
 from policies.admission.nodes import Queued
 from policies.admission.rules import AdmissionRules
+from policies.admission.shared import hear
 from policies.admission.sizes import Sizes
 from policies.admission.window import Window
 from policies.commands import CancelReleased, Command, Refuse, Release, WakeAt, Withdraw
@@ -33,6 +34,7 @@ from policies.events import (
     Arrived,
     CancelRequested,
     CapacityChanged,
+    CountersShared,
     Invalid,
     OverLimit,
     PolicyApplied,
@@ -40,6 +42,7 @@ from policies.events import (
     Reserved,
     SchedulerLost,
     Started,
+    StoreReach,
     TokensProduced,
     Woke,
 )
@@ -115,6 +118,8 @@ class AdmissionCore:
                 self._expire(now, commands)
             case PolicyApplied():
                 self._apply(event, now)
+            case CountersShared() | StoreReach():
+                hear(event, self.queue, self.intake, now)
             case Started():
                 self._without_executors_since = now
         self._adapt_window(now)
@@ -158,11 +163,6 @@ class AdmissionCore:
         """`gap` / `bound`: at most 1 while the policy has always been `vtc`; 0 before the first release."""
         bound = self.bound
         return self.gap / bound if bound else 0.0
-
-    @property
-    def jain(self) -> float:
-        """Jain's index of the counters of backlogged tenants (service over weight, lifts included)."""
-        return jain([account.counter for account in self.queue.backlogged()])
 
     # --- events ---------------------------------------------------------------------------------------------------
 

@@ -12,43 +12,13 @@ whatever the kind, and survive a change of it.
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Protocol
 
 from policies.admission.nodes import Branch, Leaf, Node, Queued
+from policies.admission.order import Order
 from policies.document.fairness import Fairness, Level
 
 REBASE_ABOVE = 2.0**40
 """Counters are shifted down once the smallest passes this: a float keeps steps of 2^-12 exact up to there."""
-
-
-class Order(Protocol):
-    """A kind of fairness: which waiting request goes next. Whoever it names and does not fit blocks everybody."""
-
-    @property
-    def reason(self) -> str:
-        """Why a request was released, in two words."""
-
-    @property
-    def lifts(self) -> bool:
-        """Whether a node that joins the backlog gives up the service that it did not use."""
-
-    def follow(self, queue: "FairQueue") -> None:
-        """It is in force from now on, over this backlog."""
-
-    def size(self, window_tokens: int) -> None:
-        """The window has this size from now on."""
-
-    def begin(self) -> None:
-        """A round of releases begins."""
-
-    def next(self, queue: "FairQueue") -> Queued | None:
-        """The next in order; None if nothing waits. Asking again without an event in between answers the same."""
-
-    def refused(self) -> None:
-        """The window has no room for the next: the round of releases ends."""
-
-    def joined(self, tenant: Node) -> None:
-        """A tenant joined the backlog."""
 
 
 class FairQueue:
@@ -69,6 +39,8 @@ class FairQueue:
         self.num_lifts = 0
         self.lifted = 0.0
         """By all lifts together, in cost units per weight."""
+        self.floors: dict[Node, float] = {}
+        """The smallest counter of a backlogged child of a node at any other replica."""
         self.idle_ttl_s = 3600.0
         self.idle: OrderedDict[Node, None] = OrderedDict()
         """Every idle node, the longest idle first."""
@@ -122,6 +94,14 @@ class FairQueue:
         assert isinstance(leaf, Leaf)
         return leaf
 
+    def give(self, node: Node, amount: float) -> None:
+        """Another replica has charged a node so much."""
+        node.counter += amount
+        node.given += amount
+        if node.num_waiting:
+            self._enter(node)
+        self.offer(node)
+
     def push(self, queued: Queued) -> None:
         """A request joins the backlog; its tenant, project and key are lifted where they were not in it."""
         leaf = self.leaf(queued.tenant, queued.project, queued.key)
@@ -133,6 +113,7 @@ class FairQueue:
                 if level > node.counter:
                     lift = level - node.counter
                     node.credit += lift
+                    node.given += lift
                     node.counter = level
                     self.num_lifts += 1
                     self.lifted += lift
@@ -267,7 +248,7 @@ class FairQueue:
         for name, before in tenants.items():
             tenant = (Leaf if len(levels) == 1 else Branch)(name, self.root)
             self.root.children[name] = tenant
-            tenant.counter, tenant.weight = before.counter, before.weight
+            tenant.counter, tenant.weight, tenant.given = before.counter, before.weight, before.given
             self._rest(tenant, now)
         if last_left is not None:
             self.root.last_left = self.root.children.get(last_left.name)
@@ -285,15 +266,16 @@ class FairQueue:
         return max(counters) - min(counters) if counters else 0.0
 
     def _lift_level(self, node: Node) -> float:
-        branch = node.above
-        least = self.least(branch)
-        if least is not None:
-            return least.counter
-        return node.counter if branch.last_left is None else branch.last_left.counter
+        return self._level(node.above, otherwise=node.counter)
 
-    def _level(self, branch: Branch) -> float:
-        least = self.least(branch) or branch.last_left
-        return 0.0 if least is None else least.counter
+    def _level(self, branch: Branch, otherwise: float = 0.0) -> float:
+        """The smallest counter of a backlogged child, here or at another replica."""
+        least = self.least(branch)
+        others = self.floors.get(branch) if self.floors else None
+        if others is not None:
+            return others if least is None else min(least.counter, others)
+        least = least or branch.last_left
+        return otherwise if least is None else least.counter
 
     def _insert(self, queued: Queued, leaf: Leaf) -> None:
         queued.leaf = leaf
@@ -361,9 +343,13 @@ class FairQueue:
                 below += one.children.values()
 
     def _rebase(self, branch: Branch, level: float) -> None:
+        branch.shifted += level
+        if branch in self.floors:
+            self.floors[branch] -= level
         for node in branch.children.values():
             node.counter -= level
             node.credit -= level
+            node.given -= level
         branch.idle = [(node.counter, stamp, node) for _, stamp, node in branch.idle if node.is_idle]
         heapify(branch.idle)
         nodes, branch.heap = branch.backlogged(), []

@@ -24,7 +24,7 @@ from policies.admission.limits.rules import (
 )
 from policies.admission.rules import AdmissionRules
 from policies.commands import Adjust, Command, Counted, Refuse, Reserve, Withdraw
-from policies.events import Arrived, Invalid, OverLimit, Reserved
+from policies.events import Arrived, Invalid, OverLimit, Reserved, StoreReach
 
 STEP_TOKENS = 64
 """Output above what was expected is taken in steps of so many tokens, so that not every token is a message."""
@@ -74,6 +74,8 @@ class Intake:
         """By request, oldest first."""
         self.taken: dict[int, Taken] = {}
         """By request."""
+        self.reach = StoreReach()
+        """The store, as far as it is out of reach."""
         self._growing: dict[int, Taken] = {}
         """By sequence: requests that may produce more than they took."""
 
@@ -90,6 +92,9 @@ class Intake:
         is_saturated: bool,
     ) -> bool:
         """Ask for all that a request takes; False: no limit applies to it."""
+        if self.reach.refuses == "all":
+            commands.append(refusals.store_lost(event, self.reach.lost_s))
+            return True
         if not rules.limits:
             return False
         slo_class = rules.classifier.classify(
@@ -120,6 +125,12 @@ class Intake:
 
     def _ask(self, pending: Pending, commands: list[Command]) -> bool:
         if not pending.items:
+            return False
+        if self.reach.refuses != "nothing":
+            # A mistake is a mistake all the same; it is not counted then.
+            if pending.answer is None and isinstance(pending.event, Arrived):
+                commands.append(refusals.store_lost(pending.event, self.reach.lost_s))
+                return True
             return False
         self.pending[pending.event.request] = pending
         commands.append(Reserve(pending.event.request, pending.items))

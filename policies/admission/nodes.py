@@ -4,6 +4,8 @@ Owns the shape alone: tenants under the root, and below each the levels that the
 requests wait at leaves. Knows names, weights and counts; does not know costs, time or who is next.
 """
 
+from collections.abc import Iterable
+
 from policies.events import Arrived
 
 
@@ -116,6 +118,7 @@ class Node:
     __slots__ = (
         "counter",
         "credit",
+        "given",
         "idle_since_s",
         "joined",
         "name",
@@ -141,6 +144,8 @@ class Node:
         """Of deficit round robin: the deficit is what is left of it above the counter."""
         self.joined = 0
         """Number of the request with which it last joined the backlog."""
+        self.given = 0.0
+        """Of the counter, what was not charged here: lifts, and what other replicas have charged."""
         self.on_ring = False
         self.num_waiting = 0
         """Above 0 means backlogged."""
@@ -229,12 +234,14 @@ backlogged nodes have the same request next, so nothing after the number ever de
 class Branch(Node):
     """A level above: its children share its service by their counters."""
 
-    __slots__ = ("children", "heap", "idle", "last_left", "num_backlogged", "sole")
+    __slots__ = ("children", "heap", "idle", "last_left", "num_backlogged", "shifted", "sole")
     head = None
 
     def __init__(self, name: str, parent: "Branch | None") -> None:
         super().__init__(name, parent)
         self.children: dict[str, Node] = {}
+        self.shifted = 0.0
+        """By how much the counters of its children were shifted down, all in all."""
         self.num_backlogged = 0
         """Children with something waiting."""
         self.last_left: Node | None = None
@@ -249,6 +256,16 @@ class Branch(Node):
     def is_bare(self) -> bool:
         """Nothing below is worth remembering: a single child means the same whatever its counter is."""
         return len(self.children) <= 1 and all(child.is_bare for child in self.children.values())
+
+    def find(self, path: Iterable[str]) -> Node | None:
+        """The node at the end of these names, itself at the end of none; None if there is none."""
+        node: Node = self
+        for name in path:
+            child = node.children.get(name) if isinstance(node, Branch) else None
+            if child is None:
+                return None
+            node = child
+        return node
 
     def backlogged(self) -> list[Node]:
         """Children with something waiting, in no order that means anything."""

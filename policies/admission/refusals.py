@@ -64,6 +64,15 @@ def timed_out(request: int, tenant: str, ttl_s: float, wait_s: float) -> Refuse:
     return Refuse(request, "queue_timeout", f"{sentence}; retry in {wait_s:.0f} s.", wait_s, tenant=tenant)
 
 
+def store_lost(event: Arrived, lost_s: float) -> Refuse:
+    """What decides is kept elsewhere, and cannot be asked."""
+    sentence = (
+        f"Limits and counters are kept in a store that has been out of reach for more than {lost_s:.0f} s, and the"
+        " request cannot be admitted without it; retry in 1 s."
+    )
+    return Refuse(event.request, "store_lost", sentence, NO_CAPACITY_RETRY_S, tenant=event.tenant)
+
+
 def unchecked(request: int, tenant: str, ttl_s: float) -> Refuse:
     """The store has not answered for as long as anybody may wait."""
     sentence = f"The limits of the request could not be checked within {ttl_s:g} s (queue.ttl_s); retry in 1 s."

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from policies.admission.classify import Classifier
 from policies.admission.cost import Cost
-from policies.admission.fairness import Order
 from policies.admission.limits.rules import LimitRule
+from policies.admission.order import Order
 from policies.admission.predictors import Predictor
 from policies.admission.reserve import Reserve
 from policies.document.fairness import Fairness

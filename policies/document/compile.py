@@ -6,10 +6,10 @@ Owns the mapping from names in the document to working code. Compiling a valid d
 from policies.admission.classify import Classifier
 from policies.admission.cost import cost_of
 from policies.admission.drr import DeficitRoundRobin
-from policies.admission.fairness import Order
 from policies.admission.kinds import LeastCounter, LeastServed, Oldest
 from policies.admission.limits.items import Algorithm
 from policies.admission.limits.rules import LimitRule
+from policies.admission.order import Order
 from policies.admission.predictors import predictor
 from policies.admission.reserve import RESERVES
 from policies.admission.rules import AdmissionRules

@@ -86,5 +86,5 @@ def test_an_exhausted_quota_is_not_to_be_tried_again_whatever_wait_it_came_with(
 
 def test_what_is_overloaded_is_to_be_tried_again_in_a_second() -> None:
     overloaded = {code for code, form in FORMS.items() if form.anthropic_status == 529}
-    assert overloaded == {"cancelled", "draining", "no_capacity", "queue_timeout", "admission_lost"}
+    assert overloaded == {"cancelled", "draining", "no_capacity", "queue_timeout", "admission_lost", "store_lost"}
     assert {RequestError(code, "").headers["retry-after"] for code in overloaded} == {"1"}
