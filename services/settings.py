@@ -6,7 +6,7 @@ resolved file into its run folder and names it to its children in `FAIRLEAD_DEPL
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +22,9 @@ ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 OTLP_SCHEMES = ("http", "https", "grpc", "grpcs")
 STARTED = "deployment.json"
 """In the data folder: what `fairlead up` was last started with."""
+
+EMBEDDED_STORE = "sqlite"
+SHARED_STORES = ("redis://", "rediss://", "unix://")
 
 Bytes = Annotated[int, Meta(ge=1)]
 
@@ -83,6 +86,34 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Record the way of every token. Without it there are no traces and no latencies."""
 
 
+class OutageSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of new requests once a shared store has been out of reach for longer than `stale_ok_s`."""
+
+    limits: Literal["closed", "open"] = "closed"
+    """Of those that a limit applies to. `closed`: refused; `open`: decided by what this process knows."""
+    fairness: Literal["closed", "open"] = "open"
+    """Of all. `open`: each process is fair by itself; `closed`: refused."""
+
+
+class SharedStoreSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How admission uses a store that it shares (`store: redis://...`)."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]+$")] = "main"
+    """Of this deployment in the store: two with one name share their limits and counters."""
+    password_file: str = ""
+    """Holds the password of the store; empty: the address says it, or there is none."""
+    flush_s: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    """How often charges are exchanged; the fairness bound grows by what is charged meanwhile."""
+    answer_s: Annotated[float, Meta(gt=0, le=10)] = 0.5
+    """How long the store may take to answer before it counts as out of reach."""
+    stale_ok_s: Annotated[float, Meta(ge=0)] = 5.0
+    """How long admission goes on with what it knows while the store is out of reach."""
+    fail: OutageSettings = OutageSettings()
+    """What comes after that."""
+    lease_s: Annotated[float, Meta(ge=1)] = 10.0
+    """How long what a lost process held (concurrency, queued) stays taken."""
+
+
 class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     """One deployment: one model, one of each service by default."""
 
@@ -99,11 +130,27 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     """A folder for the event logs of both cores; empty: none."""
     check: bool = False
     """Assert every core invariant after every event."""
+    store: str = EMBEDDED_STORE
+    """Where admission keeps limits, counters and usage: `sqlite`, a file of its own in the data folder, or the address
+    of a Redis server that several admission processes share (`redis://host:port/0`, `rediss://...`, `unix://...`)."""
+    shared_store: SharedStoreSettings = SharedStoreSettings()
     http: HttpSettings = HttpSettings()
     streams: StreamSettings = StreamSettings()
     traffic: TrafficSettings = TrafficSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     engine: EngineSettings = EngineSettings()
+
+    def __post_init__(self) -> None:
+        """Refuse what the types allow and no service could use.
+
+        Raises:
+            ValueError: msgspec reports it with the key's path.
+        """
+        if self.store != EMBEDDED_STORE and not self.store.startswith(SHARED_STORES):
+            raise ValueError(
+                f"store is `{self.store}`; it must be `{EMBEDDED_STORE}`, or the address of a Redis server, which "
+                f"starts with {', '.join(SHARED_STORES)}"
+            )
 
     @property
     def model_folder(self) -> Path:
@@ -131,6 +178,13 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
             policy=_absolute(fill(self.policy)),
             tenants=_absolute(fill(self.tenants)),
             record=_absolute(fill(self.record)) if self.record else "",
+            store=fill(self.store),
+            shared_store=msgspec.structs.replace(
+                self.shared_store,
+                password_file=_absolute(fill(self.shared_store.password_file))
+                if self.shared_store.password_file
+                else "",
+            ),
             streams=msgspec.structs.replace(
                 self.streams,
                 admission=fill(self.streams.admission),

@@ -2,7 +2,7 @@
 -- same batch sent again is answered as before.
 --
 -- KEYS: leases, what this instance was answered last, the latest time seen, what requests of this instance have reserved,
--- then those that the operations name by number. ARGV[1]: msgpack of {replica, instance, batch, lease_ms, operations, now};
+-- then those that the operations name by number. ARGV[1]: msgpack of {replica, instance, batch, is_first, lease_ms, operations, now};
 -- ARGV[2...]: bytes that the operations name by number. A replica is one process of an instance.
 
 local batch = cmsgpack.unpack(ARGV[1])
@@ -46,7 +46,11 @@ local OPERATIONS = {
     return answer
   end,
   adjust = function(operation)
-    redis.call('HDEL', KEYS[4], operation[2])
+    if operation[4] == 'gone' then
+      redis.call('HDEL', KEYS[4], operation[2])
+    elseif operation[4] ~= '' then
+      redis.call('HSET', KEYS[4], operation[2], operation[4])
+    end
     return adjust(operation[2], operation[3], now, replicas)
   end,
   hold = function(operation) return hold(operation[2], replicas) end,
@@ -55,12 +59,16 @@ local OPERATIONS = {
 }
 
 local answers = {}
+-- Somebody has emptied the store: what this batch changes is nothing without what was there before.
+if not last[1] and not batch.is_first then
+  return cmsgpack.pack({false, {now.s, now.ns}, 1, answers})
+end
 for index, operation in ipairs(batch.operations) do
   answers[index] = OPERATIONS[operation[1]](operation)
 end
 save_limits(replicas)
 local num_replicas = redis.call('HLEN', KEYS[1])
-local answer = cmsgpack.pack({had_lease, last[1] and true or false, {now.s, now.ns}, num_replicas, answers})
+local answer = cmsgpack.pack({had_lease, {now.s, now.ns}, num_replicas, answers})
 redis.call('HSET', KEYS[2], 'batch', batch.batch, 'answer', answer)
 redis.call('PEXPIRE', KEYS[2], 86400000)
 return answer

@@ -32,7 +32,7 @@ class FollowedLimits:
         self._book = LimitBook()
 
     def answered(
-        self, request: int, items: Sequence[LimitItem], taken: bool, states: Sequence[list[Any]], now_ns: int
+        self, request: int, items: Sequence[LimitItem], states: Sequence[list[Any]], now_ns: int, *, taken: bool
     ) -> Reserved | OverLimit:
         """What the store's answer to a `reserve` means; `states`: what it had of each item before.
 
@@ -41,8 +41,6 @@ class FollowedLimits:
         """
         for item, state in zip(items, states, strict=True):
             self._book.put(item.name, dumped(item, state, now_ns))
-            if item.algorithm == "gauge":
-                self.held[item.name] = (item, state[0])
         answer = self.reserve(request, items, now_ns)
         if isinstance(answer, Reserved) != taken:
             raise RuntimeError(f"the shared store and this process disagree on request {request}: {items}, {states}")
@@ -61,6 +59,10 @@ class FollowedLimits:
         self._book.adjust(request, items, now_ns)
         for item, actual in items:
             self._hold(item, actual - item.amount)
+
+    def follow_again(self) -> None:
+        """The store answers again: what was known here meanwhile counts no more, but for what is held."""
+        self._book = LimitBook()
 
     def _hold(self, item: LimitItem, change: int) -> None:
         if item.algorithm != "gauge":

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from policies.admission.limits.algorithms import NS_PER_S
 from policies.admission.limits.items import LimitItem
 from services.admission.redis_limits import row
 from services.admission.store import Batch
 from services.usage_rows import KEEP_DAYS
 
+_GONE = "gone"
 MS_PER_DAY = 86_400_000
 
 _encoder = msgspec.msgpack.Encoder()
 _items = msgspec.json.Encoder()
 _read_items = msgspec.json.Decoder(tuple[LimitItem, ...])
+_read_held = msgspec.json.Decoder(list[tuple[LimitItem, int]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class AdjustOperation:
 
     request: str
     changes: list[tuple[LimitItem, int]]
+    reserved: tuple[LimitItem, ...] | None = ()
+    """All that the request has now, as long as no row says so; empty: one does; None: it has nothing any more."""
 
     def encode(self, arguments: Arguments) -> list[Any]:
         """As `ReserveOperation.encode`."""
@@ -105,6 +110,7 @@ class AdjustOperation:
             "adjust",
             self.request,
             [row(arguments.key(arguments.place.limit(item)), item, change) for item, change in self.changes],
+            _GONE if self.reserved is None else _items.encode(self.reserved).decode() if self.reserved else "",
         ]
 
 
@@ -124,8 +130,10 @@ class KeepOperation:
     """Keep a batch of rows and usage."""
 
     batch: Batch
-    ended: list[int]
-    """Requests that hold nothing any more."""
+    held: list[tuple[LimitItem, int]]
+    """What this process holds of gauges, so that the next one of the instance holds it too."""
+    in_rows: list[int]
+    """Requests whose reservations are in the rows from now on, if they have any."""
 
     def encode(self, arguments: Arguments) -> list[Any]:
         """As `ReserveOperation.encode`."""
@@ -137,7 +145,8 @@ class KeepOperation:
             "is_whole": self.batch.is_whole,
             "kept": kept,
             "gone": [name for name, value in self.batch.rows.items() if value is None],
-            "ended": [str(request) for request in self.ended],
+            "in_rows": [str(request) for request in self.in_rows],
+            "held": _items.encode(self.held).decode(),
             # A start of the scheduler is a number too long for the script.
             "settled": f"{self.batch.scheduler_epoch} {self.batch.ends_number}",
             "usage": [
@@ -175,12 +184,17 @@ class BatchAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     had_lease: bool
     """False: what this replica held of gauges counts no more."""
-    is_known: bool
-    """False: the store knows no earlier batch of this instance."""
     now: tuple[int, int]
     """Seconds and nanoseconds since 1970, by the store's clock."""
     num_replicas: int
+    """That have a lease."""
     answers: list[Any]
+    """Of each operation; none: nothing was done, because the store has lost what it knew."""
+
+    @property
+    def now_ns(self) -> int:
+        """Nanoseconds since 1970, by the store's clock."""
+        return self.now[0] * NS_PER_S + self.now[1]
 
 
 read_answer = msgspec.msgpack.Decoder(BatchAnswer).decode
@@ -193,16 +207,27 @@ class Encoded(NamedTuple):
     values: list[bytes]
 
 
-def encode(place: Place, session: str, number: int, lease_s: float, operations: Iterable[Operation]) -> Encoded:
-    """A batch of operations, done at once or not at all; `session` tells this process from earlier ones of the same
-    instance, and `number` the batch from others of the session.
+class Session(NamedTuple):
+    """One process of an instance."""
+
+    place: Place
+    name: str
+    """No earlier process of the instance had it."""
+    lease_s: float
+
+
+def encode(session: Session, number: int, operations: Iterable[Operation], *, is_first: bool) -> Encoded:
+    """A batch of operations, done at once or not at all; `number` tells it from others of the session. Unless it is the
+    first, it is not done by a store that has never seen one.
     """
+    place = session.place
     arguments = Arguments(place)
     head = {
-        "replica": f"{place.instance} {session}",
+        "replica": f"{place.instance} {session.name}",
         "instance": place.instance,
-        "batch": f"{session} {number}",
-        "lease_ms": round(1000 * lease_s),
+        "batch": f"{session.name} {number}",
+        "is_first": is_first,
+        "lease_ms": round(1000 * session.lease_s),
         "operations": [operation.encode(arguments) for operation in operations],
     }
     return Encoded(arguments.keys, [_encoder.encode(head), *arguments.values])
@@ -219,6 +244,11 @@ def read_usage_field(name: bytes) -> tuple[str, str]:
     return tenant, counted
 
 
-def read_reservation(value: bytes) -> tuple[LimitItem, ...]:
-    """What a request had reserved, as `ReserveOperation` recorded it."""
+def read_items(value: bytes) -> tuple[LimitItem, ...]:
+    """What a request had reserved when its process ended."""
     return _read_items.decode(value)
+
+
+def read_held(value: bytes) -> list[tuple[LimitItem, int]]:
+    """What an earlier process held of gauges."""
+    return _read_held.decode(value)

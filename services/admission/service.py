@@ -23,12 +23,11 @@ from policies.commands import (
     Withdraw,
 )
 from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid
-from services.admission.embedded_store import EmbeddedStore
 from services.admission.history import History
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
 from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
-from services.admission.store import Store
+from services.admission.stores import store_of
 from services.pump import Pump, open_event_log
 from services.runtime import StartError, describe, gateway_number, open_link, open_listener
 from services.settings import Deployment
@@ -83,7 +82,7 @@ class AdmissionService:
         self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._store: Store = EmbeddedStore(deployment.data, self._pump.handle)
+        self._store = store_of(deployment, self._pump.handle, core.queue)
         self._reports = Reports(core, self._pump, self._store)
         self._scheduler = SchedulerSide(
             self._pump.handle, self._settled, self._set_capacity, deployment.streams.lease_s

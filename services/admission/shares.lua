@@ -16,10 +16,10 @@ local function keep(asked)
   for _, name in ipairs(asked.gone) do
     redis.call('HDEL', rows, 'row ' .. name)
   end
-  for _, request in ipairs(asked.ended) do
+  for _, request in ipairs(asked.in_rows) do
     redis.call('HDEL', reserved, request)
   end
-  redis.call('HSET', rows, 'settled', asked.settled)
+  redis.call('HSET', rows, 'settled', asked.settled, 'held', asked.held)
   for _, cell in ipairs(asked.usage) do
     redis.call('HINCRBY', KEYS[cell[1]], cell[2], integer(cell[3]))
     redis.call('PEXPIRE', KEYS[cell[1]], asked.usage_ms)

@@ -10,14 +10,14 @@ from typing import Protocol
 from msgspec import Struct, field
 
 from policies.admission.limits.items import LimitItem
-from policies.events import CountersShared, OverLimit, Reserved
+from policies.events import CountersShared, OverLimit, Reserved, StoreReach
 from services.usage_rows import UsageRow
 
 __all__ = ["Answer", "Batch", "Kept", "Store", "StoreError", "UsageCell", "UsageRow"]
 
 UsageCell = tuple[str, str, str]
 """Day (UTC, `2026-01-31`), tenant, and what is counted: a name of `services.usage_rows`."""
-Answer = Callable[[Reserved | OverLimit | CountersShared], None]
+Answer = Callable[[Reserved | OverLimit | CountersShared | StoreReach], None]
 """Told what the store answers, or what other replicas did; called in the event loop."""
 
 

@@ -17,6 +17,7 @@ from services.admission.redis_operations import (
     Operation,
     Place,
     ReserveOperation,
+    Session,
     encode,
     read_answer,
 )
@@ -34,12 +35,12 @@ class Store:
 
     def __init__(self, client: Any) -> None:
         self._script = client.register_script(SCRIPT)
-        self._place = Place(f"test-{next(places)}", "1")
+        self._session = Session(Place(f"test-{next(places)}", "1"), "session", 10.0)
         self._numbers = itertools.count()
         self._followed = FollowedLimits()
 
     def call(self, now_ns: int, operation: Operation) -> Any:
-        keys, [head, *values] = encode(self._place, "session", next(self._numbers), 10.0, [operation])
+        keys, [head, *values] = encode(self._session, next(self._numbers), [operation], is_first=True)
         asked = msgspec.msgpack.decode(head) | {"now": divmod(now_ns, NS_PER_S)}
         answer = read_answer(self._script(keys=keys, args=[msgspec.msgpack.encode(asked), *values]))
         assert answer.now == divmod(now_ns, NS_PER_S)
@@ -47,7 +48,7 @@ class Store:
 
     def reserve(self, request: int, items: tuple[LimitItem, ...], now_ns: int) -> Reserved | OverLimit:
         taken, states = self.call(now_ns, ReserveOperation(request, items))
-        return self._followed.answered(request, items, taken, states, now_ns)
+        return self._followed.answered(request, items, states, now_ns, taken=taken)
 
     def adjust(self, request: int, items: list[tuple[LimitItem, int]], now_ns: int) -> None:
         changes = [(item, actual - item.amount) for item, actual in items]

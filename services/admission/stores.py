@@ -1,0 +1,21 @@
+"""Which store an admission process keeps its state in."""
+
+from policies.admission.fairness import FairQueue
+from services.admission.embedded_store import EmbeddedStore
+from services.admission.redis_store import RedisStore
+from services.admission.shared_counters import SharedCounters
+from services.admission.store import Answer, Store
+from services.settings import EMBEDDED_STORE, Deployment
+
+ONLY_INSTANCE = "1"
+
+
+def store_of(deployment: Deployment, answer: Answer, queue: FairQueue) -> Store:
+    """The one that the deployment names; `queue` is whose counters are shared.
+
+    Raises:
+        StartError: its address or password file cannot be used.
+    """
+    if deployment.store == EMBEDDED_STORE:
+        return EmbeddedStore(deployment.data, answer)
+    return RedisStore(deployment, ONLY_INSTANCE, answer, SharedCounters(queue))
