@@ -74,6 +74,27 @@ class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Of each gateway's file and each scheduler's; the oldest goes first."""
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where each service answers `GET /metrics`. It names tenants: keep it from the public."""
+
+    host: str = "127.0.0.1"
+    gateway: Annotated[int, Meta(ge=0, le=65535)] | None = 9461
+    admission: Annotated[int, Meta(ge=0, le=65535)] | None = 9462
+    scheduler: Annotated[int, Meta(ge=0, le=65535)] | None = 9463
+    executor: Annotated[int, Meta(ge=0, le=65535)] | None = 9464
+    """Ports; null: it does not; 0: any free one. One that is taken is a warning."""
+
+    def port_of(self, service: str) -> int | None:
+        """The port of a service."""
+        ports = {
+            "gateway": self.gateway,
+            "admission": self.admission,
+            "scheduler": self.scheduler,
+            "executor": self.executor,
+        }
+        return ports[service]
+
+
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Where traces and metrics go, beside the console and /metrics."""
 
@@ -82,6 +103,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     the variable `OTEL_EXPORTER_OTLP_ENDPOINT` counts."""
     headers: dict[str, str] = {}
     """For the collector, as it wants them."""
+    metrics: MetricsSettings = MetricsSettings()
     tokens: bool = True
     """Record the way of every token. Without it there are no traces and no latencies."""
 

@@ -5,6 +5,7 @@ imported by the engine's loader, in this process alone. Knows no tenant, no requ
 """
 
 import logging
+import os
 import signal
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from engine.interface import Engine, EngineError, EngineInfo, Step
 from engine.load import load_engine
 from engine.memory import amount
 from services.blocking import BlockingStream
+from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
@@ -51,7 +53,12 @@ def main(deployment: Deployment) -> int:
             raise StartError(str(error)) from error
         ready.about = describe(engine.info)
         log.info("%s", ready.about)
-        Executor(engine, deployment, ready).run()
+        executor = Executor(engine, deployment, ready)
+        executor.metrics.start(deployment.telemetry, str(os.getpid()))
+        try:
+            executor.run()
+        finally:
+            executor.metrics.stop()
     except _Stopped:
         log.info("stopped")
         return 0
@@ -95,6 +102,7 @@ class Executor:
         self._launched: deque[int] = deque()
         self._held: dict[int, None] = {}
         """Sequences the engine has state of."""
+        self.metrics = ExecutorMetrics()
         self._step_s = 2 * LONGEST_LOOK_S
         """How long the last step took."""
 
@@ -202,6 +210,7 @@ class Executor:
             stream.send(StepFailed(step, str(error)))
             raise
         self._step_s = (output.computed_ns - output.launched_ns) / 1e9
+        self.metrics.step_ended(output.launched_ns, output.computed_ns)
         stream.send(
             StepResult(
                 step=output.step,

@@ -84,6 +84,11 @@ class Backend:
 
     # --- what the HTTP side asks --------------------------------------------------------------------------------
 
+    @property
+    def num_discarded(self) -> int:
+        """Tokens that came for nobody, since the start."""
+        return self._pump.num_discarded
+
     def missing(self) -> list[str]:
         """What keeps new requests from being served, in words; empty when nothing does."""
         reasons = [f"no stream to {service}" for service in (ADMISSION, SCHEDULER) if service not in self._streams]

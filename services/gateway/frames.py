@@ -32,6 +32,8 @@ class Pump:
     def __init__(self, on_end: Callable[[int, Choice, str], None], tracing: Tracing) -> None:
         self._tracing = tracing
         self.choices: dict[int, Choice] = {}
+        self.num_discarded = 0
+        """Tokens that came for nobody."""
         self._on_end = on_end
         """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
 
@@ -61,6 +63,7 @@ class Pump:
                 written_ns.append(monotonic_ns())
             choice = choices.get(sequence)
             if choice is None:  # cancelled, or ended by a stop string while further tokens were on their way
+                self.num_discarded += 1
                 continue
             if choice.direct and finish == GOES_ON:
                 choice.num_tokens += 1

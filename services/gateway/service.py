@@ -14,11 +14,13 @@ from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.connection import Connection
 from services.gateway.grammars import Grammars
+from services.gateway.metrics import GatewayMetrics
 from services.gateway.tracing import Tracing
 from services.runtime import StartError, open_link
 from services.settings import Deployment
 from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper_link import KeeperLink
+from services.telemetry.reporting import Reporting
 from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
 from services.traffic.store import Store, open_store
 from services.transport import Identity, Link
@@ -53,6 +55,9 @@ class GatewayService:
             keys=self._keys,
             backend=self._backend,
         )
+        metrics = GatewayMetrics(self._backend, self.keeper)
+        instance = str(self._backend.gateway)
+        self._reporting = Reporting(deployment.telemetry, self.name, instance, metrics.families, pushed=metrics.own)
         self._links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -68,6 +73,7 @@ class GatewayService:
             StartError: the keys cannot be read, or the port is in use.
         """
         self._keys.load()
+        await self._reporting.start()
         if self.keeper is not None:
             telemetry = self._deployment.telemetry
             instance = str(self._backend.gateway)
@@ -117,6 +123,7 @@ class GatewayService:
 
     async def stop(self) -> None:
         """Close connections, links and the watch."""
+        await self._reporting.stop()
         if self._watch is not None:
             self._watch.cancel()
         if self._server is not None:

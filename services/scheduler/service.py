@@ -28,10 +28,13 @@ from services.runtime import describe, gateway_number, open_listener
 from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError, StepTokens
+from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.mirrors import OPERATOR, Mirrors
 from services.scheduler.samples import Samples
 from services.scheduler.sequences import INT32_BYTES, Sequences
 from services.settings import Deployment
+from services.telemetry.metrics import Family
+from services.telemetry.reporting import Reporting
 from services.traffic.rows import FLEETS, SCHEDULER, STEPS
 from services.traffic.store import open_store
 from services.transport import Listener, Stream
@@ -65,7 +68,7 @@ class SchedulerService:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        core = SchedulerCore()
+        core = self._core = SchedulerCore()
         self._pump = Pump(
             core,
             self._perform,
@@ -85,11 +88,14 @@ class SchedulerService:
         """Executors seen so far: the next one's number."""
         self._listener: Listener | None = None
         self._samples = Samples(None)
+        self._metrics = SchedulerMetrics()
+        self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families)
 
     async def start(self) -> None:
         """Listen; raises `StartError` or `AddressError`."""
         self._samples = Samples(open_store(self._deployment.data, SCHEDULER, (STEPS, FLEETS), self._deployment.traffic))
         self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
+        await self._reporting.start()
 
     def not_ready(self) -> str:
         """Ready with a policy and an executor."""
@@ -102,6 +108,7 @@ class SchedulerService:
 
     async def stop(self) -> None:
         """Close everything."""
+        await self._reporting.stop()
         if self._listener is not None:
             await self._listener.close()
         self._mirrors.close()
@@ -248,12 +255,16 @@ class SchedulerService:
             stream.close()
             return
         self._samples.step_ended(self._returned)
+        self._metrics.step_ended(self._returned, self._core.rules.token_budget)
         self._sequences.note_chunks(self._returned)
         plan = self._returned.plan
         if keys := self._sequences.keys_reached(plan.filling, plan.filled_to):
             event = msgspec.structs.replace(event, keys=keys)
         self._pump.handle(event)
         self._returned = None
+
+    async def _families(self) -> list[Family]:
+        return self._metrics.families(self._core.snapshot(), self._pump.revision)
 
     def _capacity(self) -> Capacity:
         executors = list(self._executors.values())

@@ -70,6 +70,10 @@ class Counter:
         """Add to the count of these label values."""
         self._values[labels] = self._values.get(labels, 0.0) + amount
 
+    def raise_to(self, total: float, *labels: str) -> None:
+        """The count is this, as somebody else has counted since the start."""
+        self._values[labels] = max(total, self._values.get(labels, 0.0))
+
     def family(self) -> Family:
         """A snapshot."""
         return _family(self.metric, self.kind, [Point(labels, value) for labels, value in self._values.items()])

@@ -91,6 +91,14 @@ STEP_BUDGET_USE = Metric("fairlead.step.budget_use", "1", (), "Share of the toke
 KV_USED_BLOCKS = Metric("fairlead.kv.used_blocks", "1", (), "KV blocks held by sequences.")
 KV_BLOCKS = Metric("fairlead.kv.blocks", "1", (), "KV blocks there are.")
 PREEMPTIONS = Metric("fairlead.preemptions", "1", ("cause",), "Sequences that gave their blocks back.")
+PREFIX_HIT_TOKENS = Metric("fairlead.prefix_hits", "tokens", (), "Prompt tokens found in the prefix cache.")
+RECOMPUTED_TOKENS = Metric("fairlead.recomputed", "tokens", (), "Tokens that were computed again after a preemption.")
+SEQUENCES = Metric("fairlead.sequences", "1", ("state",), "Released sequences: waiting, in prefill, in decode.")
+PREDICTION_COVERAGE = Metric(
+    "fairlead.prediction.coverage", "1", ("bound",), "Share of outputs that kept to the predicted bound."
+)
+EXECUTOR_STEPS = Metric("fairlead.executor.compute", "s", (), "Time from the launch of a step to its result.")
+EXECUTOR_GAP = Metric("fairlead.executor.idle", "s", (), "Time between a result and the next launch.")
 QUEUE_DEPTH = Metric("fairlead.queue.depth", "1", ("class",), "Requests that wait.")
 GAP_RATIO = Metric("fairlead.fairness.gap_ratio", "1", (), "Largest counter gap over its bound: at most 1.")
 JAIN = Metric("fairlead.fairness.jain", "1", (), "Jain's index of the backlogged tenants' service.")
@@ -100,4 +108,6 @@ REVISION = Metric("fairlead.policy.revision", "1", (), "The policy revision in f
 RELOADS = Metric("fairlead.policy.reloads", "1", ("outcome",), "Saves of the policy file, applied or rejected.")
 EXECUTORS_UP = Metric("fairlead.executor.up", "1", (), "Executors that are ready.")
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
+REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")
+RECORDS_DROPPED = Metric("fairlead.telemetry.records_dropped", "1", (), "Records that did not reach the keeper.")
 DROPPED = Metric("fairlead.telemetry.dropped", "1", ("what",), "Records that telemetry could not keep.")

@@ -12,11 +12,11 @@ import msgspec
 
 from services.telemetry.keeper.answers import answer
 from services.telemetry.keeper.keeper import Keeper
-from services.telemetry.keeper.otlp import metrics_body, traces_body
-from services.telemetry.keeper.sending import METRICS, TRACES, Sender, transport
 from services.telemetry.keeper.settings import KeeperSettings
-from services.telemetry.keeper.spans import Spans
+from services.telemetry.keeper.spans import Spans, traces_body
+from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.records import Answered, Asked, Reader, encode
+from services.telemetry.sending import METRICS, TRACES, Sender, transport
 
 BATCH_S = 0.25
 METRICS_S = 10.0

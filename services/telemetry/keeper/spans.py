@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable
 
 import msgspec
-import numpy as np
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
-from opentelemetry.sdk.resources import Resource as SdkResource
 
 from services.telemetry import names
+from services.telemetry.attributes import Value, attributes_of, resource_attributes
 from services.telemetry.keeper.arrays import pack
 from services.telemetry.keeper.parts import token_parts
 from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output, Request
@@ -28,7 +28,6 @@ GATEWAY, ADMISSION, SCHEDULER = "gateway", "admission", "scheduler"
 PARTS = [names.PART.format(part) for part in TOKEN_PARTS]
 STEP, EXECUTOR = STAMP_COLUMNS.index("step"), STAMP_COLUMNS.index("executor")
 PLANNED = STAMP_COLUMNS.index("planned")
-Value = str | int | float
 
 
 class Written(msgspec.Struct):
@@ -81,7 +80,7 @@ class Spans:
         chat = self._span(began, names.CHAT, began.received_ns, end_ns, span_id=root, parent=began.parent_id)
         chat.name = f"{names.CHAT} {began.model}"
         chat.kind = Span.SPAN_KIND_SERVER
-        chat.attributes.extend(_attributes(_of_request(one)))
+        chat.attributes.extend(attributes_of(_of_request(one)))
         if failed and ended is not None:
             chat.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=ended.code))
         spans[GATEWAY] += [chat, self._span(began, names.TOKENIZE, began.received_ns, began.tokenized_ns, parent=root)]
@@ -107,11 +106,11 @@ class Spans:
         mine.append(self._span(began, names.QUEUE, released_ns, max(released_ns, planned_ns), parent=root))
         prefill = self._span(began, names.PREFILL, planned_ns, first_made_ns, parent=root)
         prefill.attributes.extend(
-            _attributes({names.PREFIX_HITS: one.request.prefix_hit_tokens, names.NUM_CHUNKS: len(chunks)})
+            attributes_of({names.PREFIX_HITS: one.request.prefix_hit_tokens, names.NUM_CHUNKS: len(chunks)})
         )
         decode = self._span(began, names.DECODE, first_made_ns, last_made_ns, parent=root)
         decode.attributes.extend(
-            _attributes(
+            attributes_of(
                 {
                     names.SEQUENCE: sequence,
                     names.GENAI_OUTPUT_TOKENS: len(stamps),
@@ -126,7 +125,7 @@ class Spans:
             return
         for step, num_tokens, chunk_planned_ns, _, computed_ns in chunks:
             chunk = self._span(began, names.CHUNK, chunk_planned_ns, computed_ns, parent=prefill.span_id)
-            chunk.attributes.extend(_attributes({names.CHUNK_TOKENS: num_tokens, names.STEP_NUMBER: step}))
+            chunk.attributes.extend(attributes_of({names.CHUNK_TOKENS: num_tokens, names.STEP_NUMBER: step}))
             chunk.links.append(self._link(int(stamps[0, EXECUTOR]), step))
             mine.append(chunk)
         mine += self._tokens(one, output, decode.span_id)
@@ -142,7 +141,7 @@ class Spans:
             token = self._span(one.request.began, names.TOKEN, start_ns, written_ns, parent=parent)
             attributes: dict[str, Value] = {names.INDEX: index, names.CAUSE: CAUSES[cause], names.STEP_NUMBER: step}
             attributes.update(zip(PARTS, of_token, strict=True))
-            token.attributes.extend(_attributes(attributes))
+            token.attributes.extend(attributes_of(attributes))
             token.links.append(self._link(executor, step))
             yield token
 
@@ -169,17 +168,14 @@ class Spans:
             kind=Span.SPAN_KIND_INTERNAL,
             start_time_unix_nano=self._wall_ns(start_ns),
             end_time_unix_nano=self._wall_ns(max(end_ns, start_ns)),
-            attributes=_attributes(attributes or {}),
+            attributes=attributes_of(attributes or {}),
         )
 
 
-def resource_attributes(service: str, instance: str) -> list[KeyValue]:
-    """Who speaks; with what `OTEL_RESOURCE_ATTRIBUTES` says of where."""
-    ours = {"service.name": names.SERVICE.format(service), "service.instance.id": instance}
-    found = SdkResource.create().merge(SdkResource(ours))
-    return _attributes(
-        {name: value for name, value in found.attributes.items() if isinstance(value, str | int | float)}
-    )
+def traces_body(spans: list[ResourceSpans]) -> tuple[bytes, int]:
+    """An export request and how many spans it holds."""
+    num_spans = sum(len(scope.spans) for resource in spans for scope in resource.scope_spans)
+    return ExportTraceServiceRequest(resource_spans=spans).SerializeToString(), num_spans
 
 
 def _of_request(one: Written) -> dict[str, Value]:
@@ -209,17 +205,3 @@ def _of_request(one: Written) -> dict[str, Value]:
     if ended is not None and ended.code:
         attributes[names.ERROR_TYPE] = ended.code
     return {name: value for name, value in attributes.items() if value != ""}
-
-
-def _attributes(values: dict[str, Value]) -> list[KeyValue]:
-    return [KeyValue(key=name, value=_value(value)) for name, value in values.items()]
-
-
-def _value(value: Value) -> AnyValue:
-    match value:
-        case str():
-            return AnyValue(string_value=value)
-        case int() | np.integer():
-            return AnyValue(int_value=value)
-        case _:
-            return AnyValue(double_value=value)

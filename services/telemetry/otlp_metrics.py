@@ -3,13 +3,11 @@
 from collections.abc import Iterable
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
-from services.telemetry.keeper.spans import resource_attributes
+from services.telemetry.attributes import resource_attributes
 from services.telemetry.metrics import Family, Point
 
 CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -33,12 +31,6 @@ def metrics_body(
         for metric in metrics
     )
     return request.SerializeToString(), num_points
-
-
-def traces_body(spans: list[ResourceSpans]) -> tuple[bytes, int]:
-    """An export request and how many spans it holds."""
-    num_spans = sum(len(scope.spans) for resource in spans for scope in resource.scope_spans)
-    return ExportTraceServiceRequest(resource_spans=spans).SerializeToString(), num_spans
 
 
 def _metric(family: Family, started_unix_ns: int, now_unix_ns: int) -> metrics_pb2.Metric:

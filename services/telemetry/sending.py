@@ -12,27 +12,14 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
-import grpc
 from msgspec import Struct
 
 TRACES, METRICS = "traces", "metrics"
-GRPC_METHODS = {
-    TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-    METRICS: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
-}
 MAX_QUEUED_BYTES = 32 * 2**20
 TIMEOUT_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 TRIES = 5
 RETRYABLE_HTTP = (408, 429, 502, 503, 504)
-RETRYABLE_GRPC = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.CANCELLED,
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -79,35 +66,6 @@ class HttpTransport:
         await self._session.close()
 
 
-class GrpcTransport:
-    """OTLP/gRPC."""
-
-    def __init__(self, target: str, headers: dict[str, str], *, encrypted: bool) -> None:
-        self._target = target
-        self._metadata = tuple((name.lower(), value) for name, value in headers.items())
-        credentials = grpc.ssl_channel_credentials() if encrypted else None
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials) if credentials else grpc.aio.insecure_channel(target)
-        )
-        self._calls: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
-            signal: self._channel.unary_unary(method) for signal, method in GRPC_METHODS.items()
-        }
-
-    async def send(self, signal: str, body: bytes) -> None:
-        """As `Transport.send`."""
-        try:
-            await self._calls[signal](
-                body, timeout=TIMEOUT_S, metadata=self._metadata, compression=grpc.Compression.Gzip
-            )
-        except grpc.aio.AioRpcError as error:
-            sentence = f"grpc://{self._target}: {error.code().name} {error.details() or ''}".rstrip()
-            raise RefusedError(sentence, retry=error.code() in RETRYABLE_GRPC) from error
-
-    async def close(self) -> None:
-        """As `Transport.close`."""
-        await self._channel.close()
-
-
 def transport(endpoint: str, headers: dict[str, str]) -> Transport:
     """The way to a collector: `http://host:4318`, `https://…`, `grpc://host:4317` or `grpcs://…`.
 
@@ -118,6 +76,9 @@ def transport(endpoint: str, headers: dict[str, str]) -> Transport:
     if parts.scheme in ("http", "https") and parts.netloc:
         return HttpTransport(endpoint, headers)
     if parts.scheme in ("grpc", "grpcs") and parts.netloc:
+        # gRPC is large: only who sends by it loads it.
+        from services.telemetry.sending_grpc import GrpcTransport  # noqa: PLC0415
+
         return GrpcTransport(parts.netloc, headers, encrypted=parts.scheme == "grpcs")
     raise ValueError(f"{endpoint!r} is no collector's address: http://host:4318 or grpc://host:4317")
 

@@ -1,0 +1,119 @@
+"""How a service's metrics leave it: `/metrics` on a port of its own, and pushed to the collector if there is one.
+
+Owns both; what is counted is the service's matter. Neither ever keeps the service from serving: a port that is taken
+is a warning, and a collector that does not answer costs points, which are counted.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from services.settings import TelemetrySettings
+from services.telemetry.exposition import render
+from services.telemetry.metrics import Family
+from services.telemetry.otlp_metrics import metrics_body
+from services.telemetry.sending import METRICS, Sender, transport
+
+PUSH_S = 10.0
+LAST_PUSH_S = 2.0
+
+Families = Callable[[], Awaitable[list[Family]]]
+
+log = logging.getLogger(__name__)
+
+
+class Reporting:
+    """The way out of one service's metrics.
+
+    Args:
+        settings: where to.
+        service: its name.
+        instance: tells it from others of its kind.
+        families: a snapshot, for `/metrics`.
+        pushed: what of it is pushed; without it all of it.
+    """
+
+    def __init__(
+        self,
+        settings: TelemetrySettings,
+        service: str,
+        instance: str,
+        families: Families,
+        pushed: Families | None = None,
+    ) -> None:
+        self._settings = settings
+        self._service = service
+        self._instance = instance
+        self._families = families
+        self._pushed = pushed or families
+        self._started_unix_ns = time.time_ns()
+        self._runner: web.AppRunner | None = None
+        self._sender: Sender | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self.port = 0
+        """Where `/metrics` is; 0: nowhere."""
+
+    async def start(self) -> None:
+        """Listen and begin to push."""
+        await self._listen()
+        if self._settings.endpoint:
+            self._sender = Sender(transport(self._settings.endpoint, self._settings.headers))
+            self._pushing = asyncio.get_running_loop().create_task(self._push())
+
+    async def stop(self) -> None:
+        """Push once more and close."""
+        if self._pushing is not None:
+            self._pushing.cancel()
+        if self._sender is not None:
+            self._put(await self._pushed())
+            await self._sender.drain(LAST_PUSH_S)
+            await self._sender.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _listen(self) -> None:
+        port = self._settings.metrics.port_of(self._service)
+        if port is None:
+            return
+        app = web.Application()
+        app.router.add_get("/metrics", self._serve)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        host = self._settings.metrics.host
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            await runner.cleanup()
+            log.warning(
+                "no /metrics: %s:%d cannot be used: %s; choose another with telemetry.metrics",
+                host,
+                port,
+                error.strerror,
+            )
+            return
+        self._runner = runner
+        self.port = int(runner.addresses[0][1])
+
+    async def _serve(self, request: web.Request) -> web.Response:
+        body, content_type = render(await self._families(), request.headers.get("accept", ""))
+        return web.Response(body=body, headers={"content-type": content_type})
+
+    async def _push(self) -> None:
+        while True:
+            await asyncio.sleep(PUSH_S)
+            self._put(await self._pushed())
+
+    def _put(self, families: list[Family]) -> None:
+        if self._sender is None:
+            return
+        body, num_points = metrics_body(
+            families,
+            self._service,
+            self._instance,
+            started_unix_ns=self._started_unix_ns,
+            now_unix_ns=time.time_ns(),
+        )
+        self._sender.put(METRICS, body, num_points)
