@@ -72,7 +72,7 @@ class Pump:
     The core hears nothing before its first policy: events that come earlier wait.
 
     Attributes:
-        observer: told of every event after the core has answered; None: nobody.
+        observers: told of every event after the core has answered, in this order.
         revision: the policy revision in force; 0 before the first.
     """
 
@@ -94,7 +94,7 @@ class Pump:
         self._idle_check: asyncio.TimerHandle | None = None
         self._num_events = 0
         self._num_events_checked = 0
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self.revision = 0
 
     def apply(self, revision: int, document: bytes) -> None:
@@ -141,8 +141,8 @@ class Pump:
         commands = self._core.handle(event, now)
         if self._event_log is not None:
             self._event_log.write(now, event, commands)
-        if self.observer is not None:
-            self.observer(now, event, commands)
+        for observe in self.observers:
+            observe(now, event, commands)
         for command in commands:
             if isinstance(command, WakeAt):
                 self._wake_at(command.at_s)

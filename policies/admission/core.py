@@ -22,6 +22,7 @@ from policies.admission.intake import Intake
 from policies.admission.kinds import LeastCounter
 from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
 from policies.admission.nodes import Queued
+from policies.admission.recovery import Recovery
 from policies.admission.rules import AdmissionRules
 from policies.admission.shared import hear
 from policies.admission.sizes import Sizes
@@ -40,6 +41,8 @@ from policies.events import (
     PolicyApplied,
     RequestFinished,
     Reserved,
+    Restored,
+    SchedulerHolds,
     SchedulerLost,
     Started,
     StoreReach,
@@ -72,6 +75,7 @@ class AdmissionCore:
         self.unit_bound = Bound()
         self._steps = 0
         """Since the last release; the one that makes the first tokens of what was released does not count."""
+        self.recovery = Recovery(self)
 
     def handle(self, event: AdmissionEvent, now: float) -> list[Command]:
         """Decide. `now` is core time in seconds and never goes backwards.
@@ -104,15 +108,18 @@ class AdmissionCore:
                 if event.request not in self.intake.pending:
                     self.intake.count(event, self.rules, None, now, commands)
             case RequestFinished():
-                self._finish(event.request, event.output_tokens, event.outcome, now, commands)
+                self.finish(event.request, event.output_tokens, event.outcome, now, commands)
             case CancelRequested():
                 self._cancel(event, now, commands)
             case CapacityChanged():
                 self._set_capacity(event, now)
             case SchedulerLost():
-                for charge in list(self.ledger.in_flight.values()):
-                    self._finish(charge.request, charge.output_tokens, "scheduler_lost", now, commands)
+                self.recovery.agree((), now, commands)
                 self._set_capacity(CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0), now)
+            case SchedulerHolds():
+                self.recovery.agree(event.requests, now, commands)
+            case Restored():
+                self.recovery.restore(event.state, now)
             case Woke():
                 self._wakes_at = None
                 self._expire(now, commands)
@@ -122,6 +129,7 @@ class AdmissionCore:
                 hear(event, self.queue, self.intake, now)
             case Started():
                 self._without_executors_since = now
+                self.recovery.started(event.wall_s, now)
         self._adapt_window(now)
         self._release(now, commands)
         self._tell_newest(commands)
@@ -161,8 +169,7 @@ class AdmissionCore:
     @property
     def gap_ratio(self) -> float:
         """`gap` / `bound`: at most 1 while the policy has always been `vtc`; 0 before the first release."""
-        bound = self.bound
-        return self.gap / bound if bound else 0.0
+        return self.gap / self.bound if self.bound else 0.0
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -228,7 +235,8 @@ class AdmissionCore:
             charge.cancelled = True
             commands.append(CancelReleased(event.request, event.reason))
 
-    def _finish(self, request: int, output_tokens: int, outcome: str, now: float, commands: list[Command]) -> None:
+    def finish(self, request: int, output_tokens: int, outcome: str, now: float, commands: list[Command]) -> None:
+        """Settle a request in flight, if it is."""
         charge = self.ledger.in_flight.get(request)
         if charge is None:
             return
@@ -244,8 +252,7 @@ class AdmissionCore:
         self.queue.end(charge.leaf, now)
         self.sizes.ended(charge, outcome)
         commands.append(charge.settlement(outcome))
-        num_requests = 0 if refund_prompt else 1
-        self.intake.settle(request, commands, num_requests, charge.prompt_tokens, output_tokens)
+        self.intake.settle(request, commands, int(not refund_prompt), charge.prompt_tokens, output_tokens)
 
     def _set_capacity(self, event: CapacityChanged, now: float) -> None:
         if event.num_executors:
@@ -315,13 +322,7 @@ class AdmissionCore:
         if self.auto_window is not None:
             self.auto_window.released(queued.request, queued.prompt_tokens)
         self.unit_bound.released(queued.prompt_tokens)
-        slo_class = rules.classifier.classify(
-            tenant=queued.tenant,
-            tier=queued.tier,
-            service_tier=queued.service_tier,
-            allowed=queued.allowed_classes,
-        )
-        place = self.window.take(size_tokens)
+        slo_class, place = rules.class_of(queued), self.window.take(size_tokens)
         self.ledger.open(Charge.of(queued, rules.cost, predicted_tokens, place, slo_class))
         self.rate.add(rules.cost.whole(queued.prompt_tokens, 0), now)
         reason = "alone: larger than the window" if alone else self.queue.order.reason
@@ -388,8 +389,7 @@ class AdmissionCore:
         return self.rules.cost.whole(queued.prompt_tokens, queued.expected_tokens)
 
     def _without_capacity_s(self, now: float) -> float:
-        since = self._without_executors_since
-        return 0.0 if since is None else now - since
+        return 0.0 if self._without_executors_since is None else now - self._without_executors_since
 
     def _too_long(self, asked: Arrived | Queued) -> Refuse:
         most_tokens = self.capacity.max_sequence_tokens

@@ -152,6 +152,11 @@ class Bound:
         self._longest_prompt_tokens = 0
         self._known: tuple[int, float] = (0, 0.0)
         self._refunds = False
+        self._least = 0.0
+
+    def remember(self, value: float) -> None:
+        """It was so much before, and counters may still be that far apart."""
+        self._least = value
 
     def released(self, prompt_tokens: int) -> None:
         """A request with this prompt is in flight."""
@@ -177,7 +182,7 @@ class Bound:
         """U, in cost units, where at most so many tokens were in flight."""
         if self._known[0] != window_tokens:
             self._known = (window_tokens, self._value(window_tokens))
-        return self._known[1]
+        return max(self._known[1], self._least)
 
     def _value(self, window_tokens: int) -> float:
         if not window_tokens:

@@ -9,7 +9,7 @@ policy changes while it waits.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from math import inf
+from math import ceil, inf
 
 import msgspec
 from msgspec import Struct
@@ -97,9 +97,7 @@ class Intake:
             return True
         if not rules.limits:
             return False
-        slo_class = rules.classifier.classify(
-            tenant=event.tenant, tier=event.tier, service_tier=event.service_tier, allowed=event.allowed_classes
-        )
+        slo_class = rules.class_of(event)
         asked = Asked(
             event.tenant, event.tier, event.project, event.key, slo_class, event.prompt_tokens, expected_tokens
         )
@@ -160,12 +158,10 @@ class Intake:
             arrived.num_choices,
             event.limits,
         )
-        self.taken[event.request] = taken
+        self.resume(taken, 0)
         if pending.counts_as is not None:
             self.settle(event.request, commands, num_requests=pending.counts_as)
             return None
-        if taken.expected_tokens < taken.most_tokens:
-            self._growing.update((event.request + choice, taken) for choice in range(taken.num_choices))
         return pending
 
     def over_limit(
@@ -207,6 +203,13 @@ class Intake:
             return inf
         return next((pending.since_s for pending in self.pending.values() if pending.counts_as is None), inf)
 
+    def resume(self, taken: Taken, produced: int) -> None:
+        """A request has taken this, and produced so many output tokens since."""
+        taken.produced = produced
+        self.taken[taken.request] = taken
+        if taken.expected_tokens < taken.most_tokens:
+            self._growing.update((taken.request + choice, taken) for choice in range(taken.num_choices))
+
     # --- what was taken -------------------------------------------------------------------------------------------
 
     def states(self, request: int) -> tuple[LimitState, ...]:
@@ -231,17 +234,26 @@ class Intake:
             return
         for sequence in sequences:
             taken = self._growing.get(sequence)
-            if taken is None:
-                continue
-            taken.produced += 1
-            if taken.produced > taken.expected_tokens:
-                taken.expected_tokens += STEP_TOKENS
-                more = {
-                    item.dimension: item.amount + STEP_TOKENS
-                    for item in taken.items
-                    if item.dimension in OUTPUT_DIMENSIONS
-                }
-                self._correct(taken, more, commands)
+            if taken is not None:
+                taken.produced += 1
+                if taken.produced > taken.expected_tokens:
+                    self._grow(taken, commands)
+
+    def reached(self, request: int, output_tokens: int, commands: list[Command]) -> None:
+        """A request has so many output tokens by now, whatever was heard of them."""
+        taken = self._growing.get(request)
+        if taken is not None:
+            taken.produced = output_tokens
+            if output_tokens > taken.expected_tokens:
+                self._grow(taken, commands)
+
+    def _grow(self, taken: Taken, commands: list[Command]) -> None:
+        more_tokens = ceil((taken.produced - taken.expected_tokens) / STEP_TOKENS) * STEP_TOKENS
+        taken.expected_tokens += more_tokens
+        more = {
+            item.dimension: item.amount + more_tokens for item in taken.items if item.dimension in OUTPUT_DIMENSIONS
+        }
+        self._correct(taken, more, commands)
 
     def settle(
         self,

@@ -14,7 +14,9 @@ from policies.admission.nodes import Leaf, Node, Queued
 from policies.admission.window import Place, Window
 from policies.commands import Settle
 
-NOTHING_DONE = ("error", "refused")
+LOST = "scheduler_lost"
+"""The outcome of what a scheduler had that is gone, or that it does not have."""
+NOTHING_DONE = ("error", "refused", LOST)
 """Outcomes that give the prompt back when no token was produced: the failure was ours."""
 
 
@@ -167,6 +169,19 @@ class Ledger:
                 refund = charge.cost.saved(charge.prompt_tokens, charge.cached_tokens)
                 charge.charged -= refund
                 yield charge, refund
+
+    def catch_up(self, charge: Charge, output_tokens: int) -> float:
+        """So many output tokens were produced in all, whatever was heard of them; returns what is owed for the others
+        (negative: given back).
+        """
+        before, after = (max(made, charge.predicted_tokens) for made in (charge.output_tokens, output_tokens))
+        owed = charge.cost.whole(charge.prompt_tokens, after) - charge.cost.whole(charge.prompt_tokens, before)
+        charge.output_tokens = output_tokens
+        charge.charged += owed
+        if output_tokens > charge.room_tokens:
+            self._window.grow(charge.place, output_tokens - charge.room_tokens)
+            charge.room_tokens = output_tokens
+        return owed
 
     def close(self, charge: Charge, output_tokens: int, *, refund_prompt: bool) -> float:
         """A request ended with `output_tokens` that count; returns what its tenant gets back (negative: still owes).

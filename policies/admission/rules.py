@@ -10,12 +10,14 @@ from msgspec import Struct
 from policies.admission.classify import Classifier
 from policies.admission.cost import Cost
 from policies.admission.limits.rules import LimitRule
+from policies.admission.nodes import Queued
 from policies.admission.order import Order
 from policies.admission.predictors import Predictor
 from policies.admission.reserve import Reserve
 from policies.document.fairness import Fairness
 from policies.document.memory import Prediction
 from policies.document.schema import Queue, SloClass
+from policies.events import Arrived
 
 
 class AdmissionRules(Struct, frozen=True):
@@ -52,3 +54,9 @@ class AdmissionRules(Struct, frozen=True):
         if self.declared_window_tokens is not None:
             return self.declared_window_tokens
         return floor(self.window_pools * (kv_tokens - floor(self.watermark * kv_tokens)))
+
+    def class_of(self, asked: Arrived | Queued) -> str:
+        """The class of a request at this moment."""
+        return self.classifier.classify(
+            tenant=asked.tenant, tier=asked.tier, service_tier=asked.service_tier, allowed=asked.allowed_classes
+        )

@@ -28,7 +28,7 @@ class Reports:
         self._pump = pump
         self._store = store
         self._answering: set[asyncio.Task[None]] = set()
-        pump.observer = self._meter.look
+        pump.observers.append(self._meter.look)
 
     def asked(self, stream: Stream, question: ReportAsked) -> None:
         """Answer, at once or when the store has."""

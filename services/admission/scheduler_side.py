@@ -29,7 +29,7 @@ class SchedulerSide:
 
     Args:
         handle: the core's.
-        settled: told (epoch of the scheduler, number) of an end after the core has heard of it.
+        settled: told (epoch of the scheduler, number) of an end after the core has heard of it; 0: it is a new start.
         changed: told of the capacity, from when work can be released on.
     """
 
@@ -81,6 +81,8 @@ class SchedulerSide:
             self._lost()
             self._epoch, self._ends_number, self._kept_number = stream.peer.epoch, 0, 0
             self._expired.clear()
+            # Whoever is killed before the first end must know, too, whose requests are in flight.
+            self._settled(self._epoch, 0)
 
     def closed(self) -> None:
         """It cannot be reached: nothing is released until it can, and what it has goes on."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 
 from policies.admission.core import AdmissionCore
+from policies.admission.recovery import state_of
+from policies.admission.saved import Saved
 from policies.commands import (
     Adjust,
     CancelReleased,
@@ -22,11 +24,13 @@ from policies.commands import (
     Settle,
     Withdraw,
 )
-from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid
+from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid, Restored
 from services.admission.history import History
+from services.admission.journal import Journal
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
 from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
+from services.admission.store import Kept
 from services.admission.stores import store_of
 from services.pump import Pump, open_event_log
 from services.runtime import StartError, describe, gateway_number, open_link, open_listener
@@ -70,9 +74,9 @@ class AdmissionService:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        core = AdmissionCore()
+        self._core = AdmissionCore()
         self._pump = Pump(
-            core,
+            self._core,
             self._perform,
             event_log=open_event_log(deployment, "admission"),
             check=deployment.check,
@@ -82,10 +86,12 @@ class AdmissionService:
         self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._store = store_of(deployment, self._pump.handle, core.queue)
-        self._reports = Reports(core, self._pump, self._store)
+        self._store = store_of(deployment, self._pump.handle, self._core.queue)
+        self._reports = Reports(self._core, self._pump, self._store)
+        self._journal = Journal(self._store, Saved(self._core), self._kept)
+        self._pump.observers.append(self._journal.observe)
         self._scheduler = SchedulerSide(
-            self._pump.handle, self._settled, self._set_capacity, deployment.streams.lease_s
+            self._pump.handle, self._journal.settled, self._set_capacity, deployment.streams.lease_s
         )
         self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
         self._listener: Listener | None = None
@@ -106,7 +112,8 @@ class AdmissionService:
             raise StartError(problems)
         kept = await self._store.open()
         self._revisions.first(document, self._history.first(document))
-        self._scheduler.begin(kept)
+        self._restore(kept)
+        self._journal.start()
         streams = self._deployment.streams
         self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
         self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
@@ -132,6 +139,7 @@ class AdmissionService:
         self._scheduler.close()
         self._reports.close()
         self._pump.close()
+        await self._journal.close()
         await self._store.close()
         self._history.close()
 
@@ -210,7 +218,16 @@ class AdmissionService:
             )
         )
 
-    def _settled(self, epoch: int, number: int) -> None:
+    def _restore(self, kept: Kept) -> None:
+        if kept.rows:
+            self._pump.handle(Restored(state_of(kept.rows)))
+            forgot = "; counters are too old to be of use" if self._core.recovery.forgot_counters else ""
+            log.info("going on with %d requests in flight%s", len(self._core.ledger.in_flight), forgot)
+        else:
+            log.info("the store has nothing of an earlier process: counters begin equal")
+        self._scheduler.begin(kept)
+
+    def _kept(self, epoch: int, number: int) -> None:
         self._scheduler.kept(epoch, number)
 
     def _set_capacity(self, capacity: Capacity) -> None:
@@ -310,8 +327,8 @@ class AdmissionService:
             self._scheduler.settled_as_lost(command.request)
             if not command.output_tokens:
                 # Its gateway has been told that it was released, and would wait for a scheduler that never got it.
-                sentence = "the scheduler was lost before the request had begun; try again"
-                self._to_gateway(command.request, RequestEnded(command.request, "error", 0, LOST, sentence))
+                sentence = "the request was lost on its way to the scheduler; try again"
+                self._to_gateway(command.request, RequestEnded(command.request, "error", 0, "admission_lost", sentence))
 
     def _to_gateway(self, request: int, message: Refused | Queued | Admitted | RequestEnded) -> None:
         gateway = self._gateways.get(request >> 32)

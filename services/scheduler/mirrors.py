@@ -55,7 +55,8 @@ class Mirrors:
         stream.send(MirrorState(state))
         seconds = min(max(0.0, duration_s), LONGEST_S)
         self._ends[stream] = asyncio.get_running_loop().call_later(seconds, self.end, stream, "")
-        self._pump.observer = self._observe
+        if self._observe not in self._pump.observers:
+            self._pump.observers.append(self._observe)
 
     def end(self, stream: Stream, error: str) -> None:
         """The time is up, or the operator does not keep up."""
@@ -81,7 +82,8 @@ class Mirrors:
             self._sends.cancel()
             self._sends = None
         self._records.clear()
-        self._pump.observer = None
+        if self._observe in self._pump.observers:
+            self._pump.observers.remove(self._observe)
 
     def _observe(self, now: float, event: Event, commands: list[Command]) -> None:
         self._records.append(encode_record(now, event, commands))

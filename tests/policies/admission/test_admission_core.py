@@ -342,7 +342,7 @@ def test_losing_the_scheduler_settles_what_was_delivered_and_holds_the_rest_back
     desk.tell(TokensProduced([1]))
     assert desk.tell(SchedulerLost()) == [
         Settle(1, "acme", 100, 1, "scheduler_lost"),
-        Settle(2, "acme", 100, 0, "scheduler_lost"),
+        Settle(2, "acme", 0, 0, "scheduler_lost"),
     ]
     assert desk.core.window.reserved_tokens == 0
     back = CapacityChanged(num_executors=1, kv_tokens=1000, max_sequence_tokens=2000)

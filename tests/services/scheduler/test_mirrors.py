@@ -84,9 +84,9 @@ async def test_a_second_operator_gets_what_came_after_its_own_copy(place) -> Non
 
 async def test_it_ends_when_the_time_is_up_and_nothing_is_observed_any_more(place) -> None:
     _, operator = place.watch(0.002)
-    assert place.pump.observer is not None
+    assert place.pump.observers
     assert (await operator.message(MirrorEnded)).error == ""
-    assert place.pump.observer is None
+    assert not place.pump.observers
 
 
 async def test_an_operator_who_does_not_keep_up_is_told_so(place) -> None:
@@ -94,12 +94,12 @@ async def test_an_operator_who_does_not_keep_up_is_told_so(place) -> None:
     place.mirrors.end(ours, "too slow")
     assert (await operator.message(MirrorEnded)).error == "too slow"
     place.mirrors.end(ours, "again")
-    assert place.pump.observer is None
+    assert not place.pump.observers
 
 
 async def test_a_state_that_no_frame_holds_is_refused_with_the_limit(recorder) -> None:
     place = Place(recorder, max_frame_bytes=2000)
     _, operator = place.watch()
     assert "streams.max_frame_bytes is 2000" in (await operator.message(MirrorEnded)).error
-    assert place.pump.observer is None
+    assert not place.pump.observers
     place.pump.close()
