@@ -194,6 +194,10 @@ class TokenFrame(Message, tag="tokens"):
     """int8 each: `policies.scheduling.causes.Cause` of what the token waited for; empty: `PIPELINE` for all."""
     chunks: dict[int, bytes] = {}
     """Of sequences whose first token this is, the chunks of their prompt: int64 of `stamps.CHUNK_COLUMNS` each."""
+    budget_use: float = 0.0
+    """Share of the token budget that the step was planned with."""
+    kv_use: float = 0.0
+    """Share of the executor's KV blocks that were held when it was planned."""
 
 
 class RequestEnded(Message, tag="ended"):

@@ -117,6 +117,8 @@ class Tracing:
                 num_decode_tokens=frame.num_decode_tokens,
                 chunks=frame.chunks,
                 prefix_hits=frame.prefix_hits,
+                budget_use=frame.budget_use,
+                kv_use=frame.kv_use,
             )
         )
 

@@ -90,6 +90,8 @@ class Delivery:
             vectors=_those_of(self.ids[rows], self._vectors),
             causes=self._causes[rows].tobytes() if len(self._causes) else b"",
             chunks=_those_of(self.ids[rows], self._chunks),
+            budget_use=plan.budget_use,
+            kv_use=plan.kv_use,
         )
 
 

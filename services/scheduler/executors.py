@@ -45,6 +45,8 @@ class InFlight(msgspec.Struct):
     """Parallel to `sampling`, or empty: as in `StepPlan`."""
     chunks: list[tuple[int, int]]
     """(sequence, tokens) of each piece of a prompt."""
+    budget_use: float
+    kv_use: float
 
 
 class StepTokens(msgspec.Struct):
@@ -83,13 +85,14 @@ class Executor:
         """Longest sequence that the pool and the model allow."""
         return min(self.info.max_sequence_tokens, self.kv_tokens)
 
-    def start(self, command: StartStep, starts: list[SequenceStart]) -> None:
-        """Send a plan."""
+    def start(self, command: StartStep, starts: list[SequenceStart], *, token_budget: int, kv_use: float) -> None:
+        """Send a plan, made with this budget and leaving this share of the KV blocks in use."""
         plan = command.plan
         decodes = plan.samples & (plan.num_tokens == 1) & (plan.positions > 0)
         num_decodes = int(np.count_nonzero(decodes))
         ends, size = plan.positions + plan.num_tokens, self.info.block_tokens
         fills = (ends // size > plan.positions // size).nonzero()[0]
+        num_tokens = int(plan.num_tokens.sum())
         self._in_flight.append(
             InFlight(
                 step=command.step,
@@ -98,13 +101,15 @@ class Executor:
                 filling=plan.sequences[fills],
                 filled_to=ends[fills],
                 planned_ns=time.monotonic_ns(),
-                num_prefill_tokens=int(plan.num_tokens.sum()) - num_decodes,
+                num_prefill_tokens=num_tokens - num_decodes,
                 num_decode_tokens=num_decodes,
                 shape=shape_of(plan),
                 causes=plan.causes[plan.samples] if len(plan.causes) else plan.causes,
                 chunks=[]
                 if num_decodes == len(plan.sequences)
                 else list(zip(plan.sequences[~decodes].tolist(), plan.num_tokens[~decodes].tolist(), strict=True)),
+                budget_use=num_tokens / token_budget,
+                kv_use=kv_use,
             )
         )
         self.stream.send(

@@ -291,7 +291,12 @@ class SchedulerService:
                 executor = self._executors.get(command.executor)
                 if executor is not None:
                     starts = zip(command.plan.starts, command.plan.cached, strict=True)
-                    executor.start(command, [self._sequences.start(*start) for start in starts])
+                    executor.start(
+                        command,
+                        [self._sequences.start(*start) for start in starts],
+                        token_budget=self._core.rules.token_budget,
+                        kv_use=self._core.executors[command.executor].blocks.use,
+                    )
             case Deliver():
                 self._deliver(command)
             case Finish():

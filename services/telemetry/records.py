@@ -98,6 +98,9 @@ class Step(Record, frozen=True):
     chunks: dict[int, bytes] = {}
     """Of sequences whose first token this is: int64 of `stamps.CHUNK_COLUMNS` for each prefill chunk."""
     prefix_hits: list[tuple[int, int]] = []
+    budget_use: float = 0.0
+    kv_use: float = 0.0
+    """Shares, after the step was planned."""
 
 
 class Written(Record, frozen=True):

@@ -12,6 +12,7 @@ import numpy as np
 from services.telemetry import names
 from services.telemetry.keeper.requests import Batch, Open, Request
 from services.telemetry.keeper.spans import Written as Finished
+from services.telemetry.keeper.steps import Steps
 from services.telemetry.keeper.verdict import Judge, Verdict
 from services.telemetry.metrics import Exemplar, Registry
 from services.telemetry.records import AnyRecord, Began, Clock, Ended, Let, PolicyInForce, Step, Written
@@ -92,11 +93,13 @@ class Keeper:
 
     Args:
         unix_s: the time now, since 1970.
+        scheduler: names the scheduler in the ids of steps.
     """
 
-    def __init__(self, unix_s: Callable[[], float]) -> None:
+    def __init__(self, unix_s: Callable[[], float], scheduler: str) -> None:
         self.registry = Registry()
         self.open = Open()
+        self.steps = Steps(scheduler)
         self.judge = Judge()
         self.clocks: dict[str, Clock] = {}
         self.recent: OrderedDict[str, Finished] = OrderedDict()
@@ -113,6 +116,7 @@ class Keeper:
         match record:
             case Step():
                 self.open.step(record)
+                self.steps.note(record, self.open.request_of)
             case Written():
                 self.open.written(record)
             case Began():

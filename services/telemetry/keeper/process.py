@@ -31,11 +31,11 @@ class KeeperProcess:
 
     def __init__(self, settings: KeeperSettings) -> None:
         self._settings = settings
-        self._keeper = Keeper(time.time)
+        self._keeper = Keeper(time.time, settings.scheduler)
         self._started_unix_ns = time.time_ns()
         # Both clocks of one host; the wall clock may be set, so it is looked at with every batch.
         self._ahead_ns = 0
-        self._spans = Spans(settings.instance, lambda stamp_ns: stamp_ns + self._ahead_ns, settings.scheduler)
+        self._spans = Spans(settings.instance, lambda stamp_ns: stamp_ns + self._ahead_ns, self._keeper.steps)
         self._sender: Sender | None = None
         self._next_metrics = time.monotonic() + METRICS_S
         self._writer: asyncio.StreamWriter | None = None

@@ -124,6 +124,11 @@ class Open:
         request = self.requests[began.request] = Request(began)
         self._outputs.update(request.outputs)
 
+    def request_of(self, sequence: int) -> Request | None:
+        """The request that a sequence is a choice of."""
+        output = self._outputs.get(sequence)
+        return None if output is None else output.request
+
     def let(self, let: Let) -> None:
         """Admission released it."""
         request = self.requests.get(let.request)

@@ -5,7 +5,6 @@ that a backend shows who did what, though the gateway's keeper writes them all. 
 follow from its number: whoever writes a span about it knows them without asking.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 
@@ -20,6 +19,7 @@ from services.telemetry.attributes import Value, attributes_of, resource_attribu
 from services.telemetry.keeper.arrays import pack
 from services.telemetry.keeper.parts import token_parts
 from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output, Request
+from services.telemetry.keeper.steps import Steps
 from services.telemetry.keeper.verdict import FAILED, Verdict
 from services.telemetry.records import Began, PolicyInForce
 from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS
@@ -38,25 +38,19 @@ class Written(msgspec.Struct):
     policy: PolicyInForce | None
 
 
-def step_ids(scheduler: str, executor: int, step: int) -> tuple[bytes, bytes]:
-    """Trace and span id of a step's span."""
-    digest = hashlib.blake2b(f"{scheduler}/{executor}/{step}".encode(), digest_size=24).digest()
-    return digest[:16], digest[16:]
-
-
 class Spans:
     """Writes requests down.
 
     Args:
         instance: `service.instance.id` of the resources.
         wall_ns: from a stamp to nanoseconds since 1970.
-        scheduler: names the scheduler in the ids of steps.
+        steps: the steps that requests went through.
     """
 
-    def __init__(self, instance: str, wall_ns: Callable[[int], int], scheduler: str) -> None:
+    def __init__(self, instance: str, wall_ns: Callable[[int], int], steps: Steps) -> None:
         self._instance = instance
         self._wall_ns = wall_ns
-        self.scheduler = scheduler
+        self._steps = steps
 
     def resource_spans(self, ended: Iterable[Written]) -> list[ResourceSpans]:
         """Spans of these requests, by service."""
@@ -123,12 +117,16 @@ class Spans:
         spans[GATEWAY].append(self._span(began, names.DELIVER, int(stamps[0, 5]), written[-1], parent=root))
         if not one.verdict.kept:
             return
+        executor = int(stamps[0, EXECUTOR])
         for step, num_tokens, chunk_planned_ns, _, computed_ns in chunks:
+            self._steps.note_chunk((executor, step), chunk_planned_ns, computed_ns, num_tokens, one.request)
             chunk = self._span(began, names.CHUNK, chunk_planned_ns, computed_ns, parent=prefill.span_id)
             chunk.attributes.extend(attributes_of({names.CHUNK_TOKENS: num_tokens, names.STEP_NUMBER: step}))
-            chunk.links.append(self._link(int(stamps[0, EXECUTOR]), step))
+            chunk.links.append(self._steps.link(executor, step))
             mine.append(chunk)
         mine += self._tokens(one, output, decode.span_id)
+        been_in = [*((executor, chunk[0]) for chunk in chunks), *map(tuple, stamps[:, [EXECUTOR, STEP]].tolist())]
+        mine += self._steps.spans(iter(dict.fromkeys(been_in)), self._wall_ns)
 
     def _tokens(self, one: Written, output: Output, parent: bytes) -> Iterable[Span]:
         """A span for each token after the first: from when its reader got the one before to when it got this."""
@@ -142,12 +140,8 @@ class Spans:
             attributes: dict[str, Value] = {names.INDEX: index, names.CAUSE: CAUSES[cause], names.STEP_NUMBER: step}
             attributes.update(zip(PARTS, of_token, strict=True))
             token.attributes.extend(attributes_of(attributes))
-            token.links.append(self._link(executor, step))
+            token.links.append(self._steps.link(executor, step))
             yield token
-
-    def _link(self, executor: int, step: int) -> Span.Link:
-        trace_id, span_id = step_ids(self.scheduler, executor, step)
-        return Span.Link(trace_id=trace_id, span_id=span_id)
 
     def _span(
         self,

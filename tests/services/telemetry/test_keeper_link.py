@@ -87,8 +87,9 @@ async def test_a_request_becomes_one_tree_of_spans(collector) -> None:
     received, endpoint = collector
     link = await tell(endpoint)
     await link.close()
-    by_id = {span.span_id: span for _, span in received.spans}
-    assert len(by_id) == len(received.spans)
+    steps = {span.span_id: span for _, span in received.spans if span.name == names.STEP}
+    by_id = {span.span_id: span for _, span in received.spans if span.name != names.STEP}
+    assert len(by_id) + len(steps) == len(received.spans)
     (root,) = (span for span in by_id.values() if not span.parent_span_id)
     assert root.name == "chat demo"
     assert all(span.parent_span_id in by_id for span in by_id.values() if span is not root), "an orphan"
@@ -100,6 +101,8 @@ async def test_a_request_becomes_one_tree_of_spans(collector) -> None:
     }
     tokens = [span for span in by_id.values() if span.name == names.TOKEN]
     assert [span.end_time_unix_nano - span.start_time_unix_nano for span in tokens] == [100, 100]
+    assert {span.links[0].span_id for span in tokens} <= set(steps), "a token is linked to its step"
+    assert all(step.links[0].span_id == root.span_id for step in steps.values()), "and a step to its requests"
     (decode,) = (span for span in by_id.values() if span.name == names.DECODE)
     attributes = {one.key: one.value for one in decode.attributes}
     assert len(unpack(attributes[names.TOKENS].string_value)) == 3
