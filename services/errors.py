@@ -38,6 +38,7 @@ FORMS: dict[str, Form] = {
     "context_length_exceeded": Form(400, INVALID),
     "request_exceeds_limit": Form(400, INVALID),
     "invalid_api_key": Form(401, INVALID, None, "authentication_error"),
+    "wrong_key_scope": Form(403, "permission_error", None, "permission_error"),
     "class_not_allowed": Form(403, "permission_error", None, "permission_error"),
     "model_not_found": Form(404, INVALID, None, "not_found_error"),
     "not_found": Form(404, INVALID, None, "not_found_error"),

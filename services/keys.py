@@ -12,20 +12,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
 
 from policies.document.problems import PolicyError
 from policies.document.schema import HashedKey, Tenant, Tenants
-from policies.document.tenants import digest, load_tenants
+from policies.document.tenants import KeyRing, digest, load_tenants
 from policies.document.tree import plain_value
 from services.files import replace
 from services.settings import Deployment, SettingsError, load_deployment
 
 HEADER = "# Tenants and hashed API keys. Written by `fairlead keys`: comments do not survive its next change.\n"
+Scope = Literal["inference", "admin"]
+
 DEMO_TENANT = Tenant(name="demo", tier="paid")
+OPERATORS = "operators"
+"""The tenant of admin keys for which no other is named."""
+PREFIXES: dict[Scope, str] = {"inference": "fl-", "admin": "fl-admin-"}
+"""Of secrets: who finds one somewhere can tell what it opens."""
 
 
 class KeysError(Exception):
@@ -36,7 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="make a key and print it, once", description="Make a key and print it, once.")
-    add.add_argument("--tenant", required=True, metavar="NAME", help="whose key it is; a new name makes a new tenant")
+    add.add_argument("--tenant", metavar="NAME", help="whose key it is; a new name makes a new tenant")
+    add.add_argument(
+        "--admin",
+        dest="scope",
+        action="store_const",
+        const="admin",
+        default="inference",
+        help=f"a key for the console, not for requests (of the tenant {OPERATORS}, if no other is named)",
+    )
     add.add_argument("--tier", help="the tenant's tier, matched by `classify` rules (a new tenant's default: free)")
     add.add_argument("--weight", type=float, help="the tenant's share relative to others (a new tenant's default: 1)")
     add.add_argument("--project", default="default", metavar="NAME", help="the project of the key (default: default)")
@@ -96,41 +110,83 @@ def ensure_demo_key(deployment: Deployment) -> str:
     return secret if digest(secret) in valid else ""
 
 
+def ensure_admin_key(deployment: Deployment) -> tuple[str, Path | None]:
+    """The key of the console, made once where there is a demo key.
+
+    Args:
+        deployment: a resolved deployment that has its demo key.
+
+    Returns:
+        The secret if it was made just now, else "", and the file that has it; None: there is no valid one.
+
+    Raises:
+        PolicyError: the tenants file cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    tenants_file, secret_file = Path(deployment.tenants), Path(deployment.data) / "admin.key"
+    with _locked(tenants_file):
+        if secret_file.exists():
+            valid = KeyRing(_read(tenants_file)).find(secret_file.read_text().strip())
+            return "", secret_file if valid else None
+        secret, key = _new_key("default", "admin")
+        _write(tenants_file, _with_key(_read(tenants_file), OPERATORS, key)[0])
+        replace(secret_file, f"{secret}\n".encode())
+    return secret, secret_file
+
+
 def _add(path: Path, args: argparse.Namespace) -> None:
-    secret, key = _new_key(args.project)
+    name = args.tenant or (OPERATORS if args.scope == "admin" else None)
+    if name is None:
+        raise KeysError("whose key? add --tenant NAME, or --admin for a key of the console")
+    secret, key = _new_key(args.project, args.scope)
     with _locked(path):
-        tenants = _read(path).tenants
-        old = next((tenant for tenant in tenants if tenant.name == args.tenant), None)
-        tenant = old or Tenant(name=args.tenant)
-        tenant = msgspec.structs.replace(
-            tenant,
-            tier=tenant.tier if args.tier is None else args.tier,
-            weight=tenant.weight if args.weight is None else args.weight,
-            keys=(*tenant.keys, key),
-        )
-        kept = [tenant if one is old else one for one in tenants]
-        _write(path, Tenants(tenants=tuple(kept if old else [*kept, tenant])))
+        tenants, tenant = _with_key(_read(path), name, key, args.tier, args.weight)
+        _write(path, tenants)
     print(secret)
+    about = "for the console" if key.scope == "admin" else f"project {key.project}"
     print(
-        f"key {key.id} of tenant {tenant.name} (tier {tenant.tier}, weight {tenant.weight:g}, project {key.project}); "
+        f"key {key.id} of tenant {tenant.name} (tier {tenant.tier}, weight {tenant.weight:g}, {about}); "
         "it is not shown again",
         file=sys.stderr,
     )
 
 
+def _with_key(
+    tenants: Tenants, name: str, key: HashedKey, tier: str | None = None, weight: float | None = None
+) -> tuple[Tenants, Tenant]:
+    """The tenants when this one has a key more, and that tenant."""
+    old = next((tenant for tenant in tenants.tenants if tenant.name == name), None)
+    tenant = old or Tenant(name=name)
+    tenant = msgspec.structs.replace(
+        tenant,
+        tier=tenant.tier if tier is None else tier,
+        weight=tenant.weight if weight is None else weight,
+        keys=(*tenant.keys, key),
+    )
+    kept = [tenant if one is old else one for one in tenants.tenants]
+    return Tenants(tenants=tuple(kept if old else [*kept, tenant])), tenant
+
+
 def _list(path: Path, args: argparse.Namespace) -> None:
     rows = [
-        {"id": key.id, "tenant": tenant.name, "tier": tenant.tier, "project": key.project, "revoked": key.revoked}
+        {
+            "id": key.id,
+            "tenant": tenant.name,
+            "tier": tenant.tier,
+            "project": key.project,
+            "scope": key.scope,
+            "revoked": key.revoked,
+        }
         for tenant in _read(path).tenants
         for key in tenant.keys
     ]
     if args.json:
         print(msgspec.json.encode(rows).decode())
         return
-    table = [("ID", "TENANT", "TIER", "PROJECT", "STATE")]
+    table: list[tuple[str, ...]] = [("ID", "TENANT", "TIER", "PROJECT", "SCOPE", "STATE")]
     for row in rows:
         state = "revoked" if row["revoked"] else "active"
-        table.append((str(row["id"]), str(row["tenant"]), str(row["tier"]), str(row["project"]), state))
+        table.append((*(str(row[column]) for column in ("id", "tenant", "tier", "project", "scope")), state))
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     for cells in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -154,9 +210,9 @@ def _without(tenant: Tenant, key_id: str) -> Tenant:
     return msgspec.structs.replace(tenant, keys=keys)
 
 
-def _new_key(project: str) -> tuple[str, HashedKey]:
-    secret = f"fl-{secrets.token_urlsafe(32)}"
-    return secret, HashedKey(id=f"key_{secrets.token_hex(6)}", sha256=digest(secret), project=project)
+def _new_key(project: str, scope: Scope = "inference") -> tuple[str, HashedKey]:
+    secret = f"{PREFIXES[scope]}{secrets.token_urlsafe(32)}"
+    return secret, HashedKey(id=f"key_{secrets.token_hex(6)}", sha256=digest(secret), project=project, scope=scope)
 
 
 def _read(path: Path) -> Tenants:

@@ -18,10 +18,11 @@ from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
-from services.keys import ensure_demo_key
+from services.keys import ensure_admin_key, ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
 
 SECRET_BYTES = 32
+MAKE_ADMIN_KEY = "admin key: make one with `fairlead keys add --admin`"
 DEMO_PROMPT = "import os\nimport sys\n\n\ndef walk(top):\n   "
 """The demo completes Python; like most tokens of its text, the next one begins with a space."""
 
@@ -36,6 +37,8 @@ class Prepared(msgspec.Struct, frozen=True):
     model_line: str
     key: str
     """The plain demo key, or empty when the operator manages keys."""
+    admin_key: str
+    """Of the console, in words."""
 
     def welcome(self, deployment: Deployment, url: str) -> str:
         """URL, key and a curl line that works when pasted."""
@@ -50,6 +53,7 @@ class Prepared(msgspec.Struct, frozen=True):
             lines.append(f"API key: {self.key}")
         else:
             lines.append("API key: make one with `fairlead keys add --tenant NAME`")
+        lines.append(f"Console: {url}/console ({self.admin_key})")
         headers = f"-H 'Authorization: Bearer {key}' -H 'Content-Type: application/json'"
         lines += ["Try it:", f"curl {url}/v1/{path} {headers} -d '{json.dumps(body)}'"]
         return "\n".join(lines)
@@ -69,11 +73,12 @@ def prepare(deployment: Deployment) -> Prepared:
         _ensure_secret(Path(deployment.streams.secret_file))
         model_line = _check_model(deployment)
         key = ensure_demo_key(deployment)
+        admin_key = _admin_key(deployment) if key else MAKE_ADMIN_KEY
     except PolicyError as error:
         raise SetupError(_in_one_line(error)) from error
     except OSError as error:
         raise SetupError(f"{error.filename or deployment.data}: cannot be written: {error.strerror}") from error
-    return Prepared(model_line=model_line, key=key)
+    return Prepared(model_line=model_line, key=key, admin_key=admin_key)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +97,13 @@ def run(args: argparse.Namespace) -> int:
     print(prepared.model_line)
     print(prepared.welcome(deployment, args.url))
     return 0
+
+
+def _admin_key(deployment: Deployment) -> str:
+    secret, file = ensure_admin_key(deployment)
+    if file is None:
+        return MAKE_ADMIN_KEY
+    return f"admin key, shown once: {secret}" if secret else f"admin key: in {file}"
 
 
 def _load_policy(path: Path) -> None:

@@ -259,6 +259,10 @@ class HashedKey(Section, frozen=True):
     ]
     project: Annotated[Name, Meta(description="The project it belongs to.")] = "default"
     revoked: Annotated[bool, Meta(description="A revoked key is refused and kept for the record.")] = False
+    scope: Annotated[
+        Literal["inference", "admin"],
+        Meta(description="What it opens: requests to the model, or the console and what it shows of all tenants."),
+    ] = "inference"
 
 
 class Tenant(Section, frozen=True):

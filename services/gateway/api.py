@@ -85,11 +85,11 @@ class Api:
         return ["draining"] if self.intake.draining else self._backend.missing()
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        self.intake.caller(request)
+        self.intake.anyone(request)
         return self._replies.json(request, {"object": "list", "data": [self._model_card()]})
 
     async def _one_model(self, request: web.Request) -> web.StreamResponse:
-        self.intake.caller(request)
+        self.intake.anyone(request)
         self.intake.check_model(request.match_info["model"])
         return self._replies.json(request, self._model_card())
 
@@ -114,7 +114,7 @@ class Api:
         return self._replies.json(request, document, status=503 if reasons else 200)
 
     async def _policy(self, request: web.Request) -> web.StreamResponse:
-        self.intake.caller(request)
+        self.intake.anyone(request)
         revisions = self._backend.revisions
         return self._replies.json(
             request,

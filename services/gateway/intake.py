@@ -21,6 +21,8 @@ from services.settings import HttpSettings
 from services.wire import Submit
 
 Caller = tuple[Tenant, HashedKey]
+ADMIN = "admin"
+"""The scope of keys that open the console."""
 
 
 class Asked(Protocol):
@@ -59,10 +61,39 @@ class Intake:
         self.draining = False
         """No new requests; those running go on."""
 
-    def caller(self, request: web.Request) -> Caller:
+    def anyone(self, request: web.Request) -> Caller:
         """Who asks, by either dialect's header; errors as `Keys.find`."""
         headers = request.headers
         return self._keys.find(headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}")
+
+    def caller(self, request: web.Request) -> Caller:
+        """Who asks the model.
+
+        Raises:
+            RequestError: as `Keys.find`, or the key is for looking on alone.
+        """
+        tenant, key = self.anyone(request)
+        if key.scope == ADMIN:
+            message = (
+                "this is an admin key: it opens the console and asks no model; "
+                "make a key for requests with `fairlead keys add --tenant NAME`"
+            )
+            raise RequestError("wrong_key_scope", message)
+        return tenant, key
+
+    def admin(self, request: web.Request) -> None:
+        """Let an operator pass.
+
+        Raises:
+            RequestError: as `Keys.find`, or the key is a tenant's.
+        """
+        _, key = self.anyone(request)
+        if key.scope != ADMIN:
+            message = (
+                "this needs an admin key, and the one given is for requests to the model; "
+                "make one with `fairlead keys add --admin`"
+            )
+            raise RequestError("wrong_key_scope", message)
 
     async def body(self, request: web.Request) -> bytes:
         """The body.

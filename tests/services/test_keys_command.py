@@ -6,7 +6,7 @@ import pytest
 
 from policies.document.tenants import KeyRing, load_tenants
 from services.cli import main
-from services.keys import _write, ensure_demo_key
+from services.keys import _write, ensure_admin_key, ensure_demo_key
 from services.settings import Deployment
 
 Run = pytest.CaptureFixture[str]
@@ -58,12 +58,20 @@ def test_a_listing_shows_ids_and_states_but_no_digest(tmp_path: Path, capsys: Ru
     capsys.readouterr()
     assert keys(tmp_path, "list", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row == {"id": row["id"], "tenant": "acme", "tier": "free", "project": "default", "revoked": False}
+    assert row == {
+        "id": row["id"],
+        "tenant": "acme",
+        "tier": "free",
+        "project": "default",
+        "scope": "inference",
+        "revoked": False,
+    }
     keys(tmp_path, "revoke", row["id"])
     capsys.readouterr()
     keys(tmp_path, "list")
     assert capsys.readouterr().out.split() == [
-        "ID", "TENANT", "TIER", "PROJECT", "STATE", row["id"], "acme", "free", "default", "revoked",
+        "ID", "TENANT", "TIER", "PROJECT", "SCOPE", "STATE",
+        row["id"], "acme", "free", "default", "inference", "revoked",
     ]  # fmt: skip
 
 
@@ -156,3 +164,38 @@ def test_a_revoked_demo_key_is_not_printed_again(tmp_path: Path, capsys: Run) ->
     assert found is not None
     keys(tmp_path, "revoke", found[1].id)
     assert ensure_demo_key(deployment) == ""
+
+
+def test_an_admin_key_says_what_it_is_and_needs_no_tenant(tmp_path: Path, capsys: Run) -> None:
+    assert keys(tmp_path, "add", "--admin") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fl-admin-")
+    assert "of tenant operators" in err
+    assert "for the console" in err
+    found = ring(tmp_path).find(out.strip())
+    assert found is not None
+    assert (found[0].name, found[1].scope) == ("operators", "admin")
+    keys(tmp_path, "add", "--admin", "--tenant", "acme")
+    found = ring(tmp_path).find(capsys.readouterr().out.strip())
+    assert found is not None
+    assert (found[0].name, found[1].scope) == ("acme", "admin")
+
+
+def test_a_key_of_nobody_is_not_made(tmp_path: Path, capsys: Run) -> None:
+    assert keys(tmp_path, "add") == 2
+    assert "whose key? add --tenant NAME" in capsys.readouterr().err
+
+
+def test_the_admin_key_is_told_when_it_is_made_and_kept_in_a_file(tmp_path: Path, capsys: Run) -> None:
+    deployment = Deployment(data=str(tmp_path)).resolved()
+    demo = ensure_demo_key(deployment)
+    secret, file = ensure_admin_key(deployment)
+    assert file == tmp_path / "admin.key"
+    assert file.read_text().strip() == secret
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert ensure_admin_key(deployment) == ("", file)
+    assert ensure_demo_key(deployment) == demo
+    found = ring(tmp_path).find(secret)
+    assert found is not None
+    keys(tmp_path, "revoke", found[1].id)
+    assert ensure_admin_key(deployment) == ("", None)

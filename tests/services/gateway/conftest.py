@@ -36,7 +36,7 @@ from services.wire import (
 )
 from services.wire_parts import LogprobColumns, Message
 
-KEY, REVOKED = "fl-test-key", "fl-test-revoked"
+KEY, REVOKED, ADMIN_KEY = "fl-test-key", "fl-test-revoked", "fl-admin-test"
 SECRET = b"the secret of a test deployment"
 POOL_TOKENS = 512
 WAIT_S = 10.0
@@ -55,6 +55,9 @@ tenants:
     keys:
       - {{id: one, sha256: {digest(KEY)}, project: web}}
       - {{id: two, sha256: {digest(REVOKED)}, revoked: true}}
+  - name: operators
+    keys:
+      - {{id: three, sha256: {digest(ADMIN_KEY)}, scope: admin}}
 """
 
 
@@ -290,6 +293,12 @@ class Stage:
             f"content-length: {len(data)}\r\n\r\n"
         )
         return head.encode() + data
+
+
+@pytest.fixture
+def admin_key() -> str:
+    """Opens the console and no model."""
+    return ADMIN_KEY
 
 
 @pytest.fixture
