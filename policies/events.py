@@ -140,6 +140,11 @@ class CountersShared(Event, frozen=True):
     """What is to be added to a node's counter; a node that is not known here begins at 0."""
     floors: dict[str, float]
     """The smallest counter of a backlogged child of a node over all other replicas; the root's name is empty."""
+    num_replicas: int = 1
+    staleness: float = 0.0
+    """By how much the bounds grow because replicas know of each other's charges late (fairness specification, F12): 2 D
+    for each other replica, in cost units over the weight.
+    """
 
 
 class StoreReach(Event, frozen=True):

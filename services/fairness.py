@@ -90,6 +90,9 @@ def in_words(report: dict[str, Any]) -> list[str]:
         lines.append(f"window_tokens: auto is {window['auto']}: {kept}.")
     if report["num_lifts"]:
         lines.append(f"Lifts: {report['num_lifts']}, by {report['lifted']:.0f} in all.")
+    if report["num_replicas"] > 1:
+        known = f"{report['staleness']:.0f} of the bound is for what they know of each other late"
+        lines.append(f"{report['num_replicas']} processes of admission share the counters; {known}.")
     return [*lines, "Figures without a unit are in cost units, over the tenant's weight.", ""]
 
 

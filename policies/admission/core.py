@@ -164,7 +164,7 @@ class AdmissionCore:
     @property
     def bound(self) -> float:
         """VTC's bound on `gap`: U over the smallest weight, with the sizes really in flight together so far."""
-        return self.unit_bound.value(self.window.peak_tokens) / self.queue.smallest_weight
+        return self.queue.together(self.unit_bound.value(self.window.peak_tokens) / self.queue.smallest_weight)
 
     @property
     def gap_ratio(self) -> float:

@@ -41,6 +41,9 @@ class FairQueue:
         """By all lifts together, in cost units per weight."""
         self.floors: dict[Node, float] = {}
         """The smallest counter of a backlogged child of a node at any other replica."""
+        self.num_replicas = 1
+        self.staleness = 0.0
+        """As in `CountersShared`."""
         self.idle_ttl_s = 3600.0
         self.idle: OrderedDict[Node, None] = OrderedDict()
         """Every idle node, the longest idle first."""
@@ -93,6 +96,12 @@ class FairQueue:
             leaf = branch.children[names[lowest]] = Leaf(names[lowest], branch)
         assert isinstance(leaf, Leaf)
         return leaf
+
+    def together(self, bound: float) -> float:
+        """What bounds the counters of all replicas, where this bounds the counters of each: M is the sum of their
+        windows (F11), and charges are known late (F12).
+        """
+        return bound * self.num_replicas + self.staleness
 
     def give(self, node: Node, amount: float) -> None:
         """Another replica has charged a node so much."""

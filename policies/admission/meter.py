@@ -100,6 +100,10 @@ class FairnessReport(Struct, frozen=True):
     num_lifts: int
     lifted: float
     """By how much in all: service that was not asked for and is not owed."""
+    num_replicas: int
+    """Of admission, that share counters; `bound` is of all together."""
+    staleness: float
+    """In `bound`: what replicas charge without knowing of each other, 2 D for each other one (F12)."""
     window: WindowUse
     tenants: tuple[TenantFairness, ...]
     """By name."""
@@ -196,6 +200,8 @@ class Meter:
             idle_s=self._idle_s,
             num_lifts=core.queue.num_lifts,
             lifted=core.queue.lifted,
+            num_replicas=core.queue.num_replicas,
+            staleness=core.queue.staleness,
             window=self._window(),
             tenants=tuple(rows),
         )
@@ -222,7 +228,7 @@ class Meter:
     def _window(self) -> WindowUse:
         core, window, auto = self._core, self._core.window, self._core.auto_window
         bound_tokens = min(window.limit_tokens, window.peak_tokens)
-        bound = core.unit_bound.value(bound_tokens) / core.queue.smallest_weight
+        bound = core.queue.together(core.unit_bound.value(bound_tokens) / core.queue.smallest_weight)
         return WindowUse(
             limit_tokens=window.limit_tokens,
             reserved_tokens=window.reserved_tokens,

@@ -38,6 +38,7 @@ def _take_over(queue: FairQueue, event: CountersShared, now: float) -> None:
             queue.give(node, amount)
     floors = ((queue.root.find(path_of(name)), floor) for name, floor in event.floors.items())
     queue.floors = {branch: floor for branch, floor in floors if branch is not None}
+    queue.num_replicas, queue.staleness = event.num_replicas, event.staleness
     for path in unknown:
         if len(path) == len(queue.levels):
             _remember(queue, path, unknown, now)

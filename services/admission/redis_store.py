@@ -65,7 +65,7 @@ class Shares(Protocol):
     def ask(self, fresh_ms: int) -> ExchangeOperation:
         """What to tell the others."""
 
-    def told(self, answer: list[Any]) -> CountersShared | None:
+    def told(self, answer: list[Any], num_replicas: int) -> CountersShared | None:
         """What the others have done; None: nothing that matters here."""
 
     def forgotten(self) -> None:
@@ -108,7 +108,7 @@ class RedisStore:
         self._due = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self.num_replicas = 1
+        self._num_replicas = 1
 
     @property
     def out_of_reach_s(self) -> float:
@@ -248,7 +248,7 @@ class RedisStore:
                 await asyncio.sleep(RETRY_S)
         self._under_way = []
         self._clock = (answer.now_ns, time.monotonic_ns())
-        self.num_replicas = answer.num_replicas
+        self._num_replicas = answer.num_replicas
         if not answer.answers:
             self._emptied(operations)
         else:
@@ -276,7 +276,7 @@ class RedisStore:
             case KeepOperation():
                 self._done(None)
             case ExchangeOperation():
-                shared = self._shares.told(result)
+                shared = self._shares.told(result, self._num_replicas)
                 if shared is not None:
                     self._answer(shared)
 

@@ -80,16 +80,18 @@ class SharedCounters:
         self._changed.clear()
         return ExchangeOperation(self._since, rows, self._own_floors(), fresh_ms)
 
-    def told(self, answer: list[Any]) -> CountersShared | None:
+    def told(self, answer: list[Any], num_replicas: int) -> CountersShared | None:
         """As `Shares.told`."""
         self._since, shared, floors = answer
         added = {name: more for name, value in shared if (more := self._more(name, value))}
         known = ((name, self._find(name), floor) for name, floor in floors)
         others = {name: floor - branch.shifted for name, branch, floor in known if isinstance(branch, Branch)}
-        if not added and others == self._floors:
+        staleness = 2 * self.largest_charge * (num_replicas - 1)
+        queue = self._queue
+        if not added and (others, num_replicas, staleness) == (self._floors, queue.num_replicas, queue.staleness):
             return None
         self._floors = others
-        return CountersShared(added, others)
+        return CountersShared(added, others, num_replicas, staleness)
 
     def forgotten(self) -> None:
         """As `Shares.forgotten`: everything is told again."""

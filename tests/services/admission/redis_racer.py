@@ -25,7 +25,7 @@ class NobodyElse:
         """Nothing to tell."""
         return ExchangeOperation(0, [], [], fresh_ms)
 
-    def told(self, answer: Any) -> None:
+    def told(self, answer: Any, num_replicas: int) -> None:
         """Nothing matters."""
 
     def forgotten(self) -> None:

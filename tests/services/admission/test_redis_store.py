@@ -36,7 +36,7 @@ class NobodyElse:
     def ask(self, fresh_ms: int) -> ExchangeOperation:
         return ExchangeOperation(0, [], [], fresh_ms)
 
-    def told(self, answer: Any) -> None:
+    def told(self, answer: Any, num_replicas: int) -> None:
         return None
 
     def forgotten(self) -> None:

@@ -70,7 +70,7 @@ class Replica:
         keys, [head, *values] = encode(self._session, number, [operation], is_first=number == 1)
         asked = msgspec.msgpack.decode(head) | {"now": [1_795_000_000 + int(now_s), 0]}
         answer = read_answer(self._script(keys=keys, args=[msgspec.msgpack.encode(asked), *values]))
-        event = self.shares.told(answer.answers[0])
+        event = self.shares.told(answer.answers[0], answer.num_replicas)
         if event is not None:
             self.tell(event)
 
@@ -176,8 +176,12 @@ def difference(replicas: list[Replica], num_steps: int, every: int) -> float:
 @pytest.mark.parametrize("every", [1, 7])
 def test_two_replicas_are_fair_together_within_the_bound_and_the_staleness(replicas: list[Replica], every: int) -> None:
     largest = difference(replicas, 400, every)
-    staleness = 2 * max(replica.shares.largest_charge for replica in replicas)
+    staleness = max(replica.core.queue.staleness for replica in replicas)
     assert 0 < largest <= 2 * len(replicas) * BOUND + staleness
+    assert staleness == 2 * max(replica.shares.largest_charge for replica in replicas)
+    # What the meter says of each is of all together.
+    assert all(BOUND < replica.core.bound <= len(replicas) * BOUND + staleness for replica in replicas)
+    assert all(replica.core.gap_ratio <= 1 for replica in replicas)
 
 
 def test_replicas_that_do_not_exchange_are_not_fair_together(replicas: list[Replica]) -> None:
