@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from services.settings import Deployment, SettingsError, deployment_of
+from services.asking import ask
+from services.policy_documents import CommandError
+from services.settings import EMBEDDED_STORE, Deployment, SettingsError, deployment_of
 from services.usage_rows import FILE, KEEP_DAYS, UsageError, as_document, read_usage
 
 BAD_INPUT = 2
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """A table, and 0; 2 where usage cannot be read."""
     try:
         document = _document(deployment_of(args.data_dir), args.tenant, args.days)
-    except (SettingsError, UsageError) as error:
+    except (SettingsError, UsageError, CommandError) as error:
         print(f"fairlead usage: {error}", file=sys.stderr)
         return BAD_INPUT
     if args.json:
@@ -55,7 +57,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def _document(deployment: Deployment, tenant: str, num_days: int) -> dict[str, Any]:
+def _document(deployment: Deployment, tenant: str, num_days: int) -> Any:
+    if deployment.store != EMBEDDED_STORE:
+        return ask(deployment, "usage", tenant, num_days)
     return as_document(read_usage(Path(deployment.data) / FILE, tenant, num_days))
 
 

@@ -4,11 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.admission.kept_file import KeptFile
 from services.admission.store import Batch
 from services.cli import main
+from services.settings import STARTED, Deployment
 from services.usage_rows import FILE, day_of, first_day
 
 TODAY = day_of(time.time())
@@ -30,6 +32,15 @@ def data(tmp_path: Path) -> Path:
     file.write(Batch({}, usage=usage | {(YESTERDAY, "globex", "requests"): 1}), {})
     file.close()
     return tmp_path
+
+
+def test_usage_of_a_shared_store_is_asked_of_admission(tmp_path: Path, capsys, monkeypatch) -> None:
+    shared = Deployment(data=str(tmp_path), run=str(tmp_path), store="redis://127.0.0.1/0").resolved()
+    (tmp_path / STARTED).write_bytes(msgspec.json.encode(shared))
+    (tmp_path / "streams.secret").write_text("s" * 32)
+    monkeypatch.setattr("services.asking.CONNECT_S", 0.2)
+    assert main(["usage", "--data-dir", str(tmp_path)]) == 2
+    assert "fairlead usage: no admission at unix://" in capsys.readouterr().err
 
 
 def test_usage_of_today_is_a_table(data: Path, capsys) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -56,10 +56,14 @@ class Heard:
 
     async def reach(self) -> StoreReach:
         """The next that it says of the server."""
+        return await self.first(lambda event: isinstance(event, StoreReach))
+
+    async def first(self, wanted: Callable[[Any], bool]) -> Any:
+        """The oldest that is wanted, which is heard no more then."""
         async with asyncio.timeout(ENOUGH_S):
             while True:
                 for event in self.events:
-                    if isinstance(event, StoreReach):
+                    if wanted(event):
                         self.events.remove(event)
                         return event
                 self._more.clear()
@@ -84,9 +88,9 @@ class Process:
 
     async def asks(self, *items: LimitItem) -> Any:
         self._requests += 1
-        num_events = len(self.heard.events)
-        self.store.reserve(self._requests, items)
-        return (await self.heard.until(num_events + 1))[num_events]
+        request = self._requests
+        self.store.reserve(request, items)
+        return await self.heard.first(lambda event: getattr(event, "request", None) == request)
 
 
 @asynccontextmanager
@@ -202,7 +206,8 @@ async def test_what_a_lost_replica_held_is_free_once_its_lease_is_over(redis_ser
 
 
 async def test_a_frozen_server_is_done_without_and_told_afterwards(redis_server: Any) -> None:
-    async with a_process(redis_server) as process, a_process(redis_server, instance="2") as other:
+    patient = msgspec.structs.replace(FAST, stale_ok_s=ENOUGH_S, lease_s=2 * ENOUGH_S)
+    async with a_process(redis_server, "1", patient) as process, a_process(redis_server, "2", patient) as other:
         assert left(await process.asks(BUCKET, RUNNING)) == 90
         redis_server.signal(signal.SIGSTOP)
         # The first is on its way when the server freezes: it is done there later, and here at once.
@@ -247,7 +252,8 @@ async def test_what_is_refused_without_the_server_is_what_the_settings_say(redis
 
 
 async def test_a_killed_server_comes_back_with_what_it_had(redis_server: Any) -> None:
-    async with a_process(redis_server) as process:
+    patient = msgspec.structs.replace(FAST, stale_ok_s=ENOUGH_S)
+    async with a_process(redis_server, "1", patient) as process:
         await process.asks(BUCKET, RUNNING)
         await process.store.save(Batch({"core": b"1"}))
         redis_server.signal(signal.SIGKILL)

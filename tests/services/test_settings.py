@@ -1,0 +1,31 @@
+"""deployment.yaml: what is refused, and how it is said."""
+
+from pathlib import Path
+
+import pytest
+
+from services.settings import Deployment, SettingsError, load_deployment
+
+
+def loaded(folder: Path, text: str) -> Deployment:
+    file = folder / "deployment.yaml"
+    file.write_text(text)
+    return load_deployment(file)
+
+
+def test_a_store_is_a_file_of_its_own_or_the_address_of_a_server(tmp_path: Path) -> None:
+    for store in ("sqlite", "redis://cache:6379/0", "rediss://cache/1", "unix:///run/redis.sock"):
+        loaded(tmp_path, f"version: 1\nstore: {store}\n")
+    with pytest.raises(SettingsError, match="store is `postgres://db`; it must be `sqlite`, or the address of a Redis"):
+        loaded(tmp_path, "version: 1\nstore: postgres://db\n")
+
+
+def test_what_happens_without_the_shared_store_is_said_by_two_keys(tmp_path: Path) -> None:
+    loaded(tmp_path, "version: 1\nshared_store: {stale_ok_s: 2, fail: {limits: open, fairness: closed}}\n")
+    with pytest.raises(SettingsError, match=r"Invalid enum value 'maybe'.*shared_store\.fail\.limits"):
+        loaded(tmp_path, "version: 1\nshared_store: {fail: {limits: maybe}}\n")
+
+
+def test_the_password_file_of_a_shared_store_may_be_in_the_data_folder(tmp_path: Path) -> None:
+    deployment = loaded(tmp_path, f"data: {tmp_path}\nshared_store: {{password_file: '{{data}}/redis.password'}}\n")
+    assert deployment.resolved().shared_store.password_file == f"{tmp_path}/redis.password"
