@@ -2,7 +2,7 @@
 -- same batch sent again is answered as before.
 --
 -- KEYS: leases, what this instance was answered last, the latest time seen, what requests of this instance have reserved,
--- then those that the operations name by number. ARGV[1]: msgpack of {replica, instance, batch, is_first, lease_ms, operations, now};
+-- then those that the operations name by number. ARGV[1]: msgpack of {replica, instance, batch, after, lease_ms, operations, now};
 -- ARGV[2...]: bytes that the operations name by number. A replica is one process of an instance.
 
 local batch = cmsgpack.unpack(ARGV[1])
@@ -59,8 +59,8 @@ local OPERATIONS = {
 }
 
 local answers = {}
--- Somebody has emptied the store: what this batch changes is nothing without what was there before.
-if not last[1] and not batch.is_first then
+-- The store has lost what it was told last, or everything: what this batch changes is nothing without it.
+if batch.after ~= '' and last[1] ~= batch.after then
   return cmsgpack.pack({false, {now.s, now.ns}, 1, answers})
 end
 for index, operation in ipairs(batch.operations) do

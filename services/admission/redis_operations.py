@@ -216,9 +216,9 @@ class Session(NamedTuple):
     lease_s: float
 
 
-def encode(session: Session, number: int, operations: Iterable[Operation], *, is_first: bool) -> Encoded:
-    """A batch of operations, done at once or not at all; `number` tells it from others of the session. Unless it is the
-    first, it is not done by a store that has never seen one.
+def encode(session: Session, number: int, operations: Iterable[Operation], after: int | None) -> Encoded:
+    """A batch of operations, done at once or not at all; `number` tells it from others of the session. It is not done
+    by a store that knows another one as the last than `after`; None: whatever it knows.
     """
     place = session.place
     arguments = Arguments(place)
@@ -226,7 +226,7 @@ def encode(session: Session, number: int, operations: Iterable[Operation], *, is
         "replica": f"{place.instance} {session.name}",
         "instance": place.instance,
         "batch": f"{session.name} {number}",
-        "is_first": is_first,
+        "after": "" if after is None else f"{session.name} {after}",
         "lease_ms": round(1000 * session.lease_s),
         "operations": [operation.encode(arguments) for operation in operations],
     }

@@ -97,7 +97,8 @@ class RedisStore:
         """What requests have reserved that no row says yet."""
         self._saved: asyncio.Future[None] | None = None
         self._number = 0
-        self._is_first = True
+        self._done_number: int | None = None
+        """Of the last batch that the server has done; None: it does not matter what it did."""
         self._lost_at_s: float | None = None
         self._refusing: asyncio.TimerHandle | None = None
         self._owed: dict[str, tuple[LimitItem, int]] = {}
@@ -238,7 +239,7 @@ class RedisStore:
     async def _have_done(self, operations: list[Operation]) -> None:
         self._under_way = operations
         self._number += 1
-        batch = encode(self._session, self._number, operations, is_first=self._is_first)
+        batch = encode(self._session, self._number, operations, self._done_number)
         answer: BatchAnswer | None = None
         while answer is None:
             try:
@@ -252,7 +253,7 @@ class RedisStore:
         if not answer.answers:
             self._emptied(operations)
         else:
-            self._is_first = False
+            self._done_number = self._number
             for operation, result in zip(operations, answer.answers, strict=True):
                 self._answered(operation, result, answer.now_ns)
         if self._lost_at_s is not None:
@@ -291,10 +292,10 @@ class RedisStore:
 
     def _emptied(self, operations: list[Operation]) -> None:
         log.error(
-            "%s has lost what it knew: limits begin full, and counters from what its replicas know",
+            "%s has lost what it was told last, or all: limits go on from what it has, and all else is told again",
             self._address,
         )
-        self._is_first = True
+        self._done_number = None
         self._shares.forgotten()
         if any(isinstance(operation, KeepOperation) for operation in operations):
             self._done(StoreError(f"{self._address} has lost what it kept"))

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 START_S = 10.0
+KEPT = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 class RedisServer:
@@ -23,7 +24,7 @@ class RedisServer:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            ["redis-server", "--port", "0", "--unixsocket", "redis.sock", "--appendonly", "yes", "--save", ""],
+            ["redis-server", "--port", "0", "--unixsocket", "redis.sock", "--save", "", *KEPT],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
         )

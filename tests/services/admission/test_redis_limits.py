@@ -40,7 +40,7 @@ class Store:
         self._followed = FollowedLimits()
 
     def call(self, now_ns: int, operation: Operation) -> Any:
-        keys, [head, *values] = encode(self._session, next(self._numbers), [operation], is_first=True)
+        keys, [head, *values] = encode(self._session, next(self._numbers), [operation], None)
         asked = msgspec.msgpack.decode(head) | {"now": divmod(now_ns, NS_PER_S)}
         answer = read_answer(self._script(keys=keys, args=[msgspec.msgpack.encode(asked), *values]))
         assert answer.now == divmod(now_ns, NS_PER_S)

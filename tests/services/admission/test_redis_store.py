@@ -276,7 +276,18 @@ async def test_a_server_that_lost_everything_is_given_everything_again(redis_ser
             await process.store.save(Batch({"node:a": b"2"}))
         await process.store.save(Batch({"core": b"1", "node:a": b"2"}, is_whole=True))
         assert left(await process.asks(RUNNING)) == 1
-        assert "limits begin full" in caplog.text
+        assert "has lost what it was told last, or all" in caplog.text
+
+
+async def test_a_server_that_came_back_as_it_was_before_is_given_everything_again(redis_server: Any) -> None:
+    async with a_process(redis_server) as process:
+        await process.store.save(Batch({"core": b"1"}, is_whole=True))
+        with redis_server.client() as client:
+            [last] = client.keys("*last:1")
+            client.hset(last, "batch", "an earlier one")
+        with pytest.raises(StoreError, match="has lost what it kept"):
+            await process.store.save(Batch({"node:a": b"2"}))
+        await process.store.save(Batch({"core": b"1", "node:a": b"2"}, is_whole=True))
 
 
 async def test_a_store_that_is_not_there_is_named_without_its_password() -> None:

@@ -67,7 +67,7 @@ class Replica:
         self.shares.changed(NODE_ROW + name for name in self.nodes())
         operation = self.shares.ask(fresh_ms=60_000)
         number = next(self._numbers)
-        keys, [head, *values] = encode(self._session, number, [operation], is_first=number == 1)
+        keys, [head, *values] = encode(self._session, number, [operation], number - 1 or None)
         asked = msgspec.msgpack.decode(head) | {"now": [1_795_000_000 + int(now_s), 0]}
         answer = read_answer(self._script(keys=keys, args=[msgspec.msgpack.encode(asked), *values]))
         event = self.shares.told(answer.answers[0], answer.num_replicas)
