@@ -29,6 +29,7 @@ BENCHMARKS = {
     "replay-error": "replays of recorded live runs, against what happened in them",
     "scheduler": "time of one step plan, against a heap and a loop",
     "slow-reader": "token gaps of fast readers beside a slow one",
+    "tracing": "what recording every token costs, against not doing so and against a span a token",
     "wire": "round trip and codec cost of the streams between services",
 }
 """Name -> what it measures; `slow-reader` lives in ops/bench/slow_reader.py."""

@@ -1,0 +1,45 @@
+"""Readers that want a number of tokens, in a process of their own: `python -m ops.bench.token_readers`.
+
+Takes one order a line on stdin, a JSON object: {port, key, streams, tokens}. Opens that many streams at once, reads
+them to the end and answers `done SECONDS`, or `wrong SENTENCE` if one was cut short.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+from ops.bench.readers import Reader, request
+
+DONE = b"data: [DONE]"
+
+
+async def read(order: dict[str, Any]) -> str:
+    """Carry out an order."""
+    loop = asyncio.get_running_loop()
+    asked = request(order["key"], max_tokens=order["tokens"], ignore_eos=True)
+    readers: list[Reader] = []
+    begun = time.monotonic()
+    for _ in range(order["streams"]):
+        _, reader = await loop.create_connection(lambda: Reader(asked), "127.0.0.1", order["port"])
+        readers.append(reader)
+    await asyncio.gather(*(reader.ended for reader in readers))
+    took_s = time.monotonic() - begun
+    for index, reader in enumerate(readers):
+        said = b"".join(reader.pieces)
+        if DONE not in said or b'"finish_reason":"length"' not in said:
+            return f"wrong stream {index} ended with {said[-200:]!r}"
+    return f"done {took_s}"
+
+
+def main() -> None:
+    """Entry point of the process."""
+    for line in sys.stdin:
+        print(uvloop.run(read(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

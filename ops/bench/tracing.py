@@ -1,0 +1,276 @@
+"""What it costs to record every token's way: the four services with a paced engine, with tracing and without, in turn.
+
+CPU is user + system time of the processes from the first request to the last token, divided by the tokens. What is
+called exporter is the keeper, whose CPU counts where it says so. The reference for a token's cost is one SDK span a
+token, made, ended and encoded as OTLP.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+
+from engine.interface import EngineSettings
+from ops.bench import deployed
+from ops.bench.harness import Paired, Row, at_least, at_most, interleave
+from services.settings import REPOSITORY, Deployment, HttpSettings, MetricsSettings, TelemetrySettings
+from services.telemetry.stamps import TOKEN_PARTS
+
+NUM_STREAMS = 256
+TICKS = os.sysconf("SC_CLK_TCK")
+SERVING = ("gateway", "admission", "scheduler", "executor")
+KEEPER = "keeper"
+SPANS = 20_000
+ATTRIBUTES: dict[str, str | int | float] = {"fairlead.token.index": 7, "fairlead.token.cause": "pipeline"} | {
+    f"fairlead.token.{part}_s": 0.001 for part in TOKEN_PARTS
+}
+POLICY = REPOSITORY / "policies" / "fairlead.yaml"
+
+
+class Load(NamedTuple):
+    """Of one round."""
+
+    step_s: float
+    """Pace of the engine."""
+    tokens: int
+    """For each stream."""
+
+
+PACED = Load(0.04, 250)
+"""6,400 tokens/s."""
+FAST = Load(0.0125, 400)
+"""20,480 tokens/s."""
+SATURATED = Load(0.0, 300)
+"""As fast as the services can."""
+
+
+class Round(NamedTuple):
+    """What one round came to."""
+
+    took_s: float
+    serving_cpu_s: float
+    keeper_cpu_s: float
+    num_tokens: int
+    num_recorded: int
+    num_dropped: int
+
+
+class House:
+    """The services with one pace, tracing or not, and their readers."""
+
+    def __init__(self, load: Load, *, tokens: bool, stack: contextlib.ExitStack) -> None:
+        self._load = load
+        self._tokens = tokens
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-tracing-")))
+        metrics = MetricsSettings(gateway=0, admission=None, scheduler=None, executor=None)
+        deployment = Deployment(
+            data=str(folder / "data"),
+            policy=str(POLICY),
+            http=HttpSettings(port=0),
+            engine=EngineSettings(kind="paced", paced_step_s=load.step_s),
+            telemetry=TelemetrySettings(metrics=metrics, tokens=tokens),
+        )
+        self._port, self._key = deployed.start(deployment, folder, stack)
+        self._pids = _pids(str(folder))
+        self._metrics = _metrics_port(self._pids["gateway"]) if tokens else 0
+        self._readers = subprocess.Popen(
+            [sys.executable, "-m", "ops.bench.token_readers"],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        stack.callback(self._readers.wait)
+        stack.callback(self._readers.stdin.close)  # type: ignore[union-attr]  # it was asked for
+
+    def round(self) -> Round:
+        """One round.
+
+        Raises:
+            RuntimeError: a stream was cut short.
+        """
+        before, recorded = self._cpu(), self._recorded()
+        order = {"port": self._port, "key": self._key, "streams": NUM_STREAMS, "tokens": self._load.tokens}
+        assert self._readers.stdin is not None  # noqa: S101  it was asked for
+        assert self._readers.stdout is not None  # noqa: S101
+        self._readers.stdin.write(json.dumps(order) + "\n")
+        self._readers.stdin.flush()
+        said = self._readers.stdout.readline().strip()
+        if not said.startswith("done"):
+            raise RuntimeError(f"this run is void: {said}")
+        if self._tokens:
+            time.sleep(1.0)  # the keeper's last batch
+        after = self._cpu()
+        used = {name: after[name] - before[name] for name in after}
+        seen = self._recorded()
+        return Round(
+            took_s=float(said.split()[1]),
+            serving_cpu_s=sum(used[name] for name in SERVING),
+            keeper_cpu_s=used.get(KEEPER, 0.0),
+            num_tokens=NUM_STREAMS * self._load.tokens,
+            num_recorded=seen[0] - recorded[0],
+            num_dropped=seen[1] - recorded[1],
+        )
+
+    def _cpu(self) -> dict[str, float]:
+        return {name: _cpu_s(pid) for name, pid in self._pids.items()}
+
+    def _recorded(self) -> tuple[int, int]:
+        """Tokens that the keeper has counted, and records that were dropped."""
+        if not self._tokens:
+            return 0, 0
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/metrics") as answer:
+            text = answer.read().decode()
+
+        def total(name: str) -> int:
+            return int(sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)))
+
+        recorded = total("fairlead_token_gap_seconds_count") + total("gen_ai_server_time_to_first_token_seconds_count")
+        return recorded, total("fairlead_telemetry_records_dropped_total") + total("fairlead_telemetry_dropped_total")
+
+
+def run(arguments: argparse.Namespace) -> list[Row]:
+    """Measure."""
+    rounds = arguments.rounds
+    rows = []
+    for name, load in (("5,000", PACED), ("20,000", FAST)):
+        rows.append(_lost(name, load, rounds))
+    rows += _paced(rounds)
+    rows.append(_saturated(rounds))
+    return rows
+
+
+def _lost(name: str, load: Load, rounds: int) -> Row:
+    with contextlib.ExitStack() as stack:
+        house = House(load, tokens=True, stack=stack)
+        seen: list[Round] = []
+
+        def missing() -> float:
+            seen.append(house.round())
+            return float(abs(seen[-1].num_tokens - seen[-1].num_recorded) + seen[-1].num_dropped)
+
+        paired = interleave(missing, lambda: 1.0, rounds=rounds)
+    rate = sorted(one.num_tokens / one.took_s for one in seen)[len(seen) // 2]
+    row = at_most(f"records lost at {name}/s", "tokens", paired, must=0.0, stretch=0.0)
+    return _noted(row, f"{rate:,.0f} tokens/s, {NUM_STREAMS} streams")
+
+
+def _paced(rounds: int) -> list[Row]:
+    with contextlib.ExitStack() as stack:
+        on, off = (House(PACED, tokens=tokens, stack=stack) for tokens in (True, False))
+        seen: list[tuple[Round, Round]] = []
+
+        def of_core() -> float:
+            seen.append((on.round(), off.round()))
+            with_, without = seen[-1]
+            return (with_.serving_cpu_s - without.serving_cpu_s) / with_.took_s
+
+        share = interleave(of_core, lambda: 1.0, rounds=rounds)
+    ours = [
+        (one.serving_cpu_s - other.serving_cpu_s + one.keeper_cpu_s) / one.num_tokens * 1e6 for one, other in seen[1:]
+    ]
+    spans = [_span_us() for _ in ours]
+    ratios = tuple(span / max(one, 1e-3) for one, span in zip(ours, spans, strict=True))
+    middle = len(ours) // 2
+    cost = Paired(sorted(ours)[middle], sorted(spans)[middle], sorted(ratios)[middle], ratios)
+    rate = seen[0][0].num_tokens / seen[0][0].took_s
+    return [
+        _noted(at_most("hot-path CPU", "cores", share, must=0.03, stretch=0.01), f"{rate:,.0f} tokens/s"),
+        _noted(
+            at_least("cost against an SDK span", "us a token", cost, must=10, stretch=50),
+            "the keeper included; the ratio is the span's cost over ours",
+        ),
+    ]
+
+
+def _saturated(rounds: int) -> Row:
+    with contextlib.ExitStack() as stack:
+        on, off = (House(SATURATED, tokens=tokens, stack=stack) for tokens in (True, False))
+        rates: list[tuple[float, float]] = []
+        last: list[Round] = []
+
+        def per_token(house: House) -> float:
+            last.append(house.round())
+            return last[-1].serving_cpu_s / last[-1].num_tokens * 1e6
+
+        paired = interleave(lambda: per_token(on), lambda: per_token(off), rounds=rounds)
+    rates = [(a.num_tokens / a.took_s, b.num_tokens / b.took_s) for a, b in zip(last[::2], last[1::2], strict=True)]
+    throughput = sorted(a / b for a, b in rates)[len(rates) // 2]
+    row = at_most("CPU per token, saturated", "us", paired, must=1.03, stretch=1.01)
+    return _noted(row, f"throughput {throughput:.3f} of that without, at {rates[-1][1]:,.0f} tokens/s")
+
+
+class _Ended(SpanProcessor):
+    """Keeps what a batch processor would queue."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """A span is over."""
+        self.spans.append(span)
+
+
+def _span_us() -> float:
+    """CPU of one SDK span for a token, made, ended and encoded."""
+    ended = _Ended()
+    provider = TracerProvider()
+    provider.add_span_processor(ended)
+    tracer = provider.get_tracer("fairlead")
+    begun = time.process_time()
+    for _ in range(SPANS):
+        tracer.start_span("token", attributes=ATTRIBUTES).end()
+    for start in range(0, SPANS, 512):
+        encode_spans(ended.spans[start : start + 512]).SerializeToString()
+    return (time.process_time() - begun) / SPANS * 1e6
+
+
+def _noted(row: Row, note: str) -> Row:
+    return Row(**{**{name: getattr(row, name) for name in row.__struct_fields__}, "note": note})
+
+
+def _pids(folder: str) -> dict[str, int]:
+    """The processes of the services that run on a folder, and of the keeper."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if folder.encode() not in (entry / "environ").read_bytes():
+                continue
+            if b"serve" in words:
+                found[words[words.index(b"serve") + 1].decode()] = int(entry.name)
+            elif b"services.telemetry.keeper" in words:
+                found[KEEPER] = int(entry.name)
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _metrics_port(pid: int) -> int:
+    """Where a process answers /metrics: one of the ports that it listens on."""
+    sockets = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] != "0A" or f"socket:[{fields[9]}]" not in sockets:
+            continue
+        port = int(fields[1].split(":")[1], 16)
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            if answer.status == 200:
+                return port
+    raise RuntimeError("the gateway answers no /metrics")
