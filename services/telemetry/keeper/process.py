@@ -1,4 +1,4 @@
-"""The keeper's process: records from its gateway on one socket, batches four times a second, spans and metrics to the
+"""The keeper's process: records from its gateway on one socket, a batch a second, spans and metrics to the
 collector if there is one. Ends when its gateway does, after a last batch.
 """
 
@@ -18,7 +18,7 @@ from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.records import Answered, Asked, Reader, encode
 from services.telemetry.sending import METRICS, TRACES, Sender, transport
 
-BATCH_S = 0.25
+BATCH_S = 1.0
 METRICS_S = 10.0
 LAST_WORDS_S = 5.0
 READ_BYTES = 2**20
