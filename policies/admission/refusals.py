@@ -22,8 +22,8 @@ NOUNS = {
     "prompt_tokens": "prompt tokens",
     "output_tokens": "output tokens",
     "total_tokens": "tokens",
-    "concurrency": "requests that are not finished",
-    "queued": "requests that wait",
+    "concurrency": "unfinished requests",
+    "queued": "waiting requests",
 }
 
 

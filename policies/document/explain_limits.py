@@ -18,8 +18,8 @@ WHAT = {
     "prompt_tokens": "prompt tokens",
     "output_tokens": "output tokens",
     "total_tokens": "tokens of prompts and outputs",
-    "concurrency": "requests that are not finished",
-    "queued": "requests waiting",
+    "concurrency": "unfinished requests",
+    "queued": "waiting requests",
 }
 
 

@@ -205,7 +205,7 @@ def test_a_refusal_by_a_count_says_when_somebody_may_have_ended() -> None:
     assert (refusal.code, refusal.dimension) == ("rate_limit_exceeded", "concurrency")
     assert 1.0 <= refusal.retry_after_s <= 1.2
     assert refusal.message.startswith(
-        'Tenant "acme", with class "free", may have 1 requests that are not finished at once: Limit 1, Used 1,'
+        'Tenant "acme", with class "free", may have 1 unfinished requests at once: Limit 1, Used 1,'
         " Requested 1; retry when one of them has ended, perhaps in 1."
     )
     gate.finish(1, 50)

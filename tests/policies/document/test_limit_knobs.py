@@ -115,7 +115,7 @@ def test_every_limit_is_a_sentence_and_a_change_is_told_with_them() -> None:
         "Each key (tier gold, tenant acme): at most 60 requests a minute, 60 at once.",
         "All requests together: at most 60 requests a minute, counted back from now.",
         "Each tenant (class paid): at most 1000 tokens of prompts and outputs a day, 10 at once while requests wait.",
-        "Each project: at most 3 requests that are not finished at once.",
+        "Each project: at most 3 unfinished requests at once.",
     ]
     assert "\n".join(["Limits:", *(f"  {one}" for one in sentences)]) in explain(new)
     assert "Limits:\n  No limits on single tenants.\n" in explain(old)
