@@ -5,7 +5,7 @@ counts here too. Within a tenant the smallest counter goes next. No bound is pro
 """
 
 from collections import deque
-from math import floor
+from math import ceil, floor
 
 from policies.admission.fairness import FairQueue
 from policies.admission.nodes import Node, Queued
@@ -60,6 +60,10 @@ class DeficitRoundRobin:
             tenant.on_ring = True
             self._ring.append(tenant)
 
+    def keeps(self, node: Node) -> bool:
+        """A tenant that takes turns still, or owes what the turns after its return will pay."""
+        return len(node.path) == 1 and (node.on_ring or node.credit < node.counter)
+
     def next(self, queue: FairQueue) -> Queued | None:
         """What is next of the tenant whose turn it is."""
         while queue.root.num_backlogged:
@@ -68,6 +72,8 @@ class DeficitRoundRobin:
                 self._turn = tenant
                 return queue.choice(tenant)
             self._end_turn(queue, tenant)
+        if self._turn is not None:
+            self._end_turn(queue, self._turn)
         return None
 
     def _next_turn(self) -> Node:
@@ -102,7 +108,14 @@ class DeficitRoundRobin:
 
     def _skip_rounds(self) -> None:
         """All are in debt: as many rounds as leave everybody so are one addition for each."""
-        rounds = min(floor((tenant.counter - tenant.credit) / self._quantum) for tenant in self._ring)
+        rounds = min(self._rounds_in_debt(tenant) for tenant in self._ring)
         if rounds > 0:
             for tenant in self._ring:
                 tenant.credit += rounds * self._quantum
+
+    def _rounds_in_debt(self, tenant: Node) -> int:
+        """Rounds that leave it in the ring without a deficit: one with nothing waiting leaves as soon as it owes
+        nothing.
+        """
+        owed = (tenant.counter - tenant.credit) / self._quantum
+        return floor(owed) if tenant.num_waiting else ceil(owed) - 1

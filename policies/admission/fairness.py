@@ -133,10 +133,15 @@ class FairQueue:
         leaf = queued.leaf
         del self.waiting[queued.request]
         leaf.take_out(queued)
+        some_left = False
         for node in leaf.path:
             node.num_waiting -= 1
             if not node.num_waiting:
                 _emptied(node.above, node)
+                some_left = True
+            elif some_left:
+                # What it has next now may be older than what it had, although its counter is the same.
+                self._enter(node)
 
     def leave(self, queued: Queued, now: float) -> None:
         """`remove`, because the request is released: its tenant is now the last that left."""
@@ -144,10 +149,14 @@ class FairQueue:
         del self.waiting[queued.request]
         leaf.take_out(queued)
         node: Node = leaf
+        some_left = False
         while (branch := node.parent) is not None:
             node.num_waiting -= 1
             if not node.num_waiting:
                 _emptied(branch, node)
+                some_left = True
+            elif some_left:
+                self._enter(node)  # as in `remove`: a release may cost nothing
             node.num_in_flight += 1
             before = branch.last_left
             if before is not node:
@@ -338,7 +347,7 @@ class FairQueue:
         while idle and idle[0][0] <= level:
             counter, _, node = heappop(idle)
             current = branch.children.get(node.name) is node and node.is_idle and node.counter == counter
-            if current and node is not branch.last_left and node.is_bare and not node.on_ring:
+            if current and node is not branch.last_left and node.is_bare and not self.order.keeps(node):
                 self._drop(node)
         if level > REBASE_ABOVE:
             self._rebase(branch, level)

@@ -27,6 +27,10 @@ class Stateless:
     def joined(self, tenant: Node) -> None:
         """The queue knows."""
 
+    def keeps(self, node: Node) -> bool:  # noqa: ARG002  the same for all
+        """Counters are all there is."""
+        return False
+
 
 class LeastCounter(Stateless):
     """`vtc`: down the tree, at every node to the backlogged child with the smallest counter."""

@@ -200,7 +200,7 @@ class Leaf(Node):
             self.head = queued
         else:
             tail.later = queued
-            queued.earlier = tail
+        queued.earlier, queued.later = tail, None
         self.tail = queued
 
     def take_out(self, queued: Queued) -> None:

@@ -36,3 +36,6 @@ class Order(Protocol):
 
     def joined(self, tenant: Node) -> None:
         """A tenant joined the backlog."""
+
+    def keeps(self, node: Node) -> bool:
+        """Whether it remembers more of an idle node than its counter."""

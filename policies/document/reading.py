@@ -142,7 +142,8 @@ class Reading:
 
     def _list(self, path: Path, node: Listing, kind: inspect.VarTupleType, extra: dict[str, Any]) -> Any:
         if kind.min_length is not None and len(node.items) < kind.min_length:
-            self._problem(path, node.at, "the list is empty", f"allowed: {allowed(kind, extra)}")
+            wrong = f"the list has only {len(node.items)}" if node.items else "the list is empty"
+            self._problem(path, node.at, wrong, f"allowed: {allowed(kind, extra)}")
             return UNSET
         items = [self._read((*path, index), item, kind.item_type, {}) for index, item in enumerate(node.items)]
         return UNSET if any(item is UNSET for item in items) else tuple(items)
