@@ -2,6 +2,7 @@
 
 import select
 import socket
+import time
 from typing import Self
 
 from services.framing import (
@@ -17,6 +18,7 @@ from services.framing import (
     parse_address,
 )
 from services.wire import AnyMessage
+from services.wire_operator import Ping, Pong
 from services.wire_parts import Message
 
 RECEIVE_BYTES = 256 * 2**10
@@ -93,7 +95,12 @@ class BlockingStream:
     def _decode(self, data: bytes) -> list[AnyMessage]:
         if not data:
             raise StreamClosedError("closed by the peer")
-        return [decode_message(frame) for frame in self._frames.feed(data)]
+        received_ns = time.monotonic_ns()
+        messages = [decode_message(frame) for frame in self._frames.feed(data)]
+        for message in messages:
+            if isinstance(message, Ping):
+                self.send(Pong(message.sent_ns, received_ns, time.monotonic_ns()))
+        return [message for message in messages if not isinstance(message, Ping)]
 
     def _one(self) -> AnyMessage:
         messages = self.wait()

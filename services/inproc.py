@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 
+from services.clocks import ClockDifference
 from services.framing import HEADER_BYTES, Identity, Peer, decode_message, encode_frame
 from services.streams import Receiver
 from services.wire_parts import Message
@@ -32,6 +33,7 @@ class InprocStream:
 
     def __init__(self, receiver: Receiver, peer: Peer, buffer_bytes: int) -> None:
         self.peer = peer
+        self.clock = ClockDifference()
         self.is_open = True
         self.is_reading = True
         self._receiver = receiver

@@ -5,8 +5,12 @@ Owns the handshake and the frames of one connection; knows no address, no other 
 
 import asyncio
 import logging
+import socket
+import time
+from collections.abc import Callable
 from typing import Protocol, cast
 
+from services.clocks import ClockDifference
 from services.framing import (
     MAX_HANDSHAKE_FRAME_BYTES,
     ConnectorHandshake,
@@ -18,12 +22,15 @@ from services.framing import (
     encode_frame,
 )
 from services.wire import AnyMessage
+from services.wire_operator import Ping, Pong
 from services.wire_parts import Message
 
 HANDSHAKE_S = 5.0
 """A peer that has not proved itself by then is disconnected."""
 FLUSH_S = 2.0
 """A closing stream waits this long for its peer to read the rest."""
+FIRST_PING_S, FIRST_PINGS, PING_S = 0.05, 8, 5.0
+"""Between questions about the peer's clock: the first so many, and from then on."""
 OVERRUN = 8
 """Unsent bytes, in multiples of the buffer, from which a stalled stream is closed: memory stays bounded."""
 
@@ -44,6 +51,10 @@ class Stream(Protocol):
     @property
     def buffered_bytes(self) -> int:
         """Bytes given to `send` that the kernel has not taken yet."""
+
+    @property
+    def clock(self) -> ClockDifference:
+        """How far the peer's clock is from ours."""
 
     def send(self, message: Message) -> None:
         """Send a message, at once or as soon as the peer reads; never blocks. On a closed stream: nothing."""
@@ -92,7 +103,12 @@ class SocketStream(asyncio.Protocol):
         max_frame_bytes: int,
         buffer_bytes: int,
         registry: Registry | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self.clock = ClockDifference()
+        self._now_ns = now_ns
+        self._num_pings = 0
+        self._ping: asyncio.TimerHandle | None = None
         self.peer = Peer("unknown")
         self.is_open = False
         self.was_open = False
@@ -125,10 +141,12 @@ class SocketStream(asyncio.Protocol):
         try:
             for frame in self._frames.feed(data):
                 message = decode_message(frame)
-                if self._handshake is None:
-                    self._receiver.received(self, message)
-                else:
+                if self._handshake is not None:
                     self._shake(self._handshake, message)
+                elif isinstance(message, Ping | Pong):
+                    self._compare(message)
+                else:
+                    self._receiver.received(self, message)
                 if self._reason:
                     return
         except StreamError as error:
@@ -215,14 +233,37 @@ class SocketStream(asyncio.Protocol):
         self._handshake = None
         self._frames.max_frame_bytes = self._max_frame_bytes
         self.peer, self.is_open, self.was_open = peer, True, True
+        if self._transport is not None and not _is_local(self._transport):
+            self._ask()
         self._receiver.opened(self)
+
+    def _ask(self) -> None:
+        """Compare clocks now, and again after a while: often at first, to find a short way soon."""
+        self.send(Ping(self._now_ns()))
+        self._num_pings += 1
+        pause_s = FIRST_PING_S if self._num_pings < FIRST_PINGS else PING_S
+        self._ping = asyncio.get_running_loop().call_later(pause_s, self._ask)
+
+    def _compare(self, message: Ping | Pong) -> None:
+        now_ns = self._now_ns()
+        if isinstance(message, Ping):
+            self.send(Pong(message.sent_ns, now_ns, self._now_ns()))
+        else:
+            self.clock.exchanged(message.sent_ns, message.received_ns, message.answered_ns, now_ns)
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
-        if self._timeout is not None:
-            self._timeout.cancel()
+        for timer in (self._timeout, self._ping):
+            if timer is not None:
+                timer.cancel()
         if self._registry is not None:
             self._registry.forget(self)
         if self.is_open:
             self.is_open = False
             self._receiver.closed(self, self._reason)
+
+
+def _is_local(transport: asyncio.Transport) -> bool:
+    """Both ends are on one host, whose processes share a clock."""
+    connected = transport.get_extra_info("socket")
+    return connected is not None and connected.family == socket.AF_UNIX

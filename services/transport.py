@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -110,6 +111,7 @@ async def listen(
     max_frame_bytes: int = MAX_FRAME_BYTES,
     buffer_bytes: int = BUFFER_BYTES,
     allow_plaintext: bool = False,
+    now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Listener:
     """Accept streams at an address. A Unix socket file is made with mode 0600 in a folder of mode 0700.
 
@@ -126,6 +128,7 @@ async def listen(
             max_frame_bytes=max_frame_bytes,
             buffer_bytes=buffer_bytes,
             registry=listening[0],
+            now_ns=now_ns,
         )
         return listening[0].expect(stream)
 

@@ -10,7 +10,7 @@ import msgspec
 from engine.interface import EngineInfo, Sampling, SequenceStart
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
-from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Report, ReportAsked
+from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report, ReportAsked
 from services.wire_parts import LogprobColumns, Measured, Message
 
 PROTOCOL = 1
@@ -198,6 +198,8 @@ class TokenFrame(Message, tag="tokens"):
     """Share of the token budget that the step was planned with."""
     kv_use: float = 0.0
     """Share of the executor's KV blocks that were held when it was planned."""
+    uncertainty_ns: int = 0
+    """How far the executor's stamps may be off the scheduler's clock, on which all stamps are."""
 
 
 class RequestEnded(Message, tag="ended"):
@@ -354,6 +356,8 @@ AnyMessage = (
     Challenge
     | Hello
     | Welcome
+    | Ping
+    | Pong
     | Submit
     | Dispatch
     | Cancel

@@ -1,6 +1,21 @@
-"""Messages of questions about a service that works: reports, and the mirror of the scheduler. Part of `wire.py`."""
+"""Messages of questions about a service that works: its clock, reports, a mirror of the scheduler. Part of `wire.py`."""
 
 from services.wire_parts import Message
+
+
+class Ping(Message, tag="ping"):
+    """What does your clock say? Answered before anything else."""
+
+    sent_ns: int
+
+
+class Pong(Message, tag="pong"):
+    """The answer; its stamps are the answerer's."""
+
+    sent_ns: int
+    """As in the `Ping`."""
+    received_ns: int
+    answered_ns: int
 
 
 class ReportAsked(Message, tag="report_asked"):

@@ -206,14 +206,14 @@ class Backend:
         """A message of either service."""
         match message:
             case TokenFrame():
-                self._pump.deliver(message)
+                self._pump.deliver(message, stream.clock)
             case Queued():
                 answering = self._unheard.get(message.request)
                 if answering is not None:
                     answering.told.queued(message)
             case Admitted():
                 self._heard(message.request).admitted(message)
-                self.tracing.let(message)
+                self.tracing.let(message, stream.clock)
                 self._admitted(message)
             case Refused():
                 self._refused(message)

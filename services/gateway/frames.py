@@ -10,6 +10,7 @@ from time import monotonic_ns
 import numpy as np
 
 from policies.commands import FinishReason
+from services.clocks import ClockDifference
 from services.gateway.chunks import CHUNK_HEADS, chunk_head
 from services.gateway.logprobs import per_row
 from services.gateway.shapes import encode
@@ -37,7 +38,7 @@ class Pump:
         self._on_end = on_end
         """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
 
-    def deliver(self, frame: TokenFrame) -> None:
+    def deliver(self, frame: TokenFrame, clock: ClockDifference) -> None:
         """Hand each token of a step to its reader."""
         gateway_in_ns = monotonic_ns()
         choices = self.choices
@@ -91,18 +92,23 @@ class Pump:
             answer.flush()
             answer.late = answer.is_behind
         if self._tracing.on:
-            self._trace(frame, gateway_in_ns, written_ns, held_back)
+            self._trace(frame, clock, gateway_in_ns, (written_ns, held_back))
 
     def _trace(
-        self, frame: TokenFrame, gateway_in_ns: int, begun_ns: list[int], held_back: list[tuple[int, Answer]]
+        self,
+        frame: TokenFrame,
+        clock: ClockDifference,
+        gateway_in_ns: int,
+        writes: tuple[list[int], list[tuple[int, Answer]]],
     ) -> None:
-        """Record the frame; `begun_ns` is when each group of rows was begun."""
+        """Record the frame; `writes`: when each group of rows was begun, and the rows that were not written at once."""
+        begun_ns, held_back = writes
         now_ns = monotonic_ns()
         # A group was with its sockets when the next one was begun.
         written_ns = np.repeat(np.array([*begun_ns[1:], now_ns], np.int64), STAMP_MASK + 1)[: len(frame.finish)]
         for row, answer in held_back:
             written_ns[row] = 0 if answer.late else now_ns
-        self._tracing.step(frame, gateway_in_ns, written_ns)
+        self._tracing.step(frame, clock, gateway_in_ns, written_ns)
 
     def _note(self, sequences: list[int], finishes: list[int], logprobs: LogprobColumns) -> None:
         """Log-probabilities of the tokens about to be delivered; those that are no text have none to show."""

@@ -58,7 +58,7 @@ class GatewayService:
         metrics = GatewayMetrics(self._backend, self.keeper)
         instance = str(self._backend.gateway)
         self._reporting = Reporting(deployment.telemetry, self.name, instance, metrics.families, pushed=metrics.own)
-        self._links: list[Link] = []
+        self.links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class GatewayService:
         self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
         streams = self._deployment.streams
         identity = Identity(self.name, str(self._backend.gateway))
-        self._links = [
+        self.links = [
             open_link(self._deployment, address, identity, self._backend)
             for address in (streams.admission, streams.scheduler)
         ]
@@ -132,7 +132,7 @@ class GatewayService:
             await self._runner.shutdown()
             await self._runner.cleanup()
         await self._grammars.close()
-        await asyncio.gather(*(link.close() for link in self._links))
+        await asyncio.gather(*(link.close() for link in self.links))
         if self._store is not None:
             self._store.close()
         if self.keeper is not None:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.clocks import ClockDifference
 from services.errors import RequestError
 from services.gateway.policy import Revisions
 from services.gateway.streams import Answer
 from services.telemetry.context import new_span_id, parents, traceparent_of
 from services.telemetry.keeper_link import KeeperLink
 from services.telemetry.records import Began, Ended, Let, PolicyInForce, Step, Written
+from services.telemetry.stamps import CHUNK_COLUMNS
 from services.wire import Admitted, Submit, TokenFrame
 
 INT32_BYTES = 4
@@ -79,7 +81,7 @@ class Tracing:
                 )
             )
 
-    def let(self, admitted: Admitted) -> None:
+    def let(self, admitted: Admitted, clock: ClockDifference) -> None:
         """Admission released a request."""
         if self._link is not None and admitted.slo_class:
             self._link.record(
@@ -87,14 +89,16 @@ class Tracing:
                     request=admitted.request,
                     slo_class=admitted.slo_class,
                     revision=admitted.revision,
-                    queued_ns=admitted.queued_ns,
-                    released_ns=admitted.released_ns,
+                    queued_ns=clock.ours(admitted.queued_ns),
+                    released_ns=clock.ours(admitted.released_ns),
                     waits_s=admitted.waits_s,
                     counter=admitted.counter,
                 )
             )
 
-    def step(self, frame: TokenFrame, gateway_in_ns: int, written_ns: NDArray[np.int64]) -> None:
+    def step(
+        self, frame: TokenFrame, clock: ClockDifference, gateway_in_ns: int, written_ns: NDArray[np.int64]
+    ) -> None:
         """A frame's tokens are with their readers, or (0) held back."""
         if self._link is None:
             return
@@ -105,20 +109,21 @@ class Tracing:
                 revision=frame.revision,
                 sequences=frame.sequences,
                 finish=frame.finish,
-                ready_ns=frame.ready_ns,
+                ready_ns=_ours(frame.ready_ns, clock),
                 causes=frame.causes or bytes(len(frame.finish)),
-                planned_ns=frame.planned_ns,
-                launched_ns=frame.launched_ns,
-                computed_ns=frame.computed_ns,
-                returned_ns=frame.returned_ns,
+                planned_ns=clock.ours(frame.planned_ns),
+                launched_ns=clock.ours(frame.launched_ns),
+                computed_ns=clock.ours(frame.computed_ns),
+                returned_ns=clock.ours(frame.returned_ns),
                 gateway_in_ns=gateway_in_ns,
                 written_ns=written_ns.tobytes(),
                 num_prefill_tokens=frame.num_prefill_tokens,
                 num_decode_tokens=frame.num_decode_tokens,
-                chunks=frame.chunks,
+                chunks=_chunks_on_our_clock(frame.chunks, clock) if clock.ahead_ns else frame.chunks,
                 prefix_hits=frame.prefix_hits,
                 budget_use=frame.budget_use,
                 kv_use=frame.kv_use,
+                uncertainty_ns=frame.uncertainty_ns + clock.uncertainty_ns,
             )
         )
 
@@ -138,6 +143,23 @@ class Tracing:
             made[choice.running.request] += choice.num_tokens
         for request, num_tokens in made.items():
             self._link.record(Ended(request, outcome, code, num_tokens, now_ns, answer.slow_ns))
+
+
+def _ours(stamps: bytes, clock: ClockDifference) -> bytes:
+    """int64 stamps of a peer's, on our clock."""
+    if not clock.ahead_ns:
+        return stamps
+    return (np.frombuffer(stamps, np.int64) - clock.ahead_ns).tobytes()
+
+
+def _chunks_on_our_clock(chunks: dict[int, bytes], clock: ClockDifference) -> dict[int, bytes]:
+    moved = {}
+    first_stamp = CHUNK_COLUMNS.index("planned")
+    for sequence, columns in chunks.items():
+        table = np.frombuffer(columns, np.int64).reshape(-1, len(CHUNK_COLUMNS)).copy()
+        table[:, first_stamp:] -= clock.ahead_ns
+        moved[sequence] = table.tobytes()
+    return moved
 
 
 def _outcome(failure: RequestError | None) -> tuple[str, str]:

@@ -92,6 +92,7 @@ class Delivery:
             chunks=_those_of(self.ids[rows], self._chunks),
             budget_use=plan.budget_use,
             kv_use=plan.kv_use,
+            uncertainty_ns=self._step.uncertainty_ns,
         )
 
 

@@ -62,6 +62,8 @@ class StepTokens(msgspec.Struct):
     """On the clock of this process."""
     logprobs: Logprobs | None = None
     """Of the same rows; None: none asked for any."""
+    uncertainty_ns: int = 0
+    """How far the result's stamps may be off our clock."""
 
 
 class Executor:
@@ -134,6 +136,13 @@ class Executor:
         Raises:
             ResultError: it is not the oldest step in flight, or is about another number of tokens.
         """
+        clock = self.stream.clock
+        if clock.ahead_ns:
+            stamps = (result.launched_ns, result.computed_ns, result.returned_ns)
+            launched_ns, computed_ns, returned_ns = map(clock.ours, stamps)
+            result = msgspec.structs.replace(
+                result, launched_ns=launched_ns, computed_ns=computed_ns, returned_ns=returned_ns
+            )
         if not self._in_flight or self._in_flight[0].step != result.step:
             expected = f"step {self._in_flight[0].step}" if self._in_flight else "none"
             raise ResultError(f"a result of step {result.step}; expected {expected}")
@@ -163,4 +172,7 @@ class Executor:
             failed=result.failed,
         )
         ended_ns = now_ns - int(ended_ago_s * 1e9)
-        return StepTokens(self.number, plan, result, tokens, event.step_time_s, ended_ns, logprobs), event
+        step = StepTokens(
+            self.number, plan, result, tokens, event.step_time_s, ended_ns, logprobs, clock.uncertainty_ns
+        )
+        return step, event

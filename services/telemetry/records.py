@@ -101,6 +101,8 @@ class Step(Record, frozen=True):
     budget_use: float = 0.0
     kv_use: float = 0.0
     """Shares, after the step was planned."""
+    uncertainty_ns: int = 0
+    """How far stamps of other hosts may be off."""
 
 
 class Written(Record, frozen=True):

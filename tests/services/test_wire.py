@@ -64,6 +64,8 @@ SAMPLES: list[wire.Message] = [
     wire.Holds([HeldAtScheduler(7, "acme", "web", "key_acme_web", "paid", 2.0, 5, 16, 1, 3)]),
     wire.ReportAsked(1, "usage", "acme", 7),
     wire.Report(1, b"{}"),
+    wire.Ping(5),
+    wire.Pong(5, 7, 8),
 ]
 
 

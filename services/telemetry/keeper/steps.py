@@ -106,6 +106,8 @@ class Steps:
                 names.STEP_BUDGET: known.step.budget_use,
                 names.STEP_KV: known.step.kv_use,
             }
+            if known.step.uncertainty_ns:
+                attributes[names.CLOCK_UNCERTAINTY] = known.step.uncertainty_ns / 1e9
         return Span(
             trace_id=trace_id,
             span_id=span_id,

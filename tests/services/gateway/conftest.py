@@ -3,10 +3,11 @@
 import asyncio
 import io
 import socket
+import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -21,7 +22,7 @@ from policies.admission.limits.items import LimitState
 from policies.commands import FinishReason
 from policies.document.tenants import digest
 from services.gateway.service import GatewayService
-from services.settings import Deployment, HttpSettings, TelemetrySettings
+from services.settings import Deployment, HttpSettings, StreamSettings, TelemetrySettings
 from services.transport import Identity, Listener, Stream, listen
 from services.wire import (
     Admitted,
@@ -61,10 +62,20 @@ tenants:
 """
 
 
+class Setup(NamedTuple):
+    """Of a stage, as a test's indirect parameter."""
+
+    tracing: bool = False
+    """With a keeper."""
+    ahead_ns: int = 0
+    """How far the clocks of admission and scheduler are ahead, on another host then."""
+
+
 class Backstage:
     """Plays admission and scheduler: keeps what the gateway sends, answers by `script` or as told."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead_ns: int = 0) -> None:
+        self.ahead_ns = ahead_ns
         self.received_messages: list[tuple[str, AnyMessage]] = []
         self.streams: dict[str, Stream] = {}
         self.script: Callable[[Submit], None] = lambda submit: None
@@ -74,10 +85,16 @@ class Backstage:
         self._listeners: dict[str, Listener] = {}
         self._changed = asyncio.Event()
 
-    async def listen(self, service: str, folder: Path) -> None:
+    async def listen(self, service: str, folder: Path) -> str:
+        """Returns the address."""
         side = Side(self, service)
-        address = f"unix://{folder}/{service}.sock"
-        self._listeners[service] = await listen(address, Identity(service), SECRET, side)
+        address = "tcp://127.0.0.1:0" if self.ahead_ns else f"unix://{folder}/{service}.sock"
+        listener = self._listeners[service] = await listen(address, Identity(service), SECRET, side, now_ns=self.now_ns)
+        return f"tcp://127.0.0.1:{listener.port}" if self.ahead_ns else address
+
+    def now_ns(self) -> int:
+        """The clock of the services that are played."""
+        return time.monotonic_ns() + self.ahead_ns
 
     async def lose(self, service: str) -> None:
         await self._listeners.pop(service).close()
@@ -317,21 +334,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def stage(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
-    """Given a true parameter, with a keeper."""
+    """As its parameter, a `Setup`, says."""
     (tmp_path / "demo").symlink_to(checkpoint)
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
     http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, body_s=1.0, drain_s=0.2)
+    setup = getattr(request, "param", Setup())
+    backstage = Backstage(setup.ahead_ns)
+    addresses = {service: await backstage.listen(service, tmp_path / "run") for service in ("admission", "scheduler")}
     deployment = Deployment(
         model=str(tmp_path / "demo"),
+        streams=StreamSettings(**addresses),
         data=str(tmp_path),
         run=str(tmp_path / "run"),
         http=http,
-        telemetry=TelemetrySettings(tokens=getattr(request, "param", False)),
+        telemetry=TelemetrySettings(tokens=setup.tracing),
     ).resolved()
-    backstage = Backstage()
-    for service in ("admission", "scheduler"):
-        await backstage.listen(service, tmp_path / "run")
     gateway = GatewayService(deployment)
     await gateway.start()
     stage = Stage(gateway, backstage, Tokenizer.load(checkpoint), tmp_path)

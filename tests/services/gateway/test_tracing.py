@@ -7,11 +7,12 @@ import pytest
 
 from policies.commands import FinishReason
 from services.wire import Refused, Submit
+from tests.services.gateway.conftest import Setup
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
-pytestmark = pytest.mark.parametrize("stage", [True], indirect=True)
+pytestmark = pytest.mark.parametrize("stage", [Setup(tracing=True)], indirect=True)
 
 
 async def stories(stage: Any, number: int) -> list[dict[str, Any]]:
