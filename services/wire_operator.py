@@ -1,4 +1,4 @@
-"""Messages of questions about a service that works: its clock, reports, a mirror of the scheduler. Part of `wire.py`."""
+"""Questions about a service that works: its clock, reports, a mirror of the scheduler. Messages, as in `wire.py`."""
 
 from services.wire_parts import Message
 
