@@ -54,6 +54,8 @@ class SchedulerSide:
         """The newest of its ends that is settled."""
         self._kept_number = 0
         """The newest of its ends that is settled for good."""
+        self._unkept: dict[int, int] = {}
+        """Requests whose ends are settled and not for good, by number: the scheduler would tell of them again."""
         self._expired: dict[int, None] = {}
         """Requests of that start that are settled because it was away for too long."""
 
@@ -81,6 +83,7 @@ class SchedulerSide:
             self._lost()
             self._epoch, self._ends_number, self._kept_number = stream.peer.epoch, 0, 0
             self._expired.clear()
+            self._unkept.clear()
             # Whoever is killed before the first end must know, too, whose requests are in flight.
             self._settled(self._epoch, 0)
 
@@ -104,7 +107,8 @@ class SchedulerSide:
                 self._changed(message)
             case Holds():
                 self._agrees = True
-                held = [each for each in message.requests if each.request not in self._expired]
+                over = {*self._expired, *self._unkept.values()}
+                held = [each for each in message.requests if each.request not in over]
                 self._handle(SchedulerHolds(tuple(held)))
             case _ if not self._agrees:
                 pass
@@ -115,6 +119,7 @@ class SchedulerSide:
                 self._handle(RequestFinished(message.request, message.output_tokens, message.outcome))
                 if message.number > self._ends_number:
                     self._ends_number = message.number
+                    self._unkept[message.number] = message.request
                     self._settled(self._epoch, message.number)
 
     def send(self, message: Cancel | Dispatch) -> None:
@@ -126,6 +131,8 @@ class SchedulerSide:
         """The store keeps that the ends up to this number are settled."""
         if epoch == self._epoch and number > self._kept_number:
             self._kept_number = number
+            while self._unkept and next(iter(self._unkept)) <= number:
+                del self._unkept[next(iter(self._unkept))]
             if self._agrees and self.stream is not None:
                 self.stream.send(EndsKept(number))
 

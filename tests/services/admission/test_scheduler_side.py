@@ -85,6 +85,19 @@ async def test_a_stream_that_breaks_settles_nothing_and_the_same_scheduler_goes_
     assert side.events == [SchedulerHolds((HELD,))]
 
 
+async def test_an_end_that_is_settled_and_not_kept_is_not_taken_up_again_after_a_break(side) -> None:
+    stream = side.connect(8, HELD)
+    side.received(stream, RequestEnded(HELD.request, "finished", 3, number=1))
+    side.closed()
+    side.events.clear()
+    side.connect(8, HELD)
+    assert side.events == [SchedulerHolds(())]
+    side.kept(8, 1)
+    side.closed()
+    side.connect(8, HELD)
+    assert side.events[-1] == SchedulerHolds((HELD,))
+
+
 async def test_a_new_start_of_the_scheduler_ends_what_the_one_before_had(side) -> None:
     stream = side.connect(8)
     side.received(stream, RequestEnded(7, "finished", 3, number=1))
