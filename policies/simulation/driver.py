@@ -352,12 +352,15 @@ class Simulation:
         sequences = running.sampled[command.rows]
         if running.made is not None:
             sequences = sequences[running.made[command.rows] > self.tokens.num_tokens[sequences]]
+        prefix_hits = []
         for sequence in self.tokens.add(sequences, self.now).tolist():
             served = self.served[sequence]
+            if served.prefix_hit_tokens:
+                prefix_hits.append((sequence, served.prefix_hit_tokens))
             served.first_token_at_s = self.now
             if served.prefill_done_at_s is None:
                 served.prefill_done_at_s = self.now
-        self._inbox.append((ADMISSION, TokensProduced(sequences.tolist())))
+        self._inbox.append((ADMISSION, TokensProduced(sequences.tolist(), prefix_hits)))
 
     @property
     def _now_ns(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from policies.admission.core import AdmissionCore
-from policies.commands import Command
+from policies.commands import Command, Settle
 from policies.event_log import encode_record, read_records, verify
 from policies.events import Arrived
 from policies.scheduling.core import SchedulerCore
@@ -250,3 +250,17 @@ def test_admission_is_told_who_asks_and_what_the_request_will_come_to() -> None:
     (arrived,) = arrivals
     assert (arrived.tenant, arrived.project, arrived.key) == ("a", "p", "k")
     assert (arrived.max_output_tokens, arrived.output_tokens) == (9, 3)
+
+
+def test_prompts_found_in_the_prefix_cache_are_given_back_as_by_the_services() -> None:
+    requests = synthetic("shared_prefixes", qps=5.0, duration_s=20.0, seed=3, max_sequence_tokens=1024)
+    cached: dict[int, int] = {}
+
+    def look(core: str, _now: float, _event: Any, commands: list[Command]) -> None:
+        if core == "admission":
+            cached.update((one.request, one.cached_tokens) for one in commands if isinstance(one, Settle))
+
+    outcome = Simulation(policy("slai"), requests, DEVICE, observer=look).run()
+    found = {request: served.prefix_hit_tokens for request, served in enumerate(outcome.served, start=1)}
+    assert sum(found.values()) > 0
+    assert cached == found
