@@ -83,3 +83,44 @@ def resume(core: AdmissionCore, asks: list[Ask], now: float) -> float:
         core.handle(Arrived(1_000_000 + 8 * number, ask.tenant, "free", ask.prompt, ask.declared), now)
     core.check()
     return core.gap
+
+
+# --- the counters themselves --------------------------------------------------------------------------------------
+
+
+def weighted_cached(prompt: int, cached: int, output: int) -> float:
+    return prompt - 0.75 * cached + 2.0 * output
+
+
+def quadratic(prompt: int, cached: int, output: int) -> float:
+    def whole(p: int, q: int) -> float:
+        return 0.21 * p + 0.1 * q + 0.04 * p * q + 0.03 * q * q + 1.1
+
+    return whole(prompt, output) - (whole(prompt, 0) - whole(prompt - cached, 0))
+
+
+COSTS = {
+    "weighted_tokens": ({"kind": "weighted_tokens", "cached_prompt": 0.25}, weighted_cached),
+    "quadratic": ({"kind": "quadratic", "a": 0.21, "b": 0.1, "c": 0.04, "d": 0.03, "e": 1.1}, quadratic),
+}
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("predictor", ["none", "declared", {"mean_last": 5}], ids=str)
+@pytest.mark.parametrize("kind", ["vtc", "lcf", "fcfs"])
+def test_f14_charges_less_refunds_are_the_cost_of_what_was_processed(kind: str, predictor: object, cost: str) -> None:
+    section, whole = COSTS[cost]
+    policy = document(kind=kind, window_tokens=60, cost=section, predictor=predictor)
+    for seed in range(3):
+        world = World(policy, random_trace(seed, weights=True, num_asks=60), ROUGH, seed=seed)
+        queue = world.core.queue
+        queue._drop = lambda _node: None  # type: ignore[method-assign]  # a forgotten counter cannot be compared
+        world.run()
+        owed = dict.fromkeys(world.names, 0.0)
+        for life in world.lives.values():
+            ask = life.ask
+            if life.released_s is not None and not life.refunded:
+                owed[ask.tenant] += whole(ask.prompt, ask.cached if life.hit else 0, life.made) / ask.weight
+        # Lifts are no service: the queue keeps their sum beside the counter.
+        charged = {name: node.counter - node.credit for name, node in queue.accounts.items()}
+        assert charged == pytest.approx({name: owed[name] for name in charged})

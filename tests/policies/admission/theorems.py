@@ -5,12 +5,13 @@ core: service is counted here, and the sizes in flight are the real final ones. 
 figure above 1 is a theorem broken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from policies.admission.nodes import Branch
 from policies.commands import Command, Release
 from policies.events import Arrived
-from tests.policies.admission.worlds import World
+from tests.policies.admission.worlds import Ask, World
 
 Cost = Callable[[int, int], float]
 """Of (prompt tokens, output tokens)."""
@@ -21,15 +22,36 @@ def weighted(prompt: float, output: float) -> Cost:
     return lambda num_prompt, num_output: prompt * num_prompt + output * num_output
 
 
+def dearest(cost: Cost) -> Callable[[int, int], float]:
+    """U of a general cost: what M tokens cost at most, in requests of the dearest size (F8)."""
+    known: dict[int, float] = {}
+
+    def unit_bound(window_tokens: int, longest_prompt_tokens: int) -> float:
+        del longest_prompt_tokens
+        if window_tokens not in known:
+            sizes = ((p, q) for p in range(1, window_tokens + 1) for q in range(window_tokens - p + 1))
+            known[window_tokens] = window_tokens * max((cost(p, q) / (p + q) for p, q in sizes), default=0.0)
+        return known[window_tokens]
+
+    return unit_bound
+
+
 class Theorems:
     """Watches a world. `worst[name]` is the largest (measured / bound) of theorem `name` so far.
 
     `cost` is the policy's; `unit_bound(M, L)` its U. All services are per weight, and the bounds over the smallest.
+    They hold among the children of one node: of the root, tenants; of the tenant `parent`, its projects (F10).
     """
 
     def __init__(
-        self, world: World, cost: Cost, unit_bound: Callable[[int, int], float], late_price: float = 0.0
+        self,
+        world: World,
+        cost: Cost,
+        unit_bound: Callable[[int, int], float],
+        late_price: float = 0.0,
+        parent: str | None = None,
     ) -> None:
+        self._parent = parent
         self.worst = dict.fromkeys(("F1", "F2", "F3", "F4", "F5"), 0.0)
         self.largest_pair_difference = 0.0
         self._world, self._cost, self._unit_bound, self._late_price = world, cost, unit_bound, late_price
@@ -44,6 +66,22 @@ class Theorems:
         self._alone: dict[int, float] = {}
         """First requests of a tenant that had nothing queued or in flight -> others' service when it came."""
         world.watchers.append(self.look)
+
+    def _whose(self, ask: Ask) -> str | None:
+        """The child that asks; None: it is none of this node's."""
+        if self._parent is None:
+            return ask.tenant
+        return ask.project if ask.tenant == self._parent else None
+
+    def _weight(self, ask: Ask) -> float:
+        return ask.weight if self._parent is None else 1.0
+
+    def _gap(self) -> float:
+        queue = self._world.core.queue
+        if self._parent is None:
+            return self._world.core.gap
+        node = queue.accounts.get(self._parent)
+        return queue.gap(node) if isinstance(node, Branch) else 0.0
 
     @property
     def bound(self) -> float:
@@ -61,38 +99,54 @@ class Theorems:
     def look(self, event: Any, commands: list[Command]) -> None:
         """After every event."""
         world = self._world
-        service = self.service()
-        arrived = None
+        waiting: dict[str, list[int]] = {}
+        for request, life in world.lives.items():
+            whose = self._whose(life.ask)
+            if whose is not None:
+                queue = waiting.setdefault(whose, [])
+                if life.state == "queued":
+                    queue.append(request)
+        service = self.service(waiting)
         if isinstance(event, Arrived):
-            ask = world.lives[event.request].ask
-            arrived = ask.tenant
-            self._smallest_weight = min(self._smallest_weight, ask.weight)
-            self._asked[arrived] = self._asked.get(arrived, 0.0) + self._of(event.request, ask.choices * ask.output)
-            busy = [life for life in world.lives.values() if life.ask.tenant == arrived and life.state in STILL_HERE]
-            if len(busy) == 1 and busy[0].state == "queued":
-                self._alone[event.request] = sum(service.values()) - service[arrived]
+            self._arrived(event.request, service)
         for command in commands:
             if isinstance(command, Release):
                 self._released(command, service)
         self._count_late()
         if not self.bound:
             return
-        backlogged = [name for name in world.names if world.waiting[name]]
-        self._note("F1", world.core.gap, self.bound)
+        backlogged = [name for name, queue in waiting.items() if queue]
+        self._note("F1", self._gap(), self.bound)
         self._pairs(backlogged, service)
-        self._since_backlogged(backlogged, service)
+        self._since_backlogged(waiting, service)
 
-    def service(self) -> dict[str, float]:
-        """Cost of what was processed of each tenant's requests, over its weight."""
-        total = dict.fromkeys(self._world.names, 0.0)
+    def _arrived(self, request: int, service: dict[str, float]) -> None:
+        lives = self._world.lives
+        ask = lives[request].ask
+        whose = self._whose(ask)
+        if whose is None:
+            return
+        self._smallest_weight = min(self._smallest_weight, self._weight(ask))
+        self._asked[whose] = self._asked.get(whose, 0.0) + self._of(request, ask.choices * ask.output)
+        busy = [life for life in lives.values() if self._whose(life.ask) == whose and life.state in STILL_HERE]
+        if len(busy) == 1 and busy[0].state == "queued":
+            self._alone[request] = sum(service.values()) - service[whose]
+
+    def service(self, names: Iterable[str]) -> dict[str, float]:
+        """Cost of what was processed of each child's requests, over its weight."""
+        total = dict.fromkeys(names, 0.0)
         for request, life in self._world.lives.items():
-            if life.released_s is not None and not life.refunded:
-                total[life.ask.tenant] += self._of(request, life.made)
+            whose = self._whose(life.ask)
+            if whose is not None and life.released_s is not None and not life.refunded:
+                total[whose] += self._of(request, life.made)
         return total
 
     def _of(self, request: int, num_output: int) -> float:
         life = self._world.lives[request]
-        return self._cost(life.ask.prompt - (life.ask.cached if life.hit else 0), num_output) / life.ask.weight
+        cost = self._cost(life.ask.prompt, num_output)
+        if life.hit:
+            cost -= self._cost(life.ask.prompt, 0) - self._cost(life.ask.prompt - life.ask.cached, 0)
+        return cost / self._weight(life.ask)
 
     def _note(self, name: str, measured: float, bound: float) -> None:
         self.worst[name] = max(self.worst[name], measured / (bound + self.late))
@@ -103,8 +157,10 @@ class Theorems:
         self.longest_prompt_tokens = max(self.longest_prompt_tokens, ask.prompt)
         in_flight = sum(life.ask.final_tokens for life in world.in_flight.values())
         self.most_in_flight_tokens = max(self.most_in_flight_tokens, in_flight)
-        if command.request in self._alone:
-            others = sum(service.values()) - service[ask.tenant] - self._alone.pop(command.request)
+        whose = self._whose(ask)
+        # Below the root others' service is that of a part of the whole: the theorem is about all of it.
+        if whose is not None and self._parent is None and command.request in self._alone:
+            others = sum(service.values()) - service[whose] - self._alone.pop(command.request)
             num_others = len(world.names) - 1
             # Served by others during the wait = wait x capacity, so this is the theorem without a clock.
             self._note("F4", others, 2 * max(num_others, 1) * self.bound)
@@ -128,26 +184,25 @@ class Theorems:
             self.largest_pair_difference = max(self.largest_pair_difference, high - low)
             self._note("F2", high - low, 2 * self.bound)
 
-    def _since_backlogged(self, backlogged: list[str], service: dict[str, float]) -> None:
-        """F3 and F5 over every interval that ends now and in which a tenant is backlogged."""
-        for name in [name for name in self._since if name not in backlogged]:
+    def _since_backlogged(self, waiting: dict[str, list[int]], service: dict[str, float]) -> None:
+        """F3 and F5 over every interval that ends now and in which somebody is backlogged."""
+        for name in [name for name in self._since if not waiting[name]]:
             del self._since[name]
-        for name in backlogged:
+        for name in [name for name, queue in waiting.items() if queue]:
             since = self._since.get(name)
             if since is None:
-                waiting = self._world.waiting[name]
                 asked = sum(
                     self._of(request, (ask := self._world.lives[request].ask).choices * ask.output)
-                    for request in waiting
+                    for request in waiting[name]
                 )
                 since = self._since[name] = _Since(service, self._asked[name] - asked)
             for other, got in service.items():
                 if other != name:
                     ahead = got - service[name]
-                    since.least_ahead[other] = min(since.least_ahead[other], ahead)
+                    since.least_ahead[other] = min(since.least_ahead.get(other, ahead), ahead)
                     self._note("F3", ahead - since.least_ahead[other], 4 * self.bound)
-            given = {other: got - since.service[other] for other, got in service.items()}
-            num_asking = sum(1 for other in service if given[other] or self._world.waiting[other])
+            given = {other: got - since.service.get(other, 0.0) for other, got in service.items()}
+            num_asking = sum(1 for other in service if given[other] or waiting[other])
             share = sum(given.values()) / num_asking
             # Had it asked for less than its share - 5U it would have been let in entirely, and would not wait now.
             self._note("F5", share - (self._asked[name] - since.asked), 5 * self.bound)
@@ -159,7 +214,7 @@ class _Since:
     def __init__(self, service: dict[str, float], asked: float) -> None:
         self.service = service
         self.asked = asked
-        self.least_ahead = dict.fromkeys(service, float("inf"))
+        self.least_ahead: dict[str, float] = {}
 
 
 STILL_HERE = ("queued", "in flight")
