@@ -25,6 +25,7 @@ import msgspec
 BENCHMARKS = {
     "admission": "time of one admission decision, against a bare heap",
     "engine": "the engine's throughput, against what the device can do and against other engines",
+    "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "replay-error": "replays of recorded live runs, against what happened in them",
     "scheduler": "time of one step plan, against a heap and a loop",
