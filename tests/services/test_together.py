@@ -28,6 +28,7 @@ from services.settings import Deployment
 from services.traffic import gaps
 from services.traffic.reading import read_fleet
 from services.transport import Identity, Link
+from services.usage_rows import FILE, read_usage
 from services.wire import (
     Admitted,
     Cancel,
@@ -342,6 +343,23 @@ async def test_an_executor_that_dies_is_a_pause_and_no_token_is_lost_or_repeated
     house.add_executor()
     assert (await house.ended(request)).output_tokens == 200
     assert house.tokens() == {request: expected(request, 20, 200)}
+
+
+async def test_a_stream_that_breaks_and_admission_that_starts_again_cost_no_token_and_count_none_twice(house) -> None:
+    request = house.submit(20, 300)
+    await house.gateway.message(TokenFrame, 5)
+    house.admission._link.stream.close()
+    await house.gateway.message(TokenFrame, 60)
+    await house.admission.stop()
+    house.admission = AdmissionService(house.deployment)
+    await house.admission.start()
+    await house.gateway.message(PolicyNow, 2)
+    await house.ended(house.submit(5, 7))
+    assert (await house.ended(request)).output_tokens == 300
+    await house.stop()
+    house.stop = no_stop
+    (used,) = read_usage(Path(house.deployment.data) / FILE, "acme", 2)
+    assert used.counts == {"requests": 2, "prompt_tokens": 25, "output_tokens": 307}
 
 
 async def test_recorded_logs_replay_to_the_identical_commands(house) -> None:
