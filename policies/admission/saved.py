@@ -137,7 +137,8 @@ class Saved:
         rows[CORE] = self._core_row()
         rows[PROGRESS] = _encoder.encode(
             [
-                Progress(charge.request, charge.output_tokens, charge.cached_tokens, charge.cancelled)
+                # As `Progress`: a tuple is made in half the time.
+                (charge.request, charge.output_tokens, charge.cached_tokens, charge.cancelled)
                 for charge in self._core.ledger.in_flight.values()
             ]
         )
@@ -158,7 +159,8 @@ class Saved:
         rows: dict[str, bytes | None] = {}
         nodes: list[Node] = [*core.queue.accounts.values()]
         for node in nodes:
-            rows[_node_name(_path(node))] = _node_row(node)
+            path = _path(node)
+            rows[_node_name(path)] = _node_row(node, path)
             if isinstance(node, Branch):
                 nodes += node.children.values()
         for request in {**core.ledger.in_flight, **core.intake.taken}:
@@ -167,14 +169,16 @@ class Saved:
 
     def _changed(self) -> dict[str, bytes | None]:
         core = self._core
-        if self._produced:
-            # Counters and progress go together: a token is either in both or in neither.
-            for charge in core.ledger.in_flight.values():
-                self._touch(charge.tenant, charge.project, charge.key)
         rows: dict[str, bytes | None] = {}
         for path in self._nodes:
             node = find(core.queue.root, path)
-            rows[_node_name(path)] = None if node is None else _node_row(node)
+            rows[_node_name(path)] = None if node is None else _node_row(node, path)
+        if self._produced:
+            # Counters and progress go together: a token is either in both or in neither.
+            leaves = dict.fromkeys(charge.leaf for charge in core.ledger.in_flight.values())
+            for node in dict.fromkeys(node for leaf in leaves for node in leaf.path):
+                path = _path(node)
+                rows[_node_name(path)] = _node_row(node, path)
         for request in self._requests:
             rows |= self._request_rows(request)
         return rows
@@ -218,10 +222,10 @@ def _node_name(path: Path) -> str:
     return NODE + SEPARATOR.join(path)
 
 
-def _node_row(node: Node) -> bytes:
+def _node_row(node: Node, path: Path) -> bytes:
     last_left = node.last_left if isinstance(node, Branch) else None
     last_name = None if last_left is None else last_left.name
-    return _encoder.encode(NodeRow(_path(node), node.counter, node.credit - node.counter, node.weight, last_name))
+    return _encoder.encode(NodeRow(path, node.counter, node.credit - node.counter, node.weight, last_name))
 
 
 def _charge_row(charge: Charge) -> bytes:
