@@ -95,6 +95,13 @@ class House:
             document: dict[str, Any] = json.load(answer)
         return document
 
+    def pid(self, service: str) -> int | None:
+        """The process of a service that is ready."""
+        try:
+            return int((self.run_folder / f"{service}.ready").read_text().split()[0])
+        except FileNotFoundError:
+            return None
+
     def wait_until(self, path: str, holds: Callable[[dict[str, Any]], bool], limit_s: float = 20) -> dict[str, Any]:
         """Ask until the answer is as awaited; what is awaited happens in other processes, so it can only be polled."""
         deadline = time.monotonic() + limit_s

@@ -8,7 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import aiohttp
 import msgspec
 import numpy as np
 import pytest
-from deployed import ROOT, free_port
+from deployed import ROOT, House, fairlead, free_port
 
 from engine.interface import EngineSettings
 from policies.commands import Finish
@@ -217,3 +218,31 @@ async def _story(services: Services) -> Load:
         load.over = True
     await services.wait_until_settled()
     return load
+
+
+def complete(house: House) -> dict[str, Any]:
+    body = json.dumps({"model": "demo", "prompt": [20] * 7, "max_tokens": 5, "ignore_eos": True}).encode()
+    headers = {"authorization": f"Bearer {house.key}", "content-type": "application/json"}
+    request = urllib.request.Request(f"{house.url}/v1/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        document: dict[str, Any] = json.load(answer)
+    return document
+
+
+def test_fairlead_up_starts_a_killed_admission_again_and_usage_goes_on(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text("engine: {kind: paced, paced_step_s: 0.001}\n")
+    up = house("--deployment", str(deployment))
+    complete(up)
+    killed = up.pid("admission")
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    up.wait_until("/v1/models", lambda _: up.pid("admission") not in (None, killed) and up.pid("gateway") is not None)
+    complete(up)
+    assert "admission ended" in up.text
+    assert "starting it again" in up.text
+    up.stop()
+    (used,) = json.loads(fairlead("usage", "--data-dir", str(up.data), "--days", "2", "--json").stdout)["usage"]
+    assert (used["requests"], used["prompt_tokens"], used["output_tokens"]) == (2, 14, 10)
