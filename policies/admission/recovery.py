@@ -111,18 +111,20 @@ class Recovery:
         known = {row.path: row for row in nodes if len(row.path) <= depth}
         for path in sorted(known, key=len):
             _open_node(queue, path)
+        queue.root.shifted = core.shifted if known else 0.0
         every: list[Node] = [*queue.accounts.values()]
         for node in every:
             if isinstance(node, Branch):
                 every += node.children.values()
             row = known.get(tuple(each.name for each in reversed(node.path)))
             # What was in flight has been charged anew on the way here: the row has that already.
-            node.counter = 0.0 if row is None else row.counter
+            node.counter = 0.0 if row is None else row.value - node.above.shifted
             node.credit = node.counter + (0.0 if row is None else row.deficit)
             if row is not None:
                 node.weight = row.weight
-                if isinstance(node, Branch) and row.last_left is not None:
-                    node.last_left = node.children.get(row.last_left)
+                if isinstance(node, Branch):
+                    node.shifted = row.shifted
+                    node.last_left = None if row.last_left is None else node.children.get(row.last_left)
         if known and core.last_left is not None:
             queue.root.last_left = queue.accounts.get(core.last_left)
         for node in every:

@@ -12,6 +12,7 @@ from policies.admission.intake import Taken
 from policies.admission.ledger import Charge
 from policies.admission.limits.items import LimitItem
 from policies.admission.nodes import Branch, Node
+from policies.admission.shared import SEPARATOR
 from policies.commands import Adjust, Command, Queue, Refuse, Release, Settle, Withdraw
 from policies.document.fairness import Level
 from policies.events import AdmissionEvent, Arrived, PolicyApplied, Reserved, SchedulerHolds, Started, TokensProduced
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
 
 CORE, PROGRESS, NODE, CHARGE, TAKEN = "core", "progress", "node:", "charge:", "taken:"
-SEPARATOR = "\x1f"
-"""Between the names of a node's path: no name has it."""
-
 Path = tuple[str, ...]
 """Of a node: tenant first."""
 
@@ -33,6 +31,8 @@ class CoreRow(msgspec.Struct, frozen=True):
     at_unix_s: float
     levels: tuple[Level, ...]
     last_left: str | None
+    shifted: float
+    """As in `NodeRow`, of all tenants."""
     smallest_weight: float
     bound: float
     """U as it was: counters may be that far apart."""
@@ -42,7 +42,10 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True):
     """A counter of the fairness tree."""
 
     path: Path
-    counter: float
+    value: float
+    """As it would be had it never been shifted down: a shift changes this of no node."""
+    shifted: float
+    """By how much its children were shifted down, all together."""
     deficit: float
     """Of deficit round robin."""
     weight: float
@@ -171,7 +174,7 @@ class Saved:
         core = self._core
         rows: dict[str, bytes | None] = {}
         for path in self._nodes:
-            node = find(core.queue.root, path)
+            node = core.queue.root.find(path)
             rows[_node_name(path)] = None if node is None else _node_row(node, path)
         if self._produced:
             # Counters and progress go together: a token is either in both or in neither.
@@ -198,20 +201,11 @@ class Saved:
                 at_unix_s=self._now + self._unix_minus_core_s,
                 levels=queue.levels,
                 last_left=None if queue.last_left is None else queue.last_left.name,
+                shifted=queue.root.shifted,
                 smallest_weight=queue.smallest_weight,
                 bound=self._core.bound * queue.smallest_weight,
             )
         )
-
-
-def find(root: Branch, path: Path) -> Node | None:
-    """The node of a path; None: it is not known."""
-    node: Node | None = root
-    for name in path:
-        if not isinstance(node, Branch):
-            return None
-        node = node.children.get(name)
-    return node
 
 
 def _path(node: Node) -> Path:
@@ -223,9 +217,10 @@ def _node_name(path: Path) -> str:
 
 
 def _node_row(node: Node, path: Path) -> bytes:
-    last_left = node.last_left if isinstance(node, Branch) else None
+    shifted, last_left = (node.shifted, node.last_left) if isinstance(node, Branch) else (0.0, None)
     last_name = None if last_left is None else last_left.name
-    return _encoder.encode(NodeRow(path, node.counter, node.credit - node.counter, node.weight, last_name))
+    value, deficit = node.counter + node.above.shifted, node.credit - node.counter
+    return _encoder.encode(NodeRow(path, value, shifted, deficit, node.weight, last_name))
 
 
 def _charge_row(charge: Charge) -> bytes:

@@ -298,6 +298,18 @@ def test_counters_and_the_last_that_left_are_as_they_were(policy: bytes) -> None
     assert world.core.queue.last_left.name == last_left.name
 
 
+def test_a_shift_of_all_counters_leaves_the_rows_of_those_that_did_nothing_true() -> None:
+    world = busy(ONE_LEVEL)
+    world.core.queue._rebase(world.core.queue.root, 50.0)
+    rows, _ = world.saved.take()
+    assert list(rows) == ["core", "progress"]
+    world.rows |= {name: row for name, row in rows.items() if row is not None}
+    before = counters(world.core)
+    world.start()
+    after = counters(world.core)
+    assert after == pytest.approx({name: before[name] for name in after})
+
+
 def test_what_changed_since_is_enough_to_bring_the_rows_up_to_date() -> None:
     world = busy(THREE_LEVELS)
     for _ in range(3):
