@@ -16,12 +16,12 @@ KEPT = 0.98
 STEP, FINE_STEP = 0.75, 0.9
 """To the next narrower window: first in large steps, after the first refusal once in a small one."""
 SMALLEST_SHARE = 1 / 64
-"""Of the pool: narrower windows are not tried."""
+"""Of what is used of the pool-sized window: narrower ones are not tried."""
 BATCH_SAMPLES = 10
 """What one second did not finish the next one does, so the error of a mean is taken over means of so many."""
 LEAST_BATCHES, MOST_BATCHES = 4, 30
 LEAST_TURNOVERS = 3
-"""A measurement lasts until the window has been served so many times, and `LEAST_BATCHES`."""
+"""A measurement lasts until what is in flight has been served so many times, and `LEAST_BATCHES`."""
 SMALL_ERROR = 0.004
 """Relative standard error with which the reference is good enough; at `MOST_BATCHES` it must be."""
 HOPELESS = 0.9
@@ -84,6 +84,7 @@ class AutoWindow:
         self._mean = Mean()
         self._good_tokens = pool_tokens
         """The narrowest window that was accepted."""
+        self._smallest_tokens = 0.0
         self._step = STEP
         self._widening = False
         self._first = True
@@ -95,7 +96,10 @@ class AutoWindow:
         """Prompt tokens of what was released and has no token yet."""
         self._since_s: float | None = None
         self._tokens = 0
-        self._unsettled_tokens = pool_tokens
+        self._settled_tokens = 0
+        self._used_tokens = 0
+        """The most that was in flight since the last change: where requests are counted out first, less than the limit.
+        """
         self._measured_tokens = 0
 
     def released(self, request: int, prompt_tokens: int) -> None:
@@ -117,8 +121,9 @@ class AutoWindow:
         """Nobody waited until now: the window did not bind, and the second under way says nothing."""
         self._since_s = None
 
-    def look(self, now: float) -> bool:
-        """Somebody waits; whether the window has another size now."""
+    def look(self, now: float, reserved_tokens: int) -> bool:
+        """Somebody waits, and so much is in flight; whether the window has another size now."""
+        self._used_tokens = max(self._used_tokens, reserved_tokens)
         if self._since_s is None:
             self._since_s, self._tokens = now, 0
             return False
@@ -126,9 +131,9 @@ class AutoWindow:
         if elapsed_s < SAMPLE_S:
             return False
         sample, self._tokens, self._since_s = self._tokens, 0, now
-        if self._unsettled_tokens > 0:
+        if self._settled_tokens < self._used_tokens:
             # What was released under the window before is still being served.
-            self._unsettled_tokens -= sample
+            self._settled_tokens += sample
             return False
         self._measured_tokens += sample
         if not self._mean.add(sample / elapsed_s):
@@ -154,7 +159,7 @@ class AutoWindow:
 
     def _measured(self) -> bool:
         return (
-            self._mean.num_batches >= LEAST_BATCHES and self._measured_tokens >= LEAST_TURNOVERS * self.limit_tokens
+            self._mean.num_batches >= LEAST_BATCHES and self._measured_tokens >= LEAST_TURNOVERS * self._used_tokens
         ) or self._is_long()
 
     def _is_long(self) -> bool:
@@ -173,7 +178,8 @@ class AutoWindow:
         self._reference = self._mean
         if self._first:
             self._first = False
-            self._try(self.pool_tokens * STEP)
+            self._smallest_tokens = self._used_tokens * SMALLEST_SHARE
+            self._try(self._used_tokens * STEP)
             return
         self.kept = self._held.tokens_per_s / self._reference.tokens_per_s if self._reference.tokens_per_s else 1.0
         if self._falls_short(self._held, 1.0):
@@ -221,7 +227,7 @@ class AutoWindow:
             self._good_tokens = self.pool_tokens
             self.kept = 1.0
             self._settle_on_good()
-        elif size < max(1, self.pool_tokens * SMALLEST_SHARE):
+        elif size < max(1, self._smallest_tokens):
             self._settle_on_good()
         else:
             self._measure(TRIAL, size)
@@ -232,7 +238,6 @@ class AutoWindow:
         self._measure(HOLDING, self._good_tokens)
 
     def _measure(self, phase: str, window_tokens: int) -> None:
-        self._unsettled_tokens = max(self.limit_tokens, window_tokens) if window_tokens != self.limit_tokens else 0
         self.phase, self.limit_tokens = phase, window_tokens
         self._mean = Mean()
-        self._measured_tokens = 0
+        self._measured_tokens = self._settled_tokens = self._used_tokens = 0

@@ -381,7 +381,7 @@ class AdmissionCore:
 
     def _adapt_window(self, now: float) -> None:
         auto = self.auto_window
-        if auto is not None and self.queue.waiting and auto.look(now):
+        if auto is not None and self.queue.waiting and auto.look(now, self.window.reserved_tokens):
             self.window.limit_tokens = auto.limit_tokens
             self.queue.order.size(auto.limit_tokens)
 

@@ -4,6 +4,7 @@ Owns the fairness meter and the form of the answers. Who may ask for whom is dec
 """
 
 import asyncio
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 
 from policies.admission.core import AdmissionCore
 from policies.admission.meter import Meter
+from policies.commands import Command
 from services.admission.store import Store, StoreError
 from services.pump import Pump
 from services.transport import Stream
@@ -18,6 +20,8 @@ from services.usage_rows import as_document
 from services.wire_operator import Report, ReportAsked
 
 MAX_DAYS = 400
+
+log = logging.getLogger(__name__)
 
 
 class Reports:
@@ -28,7 +32,9 @@ class Reports:
         self._pump = pump
         self._store = store
         self._answering: set[asyncio.Task[None]] = set()
-        pump.observers.append(self._meter.look)
+        self._core = core
+        self._window_tokens = 0
+        pump.observers.append(self._look)
 
     def asked(self, stream: Stream, question: ReportAsked) -> None:
         """Answer, at once or when the store has."""
@@ -45,6 +51,23 @@ class Reports:
         """Nobody waits for an answer any more."""
         for task in self._answering:
             task.cancel()
+
+    def _look(self, now: float, event: Any, commands: list[Command]) -> None:
+        self._meter.look(now, event, commands)
+        auto = self._core.auto_window
+        if auto is None or auto.limit_tokens == self._window_tokens:
+            return
+        self._window_tokens = auto.limit_tokens
+        window = self._meter.report(now).window
+        seconds = "" if window.bound_s is None else f", {window.bound_s:.1f} s for each other tenant that asks"
+        log.info(
+            "window_tokens: auto is %s: %d of %d tokens; the gap of counters stays within %.0f%s",
+            auto.phase,
+            auto.limit_tokens,
+            auto.pool_tokens,
+            window.bound,
+            seconds,
+        )
 
     def _fairness(self, tenant: str) -> bytes:
         if not self._pump.revision:

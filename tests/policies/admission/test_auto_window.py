@@ -27,12 +27,14 @@ def saturating(knee_tokens: float, peak: float = 800.0) -> Speed:
 class Service:
     """A window before devices with a backlog that never ends."""
 
-    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, noise: float = 0.0, seed: int = 0, most_tokens: int = POOL) -> None:
         self.auto = AutoWindow(POOL)
         self.sizes = [POOL]
         """That the window took, one after the other."""
         self._draw = random.Random(seed)  # noqa: S311  noise of a test
         self._noise = noise
+        self._most_tokens = most_tokens
+        """That are in flight when requests are counted out before the window is full."""
         self._now, self._speed = 0.0, 1.0
 
     def run(self, speed: Speed, seconds: float) -> "Service":
@@ -42,7 +44,7 @@ class Service:
             # Noise lasts for a second or so, as that of real steps does.
             self._speed = 0.8 * self._speed + 0.2 * self._draw.gauss(1.0, 3 * self._noise)
             auto.produced([0] * max(0, round(speed(auto.limit_tokens) * EVENT_S * self._speed)))
-            auto.look(self._now)
+            auto.look(self._now, min(auto.limit_tokens, self._most_tokens))
             if auto.limit_tokens != self.sizes[-1]:
                 self.sizes.append(auto.limit_tokens)
         return self
@@ -65,6 +67,11 @@ def test_noise_costs_it_some_of_the_narrowing_and_none_of_the_throughput(seed: i
 def test_where_every_token_of_the_window_counts_it_stays_at_the_pool() -> None:
     service = Service().run(saturating(2 * POOL), 2000)
     assert service.auto.limit_tokens == POOL
+
+
+def test_where_the_number_of_requests_is_what_binds_it_narrows_from_what_they_take() -> None:
+    service = Service(most_tokens=100).run(saturating(80), 2000)
+    assert 0.98 * 80 <= service.auto.limit_tokens <= 100
 
 
 def test_it_never_goes_below_its_smallest_window() -> None:
@@ -96,7 +103,7 @@ def test_seconds_in_which_nobody_waits_say_nothing() -> None:
     auto = AutoWindow(POOL)
     for second in range(3000):
         auto.produced([0])
-        auto.look(float(second))
+        auto.look(float(second), POOL)
         auto.idle()
     assert auto.limit_tokens == POOL
 

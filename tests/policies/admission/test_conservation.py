@@ -1,11 +1,18 @@
 """F13 and F14: nothing idles beside work that fits, and what is charged is what was processed, token by token."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.admission.core import AdmissionCore
+from policies.admission.meter import Meter
 from policies.events import Arrived, RequestFinished
+from policies.simulation.driver import ADMISSION, Simulation
+from policies.simulation.executor_model import Device, FloorLinear
+from policies.simulation.workload import synthetic
 from tests.policies.admission.worlds import Ask, Conditions, World, document, random_trace
 
 histories = st.integers(min_value=0, max_value=2**32)
@@ -124,3 +131,22 @@ def test_f14_charges_less_refunds_are_the_cost_of_what_was_processed(kind: str, 
         # Lifts are no service: the queue keeps their sum beside the counter.
         charged = {name: node.counter - node.credit for name, node in queue.accounts.items()}
         assert charged == pytest.approx({name: owed[name] for name in charged})
+
+
+def test_f14_tokens_that_preempted_requests_compute_again_are_charged_once() -> None:
+    vllm = (Path(__file__).resolve().parents[3] / "policies" / "vllm.yaml").read_text()
+    crowded = re.sub(r"(?m)^fairness:.*$", "fairness: {window_tokens: 5000}", vllm).encode()
+    requests = synthetic("chat", qps=4.0, duration_s=8.0, seed=1, max_sequence_tokens=400)
+    device = Device("forty blocks", 40, 16, 1024, FloorLinear(0.01, 0.0, 0.0, 0.0))
+    simulation = Simulation(crowded, requests, device, check=True)
+    meter = Meter(simulation.admission)
+    simulation.observers.append(
+        lambda core, now, event, commands: meter.look(now, event, commands) if core == ADMISSION else None
+    )
+    outcome = simulation.run()
+    assert outcome.preemptions > 0
+    assert outcome.recomputed_tokens > 0
+    rows = meter.report(simulation.now).tenants
+    assert sum(row.output_tokens for row in rows) == sum(asked.output_tokens for asked in requests)
+    assert sum(row.prompt_tokens for row in rows) == sum(asked.prompt_tokens for asked in requests)
+    assert outcome.max_gap_ratio <= 1.0

@@ -97,3 +97,13 @@ def test_without_services_it_says_that_it_needs_them(
     monkeypatch.setattr("services.policy_documents.deployment_of", lambda _: deployment(tmp_path))
     assert fairness.run(argparse.Namespace(data_dir=None, tenant="", json=False)) == 2
     assert "this needs the services running" in capsys.readouterr().err
+
+
+async def test_a_change_of_the_automatic_window_is_logged_with_what_it_bounds(
+    admission: AdmissionService, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = POLICY.read_bytes().replace(b"window_tokens: {pools: 3}", b"window_tokens: auto")
+    with caplog.at_level("INFO", logger="services.admission.reports"):
+        admission._pump.apply(2, document)
+        busy(admission)
+    assert "window_tokens: auto is measuring the pool-sized window: 99 of 99 tokens" in caplog.text
