@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from services.telemetry import names
+from services.telemetry.keeper.attainment import Attainment
 from services.telemetry.keeper.requests import Batch, Open, Request
 from services.telemetry.keeper.spans import Written as Finished
 from services.telemetry.keeper.steps import Steps
@@ -39,9 +40,12 @@ class TokenMetrics:
         self.requests = registry.counter(names.REQUESTS)
         self.checked = registry.counter(names.SLO_KEPT)
         self.misses = registry.counter(names.SLO_MISSES)
+        self.attainment = registry.gauge(names.SLO_ATTAINMENT)
+        self._recent = Attainment()
 
     def batch(self, batch: Batch, unix_s: float) -> None:
         """Tokens that readers got."""
+        self.attainment.replace(self._recent.shares(unix_s))
         if not batch.owners:
             return
         sizes = np.diff(batch.bounds)
@@ -84,6 +88,7 @@ class TokenMetrics:
             self.per_token.observe((duration_s - verdict.ttft_s) / (num_tokens - len(request.outputs)), name)
         for slo in verdict.checked:
             self.checked.add(1, name, slo)
+            self._recent.count((name, slo), unix_s, missed=slo in verdict.missed)
         for slo, part in verdict.missed.items():
             self.misses.add(1, name, slo, part)
 
@@ -153,9 +158,9 @@ class Keeper:
         """What was lost so far on the way to the collector, and what nobody announced."""
         for what, total in {**dropped, "unknown_tokens": self.open.num_unknown}.items():
             more = total - self._dropped_before.get(what, 0)
-            if more:
-                self._dropped.add(more, what)
-                self._dropped_before[what] = total
+            # Nothing yet is 0, not absent: else the first time would be no increase.
+            self._dropped.add(more, what)
+            self._dropped_before[what] = total
 
     def _remember(self, one: Finished) -> None:
         self.recent[one.request.began.answer_id] = one

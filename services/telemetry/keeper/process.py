@@ -75,8 +75,7 @@ class KeeperProcess:
         if finished and self._sender is not None:
             body, num_spans = traces_body(self._spans.resource_spans(finished))
             self._sender.put(TRACES, body, num_spans)
-        if self._sender is not None:
-            self._keeper.count_dropped(self._sender.dropped)
+        self._keeper.count_dropped({} if self._sender is None else self._sender.dropped)
 
     def _send_metrics(self) -> None:
         if self._sender is None:
