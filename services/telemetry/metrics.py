@@ -74,6 +74,10 @@ class Counter:
         """The count is this, as somebody else has counted since the start."""
         self._values[labels] = max(total, self._values.get(labels, 0.0))
 
+    def replace(self, totals: Iterable[tuple[Labels, float]]) -> None:
+        """All counts at once, as somebody else has counted: labels that are left out are shown no more."""
+        self._values = dict(totals)
+
     def family(self) -> Family:
         """A snapshot."""
         return _family(self.metric, self.kind, [Point(labels, value) for labels, value in self._values.items()])
