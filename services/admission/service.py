@@ -4,6 +4,7 @@ Owns the requests' payloads until they are released; never looks into their toke
 """
 
 import logging
+import secrets
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from policies.commands import (
 from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid, Restored
 from services.admission.history import History
 from services.admission.journal import Journal
+from services.admission.metrics import APPLIED, REJECTED, AdmissionMetrics
 from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
 from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
@@ -35,6 +37,8 @@ from services.admission.stores import store_of
 from services.pump import Pump, open_event_log
 from services.runtime import StartError, describe, gateway_number, open_link, open_listener
 from services.settings import Deployment
+from services.telemetry.metrics import Family
+from services.telemetry.reporting import Reporting
 from services.transport import Identity, Link, Listener, Stream
 from services.wire import (
     Admitted,
@@ -88,6 +92,10 @@ class AdmissionService:
         self._gateways: dict[int, Stream] = {}
         self._store = store_of(deployment, self._pump.handle, self._core.queue)
         self._reports = Reports(self._core, self._pump, self._store)
+        self._metrics = AdmissionMetrics(self._core)
+        self._pump.observers.append(self._metrics.look)
+        # Several may share a store: each is another instance, and so is each start.
+        self._reporting = Reporting(deployment.telemetry, self.name, secrets.token_hex(4), self._families)
         self._journal = Journal(self._store, Saved(self._core), self._kept)
         self._pump.observers.append(self._journal.observe)
         self._scheduler = SchedulerSide(
@@ -114,6 +122,7 @@ class AdmissionService:
         self._revisions.first(document, self._history.first(document))
         self._restore(kept)
         self._journal.start()
+        await self._reporting.start()
         streams = self._deployment.streams
         self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
         self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
@@ -130,6 +139,7 @@ class AdmissionService:
 
     async def stop(self) -> None:
         """Close everything."""
+        await self._reporting.stop()
         self._file.stop()
         self._revisions.stop()
         if self._listener is not None:
@@ -241,11 +251,16 @@ class AdmissionService:
     def _apply(self, revision: int, document: bytes) -> None:
         if self._pump.revision:
             self._history.applied(revision, document)
+            self._metrics.reloaded(APPLIED)
         self._pump.apply(revision, document)
 
     def _rejected(self, revision: int, document: bytes, why: str) -> None:
         self._history.rejected(revision, document, why)
+        self._metrics.reloaded(REJECTED)
         self._file.forget()
+
+    async def _families(self) -> list[Family]:
+        return self._metrics.families(self._pump.revision)
 
     # --- commands -------------------------------------------------------------------------------------------------
 
