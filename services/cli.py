@@ -20,6 +20,8 @@ COMMANDS = {
     "keys": ("services.keys", "add, list or revoke API keys"),
     "usage": ("services.usage", "say what each tenant has used, by day"),
     "fairness": ("services.fairness", "say how service is divided now, and how near to the bound that is"),
+    "explain": ("services.explain", "say where a request's time went, token by token"),
+    "top": ("services.top", "show in the terminal what goes on, each second"),
     "bench": ("ops.bench.harness", "measure against a reference in the same run"),
 }
 POLICY_COMMANDS = {
