@@ -54,6 +54,10 @@ class Release(Command):
     waited_s: float
     reason: str
     limits: tuple[LimitState, ...] = ()
+    waits_s: dict[str, float] = {}
+    """Of the time it waited, by cause: `limits`, `fairness` (others' turn), `window` (its turn, and no room)."""
+    counter: float = 0.0
+    """Of the leaf it was charged at, with its prompt."""
 
 
 class Reserve(Command):

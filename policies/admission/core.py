@@ -26,6 +26,7 @@ from policies.admission.recovery import Recovery
 from policies.admission.rules import AdmissionRules
 from policies.admission.shared import hear
 from policies.admission.sizes import Sizes
+from policies.admission.turns import Turns
 from policies.admission.window import Window
 from policies.commands import CancelReleased, Command, Refuse, Release, WakeAt, Withdraw
 from policies.document.compile import compile_admission
@@ -71,6 +72,7 @@ class AdmissionCore:
         """Put in the queue by the event at hand."""
         self.rate = ServiceRate()
         self._queued_cost = 0.0
+        self._turns = Turns()
         self._wakes_at: float | None = None
         self.unit_bound = Bound()
         self._steps = 0
@@ -96,7 +98,6 @@ class AdmissionCore:
                 for charge, refund in self.ledger.hits(event.prefix_hits):
                     self.queue.refund(charge.leaf, charge.weight, refund)
                     self.unit_bound.refunds_prompts()
-                # Charges may have changed whose turn it is, and the new head may fit where the old one did not.
             case Arrived():
                 self._arrive(event, now, commands)
             case Reserved():
@@ -151,8 +152,7 @@ class AdmissionCore:
     @property
     def is_paused(self) -> bool:
         """Whether the policy wants more steps between releases."""
-        wanted = self.rules.admit_every_steps
-        return self._steps < wanted and bool(wanted and self.ledger.in_flight)
+        return self.rules.admit_every_steps > max(self._steps, 0) and bool(self.ledger.in_flight)
 
     # --- what an operator sees: the theorem, live -----------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class AdmissionCore:
             # Whatever fits has been released, so whoever waits waits for room.
             saturated = bool(self.queue.waiting)
             if not self.intake.ask(event, self.rules, expected_tokens, now, commands, is_saturated=saturated):
-                self._enqueue(event, expected_tokens, now)
+                self._enqueue(event, expected_tokens, now, now)
 
     def _reserved(self, event: Reserved, now: float, commands: list[Command]) -> None:
         pending = self.intake.reserved(event, commands)
@@ -196,13 +196,14 @@ class AdmissionCore:
         # Others may have come in while a store far away was asked.
         refusal = self._refusal(pending.event, now)
         if refusal is None:
-            self._enqueue(pending.event, pending.expected_tokens, pending.since_s)
+            self._enqueue(pending.event, pending.expected_tokens, pending.since_s, now)
         else:
             self._give_back(refusal, commands)
 
-    def _enqueue(self, event: Arrived, expected_tokens: int, arrived_at_s: float) -> None:
+    def _enqueue(self, event: Arrived, expected_tokens: int, arrived_at_s: float, now: float) -> None:
         self._arrivals += 1
-        self._newest = queued = Queued.of(event, self._arrivals, expected_tokens, arrived_at_s)
+        queued = Queued.of(event, self._arrivals, expected_tokens, arrived_at_s=arrived_at_s, now=now)
+        self._newest = queued
         self.queue.push(queued)
         self._queued_cost += self._cost(queued)
 
@@ -213,13 +214,9 @@ class AdmissionCore:
         elif self._without_capacity_s(now) > self.rules.queue.ttl_s:
             return refusals.no_capacity(event.request, event.tenant, self._without_capacity_s(now))
         account = self.queue.accounts.get(event.tenant)
-        return refusals.queue_full(
-            event,
-            self.rules.queue,
-            num_own=account.num_waiting if account else 0,
-            num_waiting=len(self.queue.waiting),
-            wait_s=self.rate.retry_after_s(self._queued_cost, event.request),
-        )
+        num_own, num_waiting = account.num_waiting if account else 0, len(self.queue.waiting)
+        wait_s = self.rate.retry_after_s(self._queued_cost, event.request)
+        return refusals.queue_full(event, self.rules.queue, num_own=num_own, num_waiting=num_waiting, wait_s=wait_s)
 
     def _cancel(self, event: CancelRequested, now: float, commands: list[Command]) -> None:
         if self.intake.cancel(event.request, event.reason, commands):
@@ -306,6 +303,7 @@ class AdmissionCore:
             predicted_tokens, size_tokens = self.sizes.needs(queued, rules)
             if not self.sizes.fits(queued, size_tokens, rules):
                 order.refused()
+                self._turns.blocked(queued, now)
                 return
             self._let_in(queued, predicted_tokens, size_tokens, now, commands)
 
@@ -327,7 +325,8 @@ class AdmissionCore:
         self.rate.add(rules.cost.whole(queued.prompt_tokens, 0), now)
         reason = "alone: larger than the window" if alone else self.queue.order.reason
         limits = self.intake.released(queued.request, commands)
-        commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, limits))
+        told = limits, self._turns.waits_s(queued, now), queued.leaf.counter
+        commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, *told))
 
     def _drop(self, queued: Queued, now: float) -> None:
         self._queued_cost -= self._cost(queued)

@@ -15,12 +15,14 @@ class Queued:
     __slots__ = (
         "allowed_classes",
         "arrived_at_s",
+        "blocked_s",
         "declared",
         "earlier",
         "expected_tokens",
         "key",
         "later",
         "leaf",
+        "limits_s",
         "max_output_tokens",
         "num_choices",
         "number",
@@ -49,6 +51,7 @@ class Queued:
         max_output_tokens: int,
         num_choices: int = 1,
         arrived_at_s: float = 0.0,
+        limits_s: float = 0.0,
         weight: float = 1.0,
         tier: str = "",
         service_tier: str | None = None,
@@ -70,6 +73,10 @@ class Queued:
         """Of one choice."""
         self.num_choices = num_choices
         self.arrived_at_s = arrived_at_s
+        self.limits_s = limits_s
+        """Of the time since: until the store had answered for its limits."""
+        self.blocked_s = 0.0
+        """Of the time since: while it was next and did not fit; kept by `turns`."""
         self.weight = weight
         """The tenant's when the request arrived: its charges are divided by it."""
         self.tier = tier
@@ -81,7 +88,7 @@ class Queued:
         """Output over all choices; where nobody knows it, what it is sized by."""
 
     @classmethod
-    def of(cls, event: Arrived, number: int, expected_tokens: int, arrived_at_s: float) -> "Queued":
+    def of(cls, event: Arrived, number: int, expected_tokens: int, *, arrived_at_s: float, now: float) -> "Queued":
         """Of a request that joins the backlog as the number-th."""
         return cls(
             event.request,
@@ -93,6 +100,7 @@ class Queued:
             max_output_tokens=event.max_output_tokens,
             num_choices=event.num_choices,
             arrived_at_s=arrived_at_s,
+            limits_s=now - arrived_at_s,
             weight=event.weight,
             tier=event.tier,
             service_tier=event.service_tier,

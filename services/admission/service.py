@@ -317,6 +317,8 @@ class AdmissionService:
                 released_ns,
                 self._scheduler.epoch,
                 command.limits,
+                command.waits_s,
+                command.counter,
             ),
         )
 

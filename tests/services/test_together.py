@@ -392,7 +392,9 @@ async def test_the_traffic_is_measured_for_whoever_plans_with_it(house) -> None:
     decodes = [step for step in recorded.steps if step.decodes == 2]
     assert len(decodes) > 10
     for step in decodes:
-        assert step.ended_at_s - step.begun_at_s >= 0.001
+        assert step.ended_at_s - step.begun_at_s >= 0.0005, (
+            "the engine takes a millisecond, and some of it may pass before"
+        )
         assert step.planned_at_s <= step.ended_at_s <= step.heard_at_s
 
 
