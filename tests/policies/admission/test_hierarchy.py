@@ -238,6 +238,27 @@ def test_f10_the_children_of_every_node_stay_within_the_bound(seed: int, weights
     world.run()
 
 
+FORMULAS: list[dict[str, Any]] = [
+    {"kind": "tokens"},
+    {"kind": "kv_token_time"},
+    {"kind": "quadratic", "a": 1, "b": 1, "c": 0.5, "d": 0.5, "e": 20},
+    {"kind": "quadratic", "a": 0, "b": 1},
+    {"kind": "table", "prompt_tokens": [1, 20], "output_tokens": [0, 5, 20], "costs": [[0, 2, 9], [4, 40, 100]]},
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=histories, cost=st.sampled_from(FORMULAS))
+def test_f8_whatever_a_request_costs_counters_stay_within_the_bound_of_it(seed: int, cost: dict[str, Any]) -> None:
+    def watch(_event: Any, _commands: Any) -> None:
+        assert world.core.gap_ratio <= 1.0
+
+    trace = random_trace(seed, num_asks=50, keys=2, weights=True)
+    world = World(document(kind="vtc", window_tokens=60, cost=cost), trace, Conditions(preempted=0.1), seed=seed)
+    world.watchers.append(watch)
+    world.run()
+
+
 def test_tenants_that_came_once_leave_nothing_behind() -> None:
     queue = FairQueue(LeastCounter(), ALL)
     for number in range(1, 5_001):
