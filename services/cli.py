@@ -31,6 +31,7 @@ POLICY_COMMANDS = {
     "plan": ("services.policy_plan", "say what a policy changes and what the recorded traffic would have seen of it"),
     "apply": ("services.policy_apply", "put a policy into force and wait until it is"),
     "rollback": ("services.policy_rollback", "put an earlier policy into force again"),
+    "cost-table": ("services.policy_cost_table", "write a measured cost profile as the table of a policy"),
     "history": ("services.policy_history", "list the revisions there have been"),
 }
 

@@ -45,7 +45,7 @@ class Quadratic(Section, frozen=True, tag_field="kind", tag="quadratic"):
 
 class Table(Section, frozen=True, tag_field="kind", tag="table"):
     """Cost of a request from a measured profile: linear between its points, and beyond the last as between the last
-    two; below the first prompt length the same as there.
+    two; below the first prompt length the same as there. `fairlead policy cost-table` writes one from a file.
     """
 
     prompt_tokens: Annotated[
