@@ -11,7 +11,7 @@ from engine.interface import EngineInfo, Sampling, SequenceStart
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
 from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report, ReportAsked
-from services.wire_parts import LogprobColumns, Measured, Message
+from services.wire_parts import Levels, LogprobColumns, Measured, Message
 
 PROTOCOL = 1
 """Raised when a message changes so that the previous version cannot read it."""
@@ -249,6 +249,8 @@ class Capacity(Message, tag="capacity"):
     engines: list[EngineInfo] = []
     counts_ends: bool = False
     """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
+    levels: Levels | None = None
+    """To gateways, once a second. None: this message says nothing of them."""
 
 
 # --- steps: scheduler <-> executor -------------------------------------------------------------------------------

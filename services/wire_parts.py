@@ -44,6 +44,28 @@ class LogprobColumns(msgspec.Struct, omit_defaults=True):
         return Logprobs(num_entries, tokens, values)
 
 
+class Levels(msgspec.Struct, omit_defaults=True):
+    """How full a service is; part of the `Capacity` that it tells gateways once a second. What grows is since start."""
+
+    blocks: int = 0
+    """Of all executors' KV pools."""
+    used_blocks: int = 0
+    block_tokens: int = 0
+    """Tokens in a block of the first executor; 0: there is none."""
+    num_waiting: int = 0
+    """Sequences at the scheduler without blocks."""
+    num_prefilling: int = 0
+    num_decoding: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    step_s: float = 0.0
+    """Time in steps, together."""
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    queued: dict[str, int] = {}
+    """Requests that wait at admission, by the class they would be released under."""
+
+
 class Measured(msgspec.Struct, omit_defaults=True):
     """How a request went, as the scheduler saw it; part of its `RequestEnded` to the gateway, which records it."""
 

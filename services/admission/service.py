@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from policies.admission.backlog import queued_by_class
 from policies.admission.core import AdmissionCore
 from policies.admission.recovery import state_of
 from policies.admission.saved import Saved
@@ -39,6 +40,7 @@ from services.runtime import StartError, describe, gateway_number, open_link, op
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
+from services.ticking import TELL_S, Ticker
 from services.transport import Identity, Link, Listener, Stream
 from services.wire import (
     Admitted,
@@ -56,6 +58,7 @@ from services.wire import (
     Usage,
 )
 from services.wire_operator import ReportAsked
+from services.wire_parts import Levels
 
 INT32_BYTES = 4
 OPERATOR = "operator"
@@ -104,6 +107,7 @@ class AdmissionService:
         self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
         self._listener: Listener | None = None
         self._link: Link | None = None
+        self._ticker = Ticker(TELL_S, self._tell_levels)
 
     async def start(self) -> None:
         """Load the policy, listen for gateways, connect to the scheduler.
@@ -127,6 +131,7 @@ class AdmissionService:
         self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
         self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
         self._file.start()
+        self._ticker.start()
 
     def not_ready(self) -> str:
         """Ready when the scheduler has an executor."""
@@ -140,6 +145,7 @@ class AdmissionService:
     async def stop(self) -> None:
         """Close everything."""
         await self._reporting.stop()
+        self._ticker.close()
         self._file.stop()
         self._revisions.stop()
         if self._listener is not None:
@@ -245,6 +251,12 @@ class AdmissionService:
         for gateway in self._gateways.values():
             gateway.send(capacity)
         self._pump.handle(CapacityChanged(capacity.num_executors, capacity.kv_tokens, capacity.max_sequence_tokens))
+
+    def _tell_levels(self) -> None:
+        if self._gateways and self._pump.revision:
+            told = msgspec.structs.replace(self._capacity, levels=Levels(queued=queued_by_class(self._core)))
+            for gateway in self._gateways.values():
+                gateway.send(told)
 
     # --- policy ---------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ from services.wire import (
     TokenFrame,
 )
 from services.wire_operator import Report
+from services.wire_parts import Levels
 
 GATEWAY_BITS = 30
 ADMISSION, SCHEDULER = "admission", "scheduler"
@@ -68,6 +69,8 @@ class Backend:
         self.texts = texts
         self.revisions = Revisions()
         self.capacity: Capacity | None = None
+        self.levels: dict[str, Levels] = {}
+        """How full each service is, as it said last."""
         self.running: dict[int, Running] = {}
         self.on_idle: Callable[[], None] = _ignore
         """Called when the last running request has ended."""
@@ -190,6 +193,7 @@ class Backend:
         if self._streams.get(service) is not stream:  # an older connection, replaced meanwhile
             return
         del self._streams[service]
+        self.levels.pop(service, None)
         log.warning("stream to %s lost: %s", service, reason)
         if service == ADMISSION:
             # Running requests go on without it; its backlog is gone.
@@ -219,6 +223,8 @@ class Backend:
                 self._refused(message)
             case RequestEnded():
                 self._request_ended(message)
+            case Capacity() if message.levels is not None:
+                self.levels[stream.peer.service] = message.levels
             case Capacity():
                 self.capacity = message
             case Report():

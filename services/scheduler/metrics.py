@@ -8,6 +8,7 @@ from policies.scheduling.rules import UNLIMITED
 from services.scheduler.executors import StepTokens
 from services.telemetry import names
 from services.telemetry.metrics import SHARES, Family, Registry
+from services.wire_parts import Levels
 
 PREFILL, DECODE = "prefill", "decode"
 
@@ -38,6 +39,23 @@ class SchedulerMetrics:
         self._tokens.add(plan.num_decode_tokens, DECODE)
         if token_budget < UNLIMITED:
             self._budget_use.observe((plan.num_prefill_tokens + plan.num_decode_tokens) / token_budget)
+
+    def levels(self, seen: Snapshot, block_tokens: int) -> Levels:
+        """What gateways are told."""
+        num_steps, step_s = self._duration.totals()
+        return Levels(
+            blocks=seen.total_blocks,
+            used_blocks=seen.used_blocks,
+            block_tokens=block_tokens,
+            num_waiting=seen.num_waiting,
+            num_prefilling=seen.num_running - seen.num_decoding,
+            num_decoding=seen.num_decoding,
+            num_preemptions=seen.num_preemptions,
+            num_steps=num_steps,
+            step_s=step_s,
+            prefill_tokens=round(self._tokens.value(PREFILL)),
+            decode_tokens=round(self._tokens.value(DECODE)),
+        )
 
     def families(self, seen: Snapshot, revision: int) -> list[Family]:
         """All of it, with the levels as they are now."""

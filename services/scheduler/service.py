@@ -35,6 +35,7 @@ from services.scheduler.sequences import INT32_BYTES, Sequences
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
+from services.ticking import TELL_S, Ticker
 from services.traffic.rows import FLEETS, SCHEDULER, STEPS
 from services.traffic.store import open_store
 from services.transport import Listener, Stream
@@ -90,12 +91,14 @@ class SchedulerService:
         self._samples = Samples(None)
         self._metrics = SchedulerMetrics()
         self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families)
+        self._ticker = Ticker(TELL_S, self._tell_levels)
 
     async def start(self) -> None:
         """Listen; raises `StartError` or `AddressError`."""
         self._samples = Samples(open_store(self._deployment.data, SCHEDULER, (STEPS, FLEETS), self._deployment.traffic))
         self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
         await self._reporting.start()
+        self._ticker.start()
 
     def not_ready(self) -> str:
         """Ready with a policy and an executor."""
@@ -108,6 +111,7 @@ class SchedulerService:
 
     async def stop(self) -> None:
         """Close everything."""
+        self._ticker.close()
         await self._reporting.stop()
         if self._listener is not None:
             await self._listener.close()
@@ -282,6 +286,15 @@ class SchedulerService:
         for gateway in self._gateways.values():
             gateway.send(capacity)
         self._admissions.tell(capacity)
+
+    def _tell_levels(self) -> None:
+        if not self._gateways or not self._pump.revision:
+            return
+        block_tokens = next((each.info.block_tokens for each in self._executors.values()), 0)
+        levels = self._metrics.levels(self._core.snapshot(), block_tokens)
+        told = msgspec.structs.replace(self._capacity(), levels=levels)
+        for gateway in self._gateways.values():
+            gateway.send(told)
 
     # --- commands -------------------------------------------------------------------------------------------------
 

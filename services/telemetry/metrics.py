@@ -78,6 +78,10 @@ class Counter:
         """All counts at once, as somebody else has counted: labels that are left out are shown no more."""
         self._values = dict(totals)
 
+    def value(self, *labels: str) -> float:
+        """The count of these label values."""
+        return self._values.get(labels, 0.0)
+
     def family(self) -> Family:
         """A snapshot."""
         return _family(self.metric, self.kind, [Point(labels, value) for labels, value in self._values.items()])
@@ -129,6 +133,11 @@ class Histogram:
         counts = self._of(labels)
         counts += np.bincount(np.searchsorted(self._bounds, values, side="left"), minlength=len(counts))
         self._sums[labels] += float(values.sum())
+
+    def totals(self, *labels: str) -> tuple[int, float]:
+        """How many values of these labels were observed, and their sum."""
+        counts = self._counts.get(labels)
+        return (0, 0.0) if counts is None else (int(counts.sum()), self._sums[labels])
 
     def exemplify(self, exemplar: Exemplar, *labels: str) -> None:
         """A trace in which such a value was observed; the newest of each bucket is kept."""
