@@ -59,7 +59,11 @@ class KeeperLink(asyncio.Protocol):
         transport.write(encode(record))
 
     async def ask(self, about: str, request: str = "") -> bytes:
-        """Its answer.
+        """Its answer, as `put`."""
+        return await self.put(Asked(0, about, request))
+
+    async def put(self, question: Asked) -> bytes:
+        """The answer to a question, which gets its number here.
 
         Raises:
             KeeperError: there is none in time.
@@ -69,7 +73,7 @@ class KeeperLink(asyncio.Protocol):
         self._num_asked += 1
         number = self._num_asked
         future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self.record(Asked(number, about, request))
+        self.record(msgspec.structs.replace(question, number=number))
         try:
             return await asyncio.wait_for(future, ANSWER_S)
         except TimeoutError:

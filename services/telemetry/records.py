@@ -129,8 +129,14 @@ class Asked(Record, frozen=True):
 
     number: int
     about: str
-    """`request`, `recent`, `summary` or `metrics`."""
+    """`request`, `recent`, `live` or `metrics`."""
     request: str = ""
+    """Id, trace or number of one."""
+    tenant: str = ""
+    """Of this tenant's requests alone; empty: of all."""
+    slo_class: str = ""
+    missed: bool = False
+    """Of those alone that broke a promise."""
 
 
 class Answered(Record, frozen=True):

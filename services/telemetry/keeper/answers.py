@@ -1,11 +1,13 @@
 """What the keeper can tell of requests and of how it goes, as JSON: for the console, `fairlead explain` and metrics."""
 
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from services.telemetry.keeper.keeper import Keeper
+from services.telemetry.keeper.live import running
 from services.telemetry.keeper.parts import token_parts
 from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output
 from services.telemetry.keeper.spans import Written
@@ -13,17 +15,38 @@ from services.telemetry.records import Asked
 from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, FIRST_PARTS, TOKEN_PARTS
 
 NS = 1e9
-MOST_RECENT = 200
+MOST_RECENT, MOST_MISSES, MOST_RUNNING = 200, 20, 20
 
 
-def answer(keeper: Keeper, asked: Asked) -> bytes:
-    """The answer to a question, JSON; an unknown request's is `null`."""
+class Now(NamedTuple):
+    """One moment by both clocks."""
+
+    monotonic_ns: int
+    unix_s: float
+
+    def unix_of(self, stamp_ns: int) -> float:
+        """When a stamp was, in seconds since 1970."""
+        return self.unix_s - (self.monotonic_ns - stamp_ns) / NS
+
+
+def answer(keeper: Keeper, asked: Asked, now: Now) -> bytes:
+    """The answer to a question, JSON; an unknown request's is `null`, as one of another tenant than the asked for."""
     match asked.about:
         case "request":
             one = find(keeper, asked.request)
-            document: Any = None if one is None else story(one)
+            known = one is not None and asked.tenant in ("", one.request.began.tenant)
+            document: Any = story(one, now) if one is not None and known else None
         case "recent":
-            document = [line(one) for one in list(keeper.recent.values())[-MOST_RECENT:][::-1]]
+            document = _recent(keeper, asked, now, MOST_RECENT)
+        case "live":
+            open_requests = list(keeper.open.requests.values())
+            document = {
+                "figures": keeper.live.figures(now.unix_s),
+                "num_running": len(open_requests),
+                "running": running(open_requests[:MOST_RUNNING], now.monotonic_ns),
+                "misses": _recent(keeper, Asked(0, "recent", missed=True), now, MOST_MISSES),
+                "dropped": keeper.dropped,
+            }
         case "metrics":
             return msgspec.msgpack.encode(keeper.registry.families())
         case _:
@@ -41,7 +64,19 @@ def find(keeper: Keeper, name: str) -> Written | None:
     return None
 
 
-def line(one: Written) -> dict[str, Any]:
+def _recent(keeper: Keeper, asked: Asked, now: Now, most: int) -> list[dict[str, Any]]:
+    """The newest of those asked for, the newest first."""
+    found = (
+        one
+        for one in reversed(keeper.recent.values())
+        if asked.tenant in ("", one.request.began.tenant)
+        and asked.slo_class in ("", one.request.slo_class)
+        and (one.verdict.missed or not asked.missed)
+    )
+    return [line(one, now) for one in islice(found, most)]
+
+
+def line(one: Written, now: Now) -> dict[str, Any]:
     """A request in a list."""
     request, ended = one.request, one.request.ended
     return {
@@ -51,7 +86,7 @@ def line(one: Written) -> dict[str, Any]:
         "class": request.slo_class,
         "outcome": "" if ended is None else ended.outcome,
         "code": "" if ended is None else ended.code,
-        "ended_ago_ns": 0 if ended is None else ended.ended_ns,
+        "ended_unix_s": None if ended is None else now.unix_of(ended.ended_ns),
         "prompt_tokens": request.began.prompt_tokens,
         "output_tokens": sum(len(output.stamps()) for output in request.outputs.values()),
         "ttft_s": one.verdict.ttft_s,
@@ -60,12 +95,12 @@ def line(one: Written) -> dict[str, Any]:
     }
 
 
-def story(one: Written) -> dict[str, Any]:
+def story(one: Written, now: Now) -> dict[str, Any]:
     """All of a request: seconds since it was received."""
     request, began, ended = one.request, one.request.began, one.request.ended
     received_ns = began.received_ns
     return {
-        **line(one),
+        **line(one, now),
         "operation": began.operation,
         "model": began.model,
         "project": began.project,

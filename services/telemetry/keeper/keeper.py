@@ -11,6 +11,7 @@ import numpy as np
 
 from services.telemetry import names
 from services.telemetry.keeper.attainment import Attainment
+from services.telemetry.keeper.live import Live
 from services.telemetry.keeper.requests import Batch, Open, Request
 from services.telemetry.keeper.spans import Written as Finished
 from services.telemetry.keeper.steps import Steps
@@ -106,6 +107,7 @@ class Keeper:
         self.open = Open()
         self.steps = Steps(scheduler)
         self.judge = Judge()
+        self.live = Live()
         self.clocks: dict[str, Clock] = {}
         self.recent: OrderedDict[str, Finished] = OrderedDict()
         """By id of the answer, the oldest first."""
@@ -113,7 +115,8 @@ class Keeper:
         self._unix_s = unix_s
         self._metrics = TokenMetrics(self.registry)
         self._dropped = self.registry.counter(names.DROPPED)
-        self._dropped_before: dict[str, int] = {}
+        self.dropped: dict[str, int] = {}
+        """What was lost so far, by what it was."""
         self._ended: list[Ended] = []
 
     def take(self, record: AnyRecord) -> None:
@@ -140,7 +143,9 @@ class Keeper:
     def batch(self) -> list[Finished]:
         """Look at what came since the last time; the requests that have ended."""
         now = self._unix_s()
-        self._metrics.batch(self.open.batch(), now)
+        batch = self.open.batch()
+        self._metrics.batch(batch, now)
+        self.live.tokens(batch, now)
         over, self._ended = self._ended, []
         finished = []
         for ended in over:
@@ -149,6 +154,7 @@ class Keeper:
                 continue
             verdict = self.judge.judge(request)
             self._metrics.ended(request, verdict, now)
+            self.live.ended(request, verdict, now)
             one = Finished(request, verdict, self.judge.policy(request))
             finished.append(one)
             self._remember(one)
@@ -157,10 +163,10 @@ class Keeper:
     def count_dropped(self, dropped: dict[str, int]) -> None:
         """What was lost so far on the way to the collector, and what nobody announced."""
         for what, total in {**dropped, "unknown_tokens": self.open.num_unknown}.items():
-            more = total - self._dropped_before.get(what, 0)
+            more = total - self.dropped.get(what, 0)
             # Nothing yet is 0, not absent: else the first time would be no increase.
             self._dropped.add(more, what)
-            self._dropped_before[what] = total
+            self.dropped[what] = total
 
     def _remember(self, one: Finished) -> None:
         self.recent[one.request.began.answer_id] = one

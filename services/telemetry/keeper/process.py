@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from services.telemetry.keeper.answers import answer
+from services.telemetry.keeper.answers import Now, answer
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper.spans import Spans, traces_body
@@ -90,9 +90,12 @@ class KeeperProcess:
         self._sender.put(METRICS, body, num_points)
 
     def _answer(self, asked: Asked) -> None:
-        self._batch()
+        if asked.about != "live":  # asked every second, of the seconds before
+            self._batch()
         if self._writer is not None:
-            self._writer.write(encode(Answered(asked.number, answer(self._keeper, asked))))
+            self._writer.write(
+                encode(Answered(asked.number, answer(self._keeper, asked, Now(time.monotonic_ns(), time.time()))))
+            )
 
 
 def main(argument: str) -> int:

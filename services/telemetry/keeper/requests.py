@@ -25,7 +25,7 @@ NO_CHUNKS: Int64Array = np.empty((0, len(CHUNK_COLUMNS)), np.int64)
 class Output:
     """One sequence: a choice of a request."""
 
-    __slots__ = ("chunks", "held", "last_written_ns", "request", "tokens")
+    __slots__ = ("chunks", "first_written_ns", "held", "last_written_ns", "request", "tokens")
 
     def __init__(self, request: "Request") -> None:
         self.request = request
@@ -33,6 +33,7 @@ class Output:
         """[n, STAMP_COLUMNS] each, in order."""
         self.held: list[Int64Array] = []
         """Made, but not with the socket yet: `written` is 0."""
+        self.first_written_ns = 0
         self.last_written_ns = 0
         """0: the reader has nothing of it yet."""
         self.chunks = NO_CHUNKS
@@ -104,6 +105,8 @@ class Batch(msgspec.Struct):
     """[m], each with its slice of the rows."""
     bounds: list[int]
     """[m + 1], of those slices."""
+    begun: list[tuple[Output, bool]] = []
+    """Outputs whose first token is in the batch, with whether it is their request's first."""
 
 
 class Open:
@@ -116,6 +119,7 @@ class Open:
         self.num_tokens = 0
         self._outputs: dict[int, Output] = {}
         self._steps: list[Step] = []
+        self._begun: list[tuple[Output, bool]] = []
         self._written: list[tuple[int, Written]] = []
         """With the number of steps before it in this batch."""
 
@@ -177,7 +181,8 @@ class Open:
             output = self._outputs.get(sequence)
             if output is not None:
                 self._take(output, NO_TOKENS, np.empty(0, np.int64), times, (owners, got, before))
-        return _batch(owners, got, before)
+        begun, self._begun = self._begun, []
+        return _batch(owners, got, before, begun)
 
     def _note(self, step: Step) -> None:
         for request, num_tokens in step.prefix_hits:
@@ -214,6 +219,9 @@ class Open:
         if not fresh:
             return
         table = fresh[0] if len(fresh) == 1 else np.concatenate(fresh)
+        if not output.tokens:
+            output.first_written_ns = int(table[0, WRITTEN])
+            self._begun.append((output, not any(each.tokens for each in output.request.outputs.values())))
         output.tokens.append(table)
         previous = np.concatenate(([output.last_written_ns], table[:-1, WRITTEN]))
         first = not output.last_written_ns
@@ -256,12 +264,14 @@ def _groups(sequences: Int64Array) -> Iterator[tuple[int, NDArray[np.intp]]]:
         yield int(sequences[where[0]]), where
 
 
-def _batch(owners: list[Request], got: list[Int64Array], before: list[Int64Array]) -> Batch:
+def _batch(
+    owners: list[Request], got: list[Int64Array], before: list[Int64Array], begun: list[tuple[Output, bool]]
+) -> Batch:
     bounds = np.cumsum([0, *map(len, got)]).tolist()
     if not got:
         empty = np.empty(0, np.int64)
-        return Batch(np.empty((0, NUM_PARTS), np.int64), empty, empty, [], [0])
+        return Batch(np.empty((0, NUM_PARTS), np.int64), empty, empty, [], [0], begun)
     table, previous = np.concatenate(got), np.concatenate(before)
     gaps = np.maximum(table[:, WRITTEN] - previous, 0)
     causes = np.clip(table[:, CAUSE], 0, len(CAUSES) - 1)
-    return Batch(token_parts(previous, table[:, : WRITTEN + 1]), causes, gaps, owners, bounds)
+    return Batch(token_parts(previous, table[:, : WRITTEN + 1]), causes, gaps, owners, bounds, begun)

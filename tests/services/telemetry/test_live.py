@@ -1,0 +1,153 @@
+"""The last minute, from records to figures."""
+
+import msgspec
+import pytest
+
+from services.telemetry.keeper.answers import Now, answer
+from services.telemetry.keeper.keeper import Keeper
+from services.telemetry.keeper.live import NO_CLASS, OTHER
+from services.telemetry.records import Asked, Ended, PolicyInForce, Step
+from tests.services.telemetry.records import began, let, step
+
+MS = 10**6
+
+
+class Told:
+    """A keeper at a time that the test sets."""
+
+    def __init__(self) -> None:
+        self.unix_s = 1000.0
+        self.keeper = Keeper(lambda: self.unix_s, "scheduler")
+        self.keeper.take(PolicyInForce(1, "simple", [("paid", 0.5, 0.1)]))
+
+    def serve(self, request: int, tenant: str, written_ms: list[int]) -> None:
+        """A request received at 0 whose tokens are with its reader at these times; it has ended."""
+        self.keeper.take(msgspec.structs.replace(began(request), tenant=tenant, received_ns=0, tokenized_ns=1))
+        self.keeper.take(let(request))
+        for number, at in enumerate(written_ms):
+            self.keeper.take(written(request, number, at))
+        self.keeper.take(Ended(request, "finished", "", len(written_ms), written_ms[-1] * MS if written_ms else 90))
+        self.keeper.batch()
+
+    def figures(self, later_s: float = 1.0) -> dict:
+        self.unix_s += later_s
+        return self.ask(Asked(0, "live"))["figures"]
+
+    def ask(self, asked: Asked):
+        return msgspec.json.decode(answer(self.keeper, asked, Now(2000 * MS, self.unix_s)))
+
+
+def written(request: int, number: int, at_ms: int) -> Step:
+    return step(number, [request], [at_ms * MS])
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def test_percentiles_of_first_tokens_and_gaps_are_within_two_percent(told: Told) -> None:
+    for request in range(100):
+        told.serve(request, "acme", [request + 1, request + 21])
+    figures = told.figures()["classes"]["paid"]
+    assert figures["ttft_p50_s"] == pytest.approx(0.050, rel=0.02)
+    assert figures["ttft_p99_s"] == pytest.approx(0.099, rel=0.02)
+    assert figures["tbt_p50_s"] == figures["tbt_p99_s"] == pytest.approx(0.020, rel=0.02)
+
+
+def test_rates_are_of_the_last_five_seconds_and_end(told: Told) -> None:
+    told.serve(1, "acme", [10, 20, 30])
+    figures = told.figures()
+    assert figures["classes"]["paid"]["tokens_per_s"] == 3 / 5
+    assert figures["classes"]["paid"]["requests_per_s"] == 1 / 5
+    assert figures["tenants"] == {"acme": (3 + 5) / 5}
+    later = told.figures(5)
+    assert later["classes"]["paid"]["tokens_per_s"] == 0
+    assert later["classes"]["paid"]["ttft_p50_s"] is not None
+    assert later["tenants"] == {}
+    assert told.figures(61)["classes"] == {}
+
+
+def test_promises_are_kept_by_the_share_of_requests_that_could_be_looked_at(told: Told) -> None:
+    for request, written_ms in enumerate([[10], [600], [10, 300], [10, 20]]):
+        told.serve(request, "acme", written_ms)
+    figures = told.figures()["classes"]["paid"]
+    assert figures["ttft_attained"] == 0.75
+    assert figures["tbt_attained"] == 0.5
+
+
+def test_the_tenants_past_the_tenth_are_one(told: Told) -> None:
+    for number in range(12):
+        told.serve(number, f"tenant-{number:02}", [1] * (12 - number))
+    tenants = told.figures()["tenants"]
+    assert list(tenants) == [f"tenant-{number:02}" for number in range(10)] + [OTHER]
+    assert tenants[OTHER] == pytest.approx((2 + 1 + 2 * 5) / 5)
+
+
+def test_what_was_never_released_has_no_class(told: Told) -> None:
+    told.keeper.take(began(1))
+    told.keeper.take(Ended(1, "refused", "queue_full", 0, 90))
+    told.keeper.batch()
+    figures = told.figures()["classes"]
+    assert figures[NO_CLASS]["requests_per_s"] == 1 / 5
+    assert figures[NO_CLASS]["ttft_p50_s"] is None
+
+
+def test_a_request_of_two_choices_has_one_first_token(told: Told) -> None:
+    told.keeper.take(msgspec.structs.replace(began(1, num_choices=2), received_ns=0))
+    told.keeper.take(let(1))
+    told.keeper.take(step(1, [1], [10 * MS]))
+    told.keeper.take(step(2, [2], [400 * MS]))
+    told.keeper.batch()
+    figures = told.figures()
+    assert figures["classes"]["paid"]["ttft_p99_s"] == pytest.approx(0.010, rel=0.02)
+    assert figures["classes"]["paid"]["tokens_per_s"] == 2 / 5
+
+
+def test_what_runs_is_listed_until_it_ends(told: Told) -> None:
+    told.keeper.take(began(1))
+    told.keeper.take(let(1))
+    told.keeper.take(written(1, 1, 10))
+    told.keeper.batch()
+    live = told.ask(Asked(0, "live"))
+    assert live["num_running"] == 1
+    (one,) = live["running"]
+    assert (one["id"], one["tenant"], one["class"], one["output_tokens"]) == ("answer-1", "acme", "paid", 1)
+    assert one["age_s"] == pytest.approx(2)
+    told.keeper.take(Ended(1, "finished", "", 1, 20 * MS))
+    told.keeper.batch()
+    assert told.ask(Asked(0, "live"))["num_running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (Asked(0, "recent"), ["answer-3", "answer-2", "answer-1"]),
+        (Asked(0, "recent", tenant="globex"), ["answer-2"]),
+        (Asked(0, "recent", missed=True), ["answer-3"]),
+        (Asked(0, "recent", slo_class="free"), []),
+        (Asked(0, "recent", tenant="globex", missed=True), []),
+    ],
+)
+def test_recent_requests_are_those_asked_for_the_newest_first(told: Told, asked: Asked, expected: list[str]) -> None:
+    for request, (tenant, written_ms) in enumerate([("acme", [10]), ("globex", [10]), ("acme", [600])], start=1):
+        told.serve(request, tenant, written_ms)
+    assert [line["id"] for line in told.ask(asked)] == expected
+
+
+def test_a_story_is_told_to_its_tenant_alone(told: Told) -> None:
+    told.serve(1, "acme", [10])
+    told.unix_s += 1
+    story = told.ask(Asked(0, "request", "answer-1", tenant="acme"))
+    assert story["id"] == "answer-1"
+    assert story["ended_unix_s"] == pytest.approx(1001 - 1.99)
+    assert told.ask(Asked(0, "request", "answer-1", tenant="globex")) is None
+    assert told.ask(Asked(0, "request", "answer-1"))["tenant"] == "acme"
+
+
+def test_a_clock_that_was_set_back_loses_nothing(told: Told) -> None:
+    told.serve(1, "acme", [10])
+    told.unix_s -= 30
+    told.serve(2, "acme", [10])
+    told.unix_s += 30
+    assert told.figures()["classes"]["paid"]["requests_per_s"] == 2 / 5
