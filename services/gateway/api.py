@@ -12,9 +12,11 @@ from engine.tokenizer import Tokenizer
 from services.gateway.api_messages import MessagesApi
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
+from services.gateway.console_api import Console
 from services.gateway.embeddings import EmbeddingAnswer, read_embedding
 from services.gateway.grammars import Grammars
 from services.gateway.intake import Caller, Intake
+from services.gateway.live import Live
 from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
 from services.gateway.replies import Replies, new_id
@@ -25,6 +27,7 @@ from services.gateway.serving import Serving
 from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.structure import ANY_TEXT, Structure
 from services.settings import HttpSettings
+from services.telemetry.keeper_link import KeeperLink
 
 
 class Api:
@@ -39,6 +42,7 @@ class Api:
         grammars: Grammars,
         keys: Keys,
         backend: Backend,
+        keeper: KeeperLink | None,
     ) -> None:
         self._http = http
         self._model = model
@@ -50,6 +54,8 @@ class Api:
         self._serving = Serving(backend, self._replies, http.stream_buffer_bytes)
         self._started = int(time.time())
         self.intake = Intake(http, model, tokenizer, keys, backend)
+        self.live = Live(model, backend, keeper)
+        self._console = Console(self.intake, self._replies, self.live, keeper)
         self._messages = MessagesApi(
             model,
             intake=self.intake,
@@ -69,6 +75,7 @@ class Api:
                 web.post("/v1/completions", self._serving.counted(self.intake.caller, self._complete)),
                 web.post("/v1/embeddings", self._serving.counted(self.intake.caller, self._embed)),
                 *self._messages.routes(),
+                *self._console.routes(),
                 web.get("/v1/models", self._models),
                 web.get("/v1/models/{model:.+}", self._one_model),
                 web.get("/v1/fairlead/policy", self._policy),

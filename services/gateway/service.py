@@ -54,6 +54,7 @@ class GatewayService:
             grammars=self._grammars,
             keys=self._keys,
             backend=self._backend,
+            keeper=self.keeper,
         )
         metrics = GatewayMetrics(self._backend, self.keeper)
         instance = str(self._backend.gateway)
@@ -89,6 +90,7 @@ class GatewayService:
             for address in (streams.admission, streams.scheduler)
         ]
         self._backend.on_idle = self._idle.set
+        self.api.live.start()
         # Handlers are cancelled when their client goes: that is how its request ends at once.
         runner = web.AppRunner(self.api.application(), handler_cancellation=True, shutdown_timeout=CLOSE_S)
         self._runner = runner
@@ -126,6 +128,7 @@ class GatewayService:
         await self._reporting.stop()
         if self._watch is not None:
             self._watch.cancel()
+        self.api.live.close()
         if self._server is not None:
             self._server.close()
         if self._runner is not None:
