@@ -390,11 +390,9 @@ async def test_the_traffic_is_measured_for_whoever_plans_with_it(house) -> None:
     assert recorded.fleet[3:] == (NUM_BLOCKS, BLOCK_TOKENS, 4096, 2, True)
     assert sum(step.prefill_tokens for step in recorded.steps) == 40
     decodes = [step for step in recorded.steps if step.decodes == 2]
-    assert len(decodes) > 10
+    assert len(decodes) > 10  # one that is late takes less of the next one's millisecond; together they take theirs
+    assert decodes[-1].ended_at_s - decodes[0].begun_at_s >= 0.001 * (len(decodes) - 1)
     for step in decodes:
-        assert step.ended_at_s - step.begun_at_s >= 0.0005, (
-            "the engine takes a millisecond, and some of it may pass before"
-        )
         assert step.planned_at_s <= step.ended_at_s <= step.heard_at_s
 
 
