@@ -40,7 +40,7 @@ async def ends_beside_one(house: House) -> float:
     flooding = asyncio.ensure_future(keep(house, flood, NUM_FLOOD))
     await flood.reach(NUM_FLOOD)
     counts = []
-    for _ in range(5):
+    for _ in range(3):
         before = flood.num
         reader = await steady.ask(house)
         await reader.ended
@@ -59,7 +59,7 @@ async def ends_beside_many(house: House) -> float:
     ]
     await steady.reach(5)
     before = flood.num, steady.num
-    await steady.reach(steady.num + 24)
+    await steady.reach(steady.num + 16)
     ratio = (flood.num - before[0]) / (steady.num - before[1])
     for task in tasks:
         await end(task)

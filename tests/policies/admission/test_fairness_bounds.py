@@ -112,6 +112,17 @@ def test_without_the_lift_the_theorem_breaks(name: str, monkeypatch: pytest.Monk
     assert watched(LONG_ALONE_THEN_CROWDED).worst[name] > 1.0
 
 
+@pytest.mark.parametrize("conditions", [Conditions(executors=3), Conditions(late_steps=3, lost=0.1)], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_f7_f11_f12_break_without_the_lift_too(
+    weight: float, conditions: Conditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = [ask._replace(weight=weight if ask.tenant == "silent" else 1.0) for ask in LONG_ALONE_THEN_CROWDED]
+    holds(watched(trace, conditions))
+    monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, account: account.counter)
+    assert watched(trace, conditions).worst["F1"] > 1.0
+
+
 def test_without_the_lift_random_histories_break_the_bound_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FairQueue, "_lift_level", lambda _queue, node: node.counter)
     assert max(watched(random_trace(seed), seed=seed).worst["F1"] for seed in range(12)) > 2.0

@@ -56,6 +56,17 @@ def test_the_wait_bound_is_the_theorems_with_the_measured_speed() -> None:
     assert report.window.bound == 2.0 * report.window.bound_tokens
 
 
+def test_a_newcomer_is_let_in_within_the_wait_that_was_promised() -> None:
+    newcomer = Ask(60.5, "newcomer", 20, 10, 10)
+    world, _ = metered([*BUSY, newcomer], until_s=59.0)
+    promised_s = next(row.wait_bound_s for row in Meter(world.core).report(world.now, "newcomer").tenants)
+    assert promised_s is not None
+    world.run()
+    (life,) = [life for life in world.lives.values() if life.ask == newcomer]
+    assert life.released_s is not None
+    assert 0.0 < life.released_s - newcomer.at_s <= promised_s
+
+
 def test_before_anything_was_served_no_wait_is_promised() -> None:
     _, report = metered([Ask(0.0, "a", 5, 5, 5)], until_s=0.0)
     assert report.tenants[0].wait_bound_s is None
