@@ -38,7 +38,7 @@ def check(core: "AdmissionCore") -> None:
 
 def waits_and_fits(core: "AdmissionCore") -> int | None:
     """The request that is next and could be in flight; work conservation says that there is none."""
-    if not core.capacity.num_executors or core.is_paused:
+    if not core.capacity.num_executors or core.rules.pace.holds_back(core.window):
         return None
     head = core.queue.next()
     if head is None:

@@ -75,8 +75,6 @@ class AdmissionCore:
         self._turns = Turns()
         self._wakes_at: float | None = None
         self.unit_bound = Bound()
-        self._steps = 0
-        """Since the last release; the one that makes the first tokens of what was released does not count."""
         self.recovery = Recovery(self)
 
     def handle(self, event: AdmissionEvent, now: float) -> list[Command]:
@@ -85,6 +83,10 @@ class AdmissionCore:
         Unknown requests and repeated ends are ignored. Every arrived request gets exactly one of `Refuse`, `Withdraw`
         and `Settle`, an invalid one `Refuse` or `Counted`.
         """
+        return self.take(event, now) + self.decide(now)
+
+    def take(self, event: AdmissionEvent, now: float) -> list[Command]:
+        """What an event brings about, without the releases that may follow from it."""
         commands: list[Command] = []
         if self.auto_window is not None and not self.queue.waiting:
             self.auto_window.idle()
@@ -92,7 +94,7 @@ class AdmissionCore:
             case TokensProduced():
                 if self.auto_window is not None:
                     self.auto_window.produced(event.sequences)
-                self._steps += 1
+                self.rules.pace.step_ended()
                 self.intake.produced(event.sequences, commands)
                 self.rate.add(self.ledger.tokens(event.sequences), now)
                 for charge, refund in self.ledger.hits(event.prefix_hits):
@@ -131,6 +133,11 @@ class AdmissionCore:
             case Started():
                 self._without_executors_since = now
                 self.recovery.started(event.wall_s, now)
+        return commands
+
+    def decide(self, now: float) -> list[Command]:
+        """The releases that can be made now, and what is told about the rest."""
+        commands: list[Command] = []
         self._adapt_window(now)
         self._release(now, commands)
         self._tell_newest(commands)
@@ -148,11 +155,6 @@ class AdmissionCore:
         if self._rules is None:
             raise RuntimeError("admission needs a PolicyApplied before any other event than Started")
         return self._rules
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether the policy wants more steps between releases."""
-        return self.rules.admit_every_steps > max(self._steps, 0) and bool(self.ledger.in_flight)
 
     # --- what an operator sees: the theorem, live -----------------------------------------------------------------
 
@@ -290,7 +292,7 @@ class AdmissionCore:
 
     def _release(self, now: float, commands: list[Command]) -> None:
         """Release while the next in order fits; nobody bypasses it."""
-        if not self.queue.waiting or not self.capacity.num_executors or self.is_paused:
+        if not self.queue.waiting or not self.capacity.num_executors or self.rules.pace.holds_back(self.window):
             return
         rules, order = self.rules, self.queue.order
         order.begin()
@@ -310,13 +312,12 @@ class AdmissionCore:
     def _let_in(
         self, queued: Queued, predicted_tokens: int, size_tokens: int, now: float, commands: list[Command]
     ) -> None:
-        rules = self.rules
+        rules, alone = self.rules, size_tokens > self.window.limit_tokens and not self.window.num_requests
         if not self.ledger.in_flight:
             self.rate.begin(now)
-        alone = size_tokens > self.window.limit_tokens and not self.window.num_requests
         self._queued_cost -= self._cost(queued)
         self.queue.leave(queued, now)
-        self._steps = -1
+        rules.pace.released(queued.prompt_tokens)
         if self.auto_window is not None:
             self.auto_window.released(queued.request, queued.prompt_tokens)
         self.unit_bound.released(queued.prompt_tokens)

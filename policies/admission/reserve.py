@@ -48,7 +48,8 @@ class ByPrediction:
 class ByOccupancy:
     """`occupancy`: the largest number of tokens that all of them are ever going to hold together must be below the
     window (the test of VTC's authors, who know the true lengths). Sorted by what is still to come, the most first, the
-    i-th ends when i are left: `remaining_i x i` tokens more than the first i hold now.
+    i-th ends when i are left: `remaining_i x i` tokens more than the first i hold now. Each counts as after its prompt,
+    with a token made; the last token of an output is never held, because nothing is computed from it.
     """
 
     def size_tokens(self, queued: Queued, predicted_tokens: int) -> int:  # noqa: ARG002
@@ -61,11 +62,8 @@ class ByOccupancy:
             return True
         if window.num_requests >= window.max_requests:
             return False
-        rows = [
-            (max(charge.true_tokens - charge.output_tokens, 0), charge.prompt_tokens + charge.output_tokens)
-            for charge in in_flight
-        ]
-        rows.append((max(queued.true_tokens - 1, 0), queued.prompt_tokens + 1))
+        rows = [_occupancy(one.prompt_tokens, one.output_tokens, one.true_tokens) for one in in_flight]
+        rows.append(_occupancy(queued.prompt_tokens, 0, queued.true_tokens))
         rows.sort(reverse=True)
         held, limit = 0, window.limit_tokens
         for number, (remaining, holds) in enumerate(rows, start=1):
@@ -73,6 +71,12 @@ class ByOccupancy:
             if remaining * number + held >= limit:
                 return False
         return True
+
+
+def _occupancy(prompt_tokens: int, output_tokens: int, true_tokens: int) -> tuple[int, int]:
+    """Tokens that a request will hold beside those that it holds, and these."""
+    made = max(output_tokens, 1)
+    return max(true_tokens - made - 1, 0), prompt_tokens + made
 
 
 RESERVES: dict[str, Reserve] = {"declared": ByDeclared(), "predicted": ByPrediction(), "occupancy": ByOccupancy()}

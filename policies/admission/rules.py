@@ -12,6 +12,7 @@ from policies.admission.cost import Cost
 from policies.admission.limits.rules import LimitRule
 from policies.admission.nodes import Queued
 from policies.admission.order import Order
+from policies.admission.pace import Pace
 from policies.admission.predictors import Predictor
 from policies.admission.reserve import Reserve
 from policies.document.fairness import Fairness
@@ -37,8 +38,8 @@ class AdmissionRules(Struct, frozen=True):
     reserve: Reserve
     prediction: Prediction
     """Of the length of requests that declare none."""
-    admit_every_steps: int
-    """Steps between releases; 0: at every event."""
+    pace: Pace
+    """New, and so without a memory."""
     queue: Queue
     max_requests: int
     declared_window_tokens: int | None

@@ -70,6 +70,8 @@ class Sizes:
 
     def fits(self, queued: Queued, size_tokens: int, rules: AdmissionRules) -> bool:
         """Whether it may be released now with this size."""
+        if not rules.pace.has_room(queued.prompt_tokens, self._window):
+            return False
         return rules.reserve.fits(self._window, self._ledger.in_flight.values(), queued, size_tokens)
 
     def ended(self, charge: Charge, outcome: str) -> None:

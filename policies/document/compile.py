@@ -10,6 +10,7 @@ from policies.admission.kinds import LeastCounter, LeastServed, Oldest
 from policies.admission.limits.items import Algorithm
 from policies.admission.limits.rules import LimitRule
 from policies.admission.order import Order
+from policies.admission.pace import Pace
 from policies.admission.predictors import predictor
 from policies.admission.reserve import RESERVES
 from policies.admission.rules import AdmissionRules
@@ -53,7 +54,7 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         predictor=predictor(fairness.predictor),
         reserve=RESERVES[fairness.reserve],
         prediction=policy.prediction if policy.prediction.kind == "conformal" else Prediction(),
-        admit_every_steps=fairness.admit_every_steps or 0,
+        pace=Pace(fairness.admit_every_steps or 0, fairness.admit_prompt_tokens),
         queue=policy.queue,
         max_requests=fairness.max_requests,
         declared_window_tokens=_window_tokens(fairness),

@@ -47,6 +47,8 @@ def fairness_in_words(fairness: Fairness) -> list[str]:
     lines += [f"In flight at most: {_window(fairness)}{fairness.max_requests} requests."]
     if fairness.admit_every_steps is not None:
         lines.append(f"After a release {fairness.admit_every_steps} decode steps pass before the next.")
+    if fairness.admit_prompt_tokens is not None:
+        lines.append(f"At a time, prompts of at most {fairness.admit_prompt_tokens} tokens together are released.")
     if fairness.kind != "fcfs":
         lines.append(f"What an idle tenant owes is forgotten after {fairness.idle_ttl_s:g} s.")
     return lines

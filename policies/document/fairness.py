@@ -134,7 +134,18 @@ class Fairness(Section, frozen=True):
     max_requests: Annotated[Count, Meta(description="Requests in flight, whatever their size.")] = 1000
     admit_every_steps: Annotated[
         Count | None,
-        Meta(description="Decode steps after a release before the next, unless all is idle; absent: none."),
+        Meta(
+            description="Decode steps after a release before the next, which comes when a step has ended, unless all "
+            "is idle; absent: releases come with any event."
+        ),
+    ] = None
+    admit_prompt_tokens: Annotated[
+        Count | None,
+        Meta(
+            description="With admit_every_steps: most prompt tokens released at a time, but always one prompt; absent: "
+            "no limit.",
+            extra={"unit": "tokens"},
+        ),
     ] = None
     quantum_tokens: Annotated[
         Annotated[float, Meta(gt=0)] | Literal["auto"],

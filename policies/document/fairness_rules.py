@@ -29,6 +29,7 @@ def check_fairness(reading: Reading) -> None:
     if isinstance(fairness, Fairness):
         _predictor_is_there(reading, fairness)
         _quantum_has_an_effect(reading, fairness)
+        _portion_has_a_rhythm(reading, fairness)
 
 
 def check_live_fairness(reading: Reading) -> None:
@@ -132,3 +133,9 @@ def _quantum_has_an_effect(reading: Reading, fairness: Fairness) -> None:
     path: Path = (*FAIRNESS, "quantum_tokens")
     if reading.names(path) and fairness.kind != "drr":
         reading.add(path, f"kind: {fairness.kind} has no turns", "remove it, or say kind: drr")
+
+
+def _portion_has_a_rhythm(reading: Reading, fairness: Fairness) -> None:
+    path: Path = (*FAIRNESS, "admit_prompt_tokens")
+    if fairness.admit_prompt_tokens is not None and fairness.admit_every_steps is None:
+        reading.add(path, "without admit_every_steps there are no portions", "remove it, or add admit_every_steps")

@@ -189,12 +189,12 @@ def test_with_reserve_occupancy_the_peak_of_what_all_will_hold_must_be_below_the
     desk = Desk(reserve="occupancy", window_tokens=100)
     assert desk.arrive(1, prompt=20, output_tokens=40) == [1]
     desk.step(1, times=30)
-    # 1 holds 50 and has 10 to come, the newcomer 11 and 29: the peak is max(29 + 11, 2 x 10 + 61) = 81.
+    # 1 holds 50 and will hold 9 more, the newcomer 11 and 28 more: the peak is max(28 + 11, 2 x 9 + 61) = 79.
     assert desk.arrive(2, prompt=10, output_tokens=30) == [2]
-    # 2 holds 10 and has 30 to come; with 3 the peak is 3 x 10 + 10 + 50 + 10 = 100, which is not below.
-    assert desk.arrive(3, prompt=9, output_tokens=11) == []
+    # With 3, of 12 and 10 more, the peak is 3 x 9 + 11 + 12 + 50 = 100, which is not below.
+    assert desk.arrive(3, prompt=11, output_tokens=12) == []
     assert desk.core.window.peak_tokens == 60 + 40
-    # Then 1 holds 51 and has 9 to come: 3 x 9 + 10 + 10 + 51 = 98.
+    # Then 1 holds 51 and will hold 8 more: 3 x 8 + 11 + 12 + 51 = 98.
     desk.step(1)
     assert 3 in desk.core.ledger.in_flight
 
