@@ -34,7 +34,7 @@ from policies.scheduling.checking import Snapshot, Totals, check_executor, snaps
 from policies.scheduling.executor import Executor
 from policies.scheduling.lengths.lengths import Lengths, coverage_of, following
 from policies.scheduling.plans import finish_plan
-from policies.scheduling.prefixes import Prefix
+from policies.scheduling.prefixes import prefix_of
 from policies.scheduling.rules import SchedulingRules
 from policies.scheduling.stages import Draft
 from policies.scheduling.state import Request, Sequence
@@ -74,6 +74,10 @@ class SchedulerCore:
 
         Unknown requests, sequences, executors and steps are ignored. Every released request gets exactly one `Finish`.
         """
+        return self.take(event, now) + self.plan(now)
+
+    def take(self, event: SchedulerEvent, now: float) -> list[Command]:
+        """What an event brings about, without the steps that may follow from it."""
         commands: list[Command] = []
         match event:
             case StepEnded():
@@ -103,6 +107,11 @@ class SchedulerCore:
                 self.follow_policy(event)
             case Started():
                 pass
+        return commands
+
+    def plan(self, now: float) -> list[Command]:
+        """The steps that can begin now."""
+        commands: list[Command] = []
         for executor in self.executors.values():
             self._plan(executor, now, commands)
         self._ask_to_be_woken(commands)
@@ -151,7 +160,7 @@ class SchedulerCore:
                 prompt_tokens=event.prompt_tokens,
                 max_output_tokens=event.max_output_tokens,
                 slo_class=event.slo_class,
-                prefix=_prefix(event),
+                prefix=prefix_of(event),
                 true_tokens=event.output_tokens,
             )
             _, sequence.tbt_s = self.rules.slo(sequence.slo_class)
@@ -386,9 +395,3 @@ class SchedulerCore:
         if executor.forget and not executor.steps:
             commands.append(Forget(executor=executor.id, released=executor.forget))
             executor.forget = []
-
-
-def _prefix(released: Released) -> Prefix | None:
-    if not released.prompt_keys:
-        return None
-    return Prefix(released.prompt_keys, released.prompt_tokens, key_tokens=released.key_tokens, owner=released.owner)

@@ -7,6 +7,8 @@ prefix that it ends.
 
 from collections.abc import Callable
 
+from policies.events import Released
+
 KEY_BYTES = 16
 
 Namespace = Callable[[str], bytes | None]
@@ -81,3 +83,10 @@ class Prefix:
         if rest or start >= len(self._of_output):
             return None
         return self.root + bytes(self._of_output[start : start + KEY_BYTES])
+
+
+def prefix_of(released: Released) -> Prefix | None:
+    """What a request's prompt has in common with others, if that may be known."""
+    if not released.prompt_keys:
+        return None
+    return Prefix(released.prompt_keys, released.prompt_tokens, key_tokens=released.key_tokens, owner=released.owner)

@@ -9,11 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from msgspec import Struct
-from numpy.typing import NDArray
 
 from policies.admission.core import AdmissionCore
 from policies.admission.fairness import jain
@@ -49,8 +47,9 @@ from policies.events import (
 from policies.scheduling.core import FIRST_TOKEN, FirstToken, SchedulerCore
 from policies.simulation.executor_model import Device
 from policies.simulation.outcome import Outcome, Served
+from policies.simulation.running import Running
 from policies.simulation.step_shape import shape_of
-from policies.simulation.tokens import Requests, TokenTimes, own_ends
+from policies.simulation.tokens import TokenTimes, own_ends
 from policies.simulation.workload import TraceRequest
 
 ADMISSION, SCHEDULER = "admission", "scheduler"
@@ -59,26 +58,12 @@ TILE_TOKENS = 128
 ARRIVALS_PER_LOOK = 64
 """How many requests arrive between two looks at whether the run is still wanted."""
 
+Decides = Literal["at_every_event", "between_steps"]
+"""When the cores decide: `at_every_event`, as live, or `between_steps`, admission first, once all that came while a
+step ran has been heard: the loop of engines that are one process.
+"""
 Observer = Callable[[str, float, Any, list[Command]], None]
-"""Told (core, now, event, commands) after each event."""
-
-
-class _Running(Struct):
-    """A step on a device."""
-
-    executor: int
-    step: int
-    step_time_s: float
-    ended_ago_s: float
-    """When the scheduler hears of its end."""
-    sampled: Requests
-    """Sequence of each sampling row, in plan order."""
-    filled: list[tuple[int, int]]
-    """(sequence, tokens in KV) after each row that samples nothing."""
-    ended: list[int]
-    """Sequences that end by themselves with this step."""
-    made: NDArray[np.int64] | None
-    """Of each sampling row: which output token it makes, counted from 1; None where none is ever made twice."""
+"""Told (core, now, event, commands) after each event; a decision between steps follows a `Woke`."""
 
 
 class Simulation:
@@ -104,6 +89,7 @@ class Simulation:
         first_token: FirstToken = FIRST_TOKEN,
         num_executors: int = 1,
         steps_in_flight: int = 2,
+        decides: Decides = "at_every_event",
         duration_s: float | None = None,
         check: bool = False,
         observer: Observer | None = None,
@@ -113,6 +99,9 @@ class Simulation:
         self.admission = AdmissionCore()
         self.scheduler = SchedulerCore(first_token=first_token)
         self._cores: dict[str, AdmissionCore | SchedulerCore] = {ADMISSION: self.admission, SCHEDULER: self.scheduler}
+        self._between_steps = decides == "between_steps"
+        self._undecided = False
+        """Whether something was heard that no decision has followed yet."""
         self._document = document
         self.requests = requests
         self._device = device
@@ -130,7 +119,7 @@ class Simulation:
         self._wakes_at: dict[str, float] = {}
         self._busy_until = [0.0] * num_executors
         self._heard_until = [0.0] * num_executors
-        self._steps: dict[tuple[int, int], _Running] = {}
+        self._steps: dict[tuple[int, int], Running] = {}
         self.served: dict[int, Served] = {}
         self._open = 0
         before = [request.prompt_tokens - (first_token == FIRST_TOKEN) for request in requests]
@@ -155,10 +144,14 @@ class Simulation:
         while pending is not None or self._open:
             arrives_at = float("inf") if pending is None else pending[1].arrived_at_s
             happens_at = self._heap[0][0] if self._heap else float("inf")
+            if self._undecided and arrives_at > self.now:
+                self._conclude()
+                continue
             if min(arrives_at, happens_at) > ends_at:
                 self.now = ends_at
                 break
-            if pending is not None and arrives_at <= happens_at:
+            # Between steps, what arrives while one runs is heard when it has ended.
+            if pending is not None and arrives_at <= (self.now if self._between_steps and self._steps else happens_at):
                 self.now = max(self.now, arrives_at)
                 self._arrive(*pending)
                 if pending[0] == num_arriving:
@@ -244,19 +237,36 @@ class Simulation:
     def _tell(self, core: str, event: Any) -> None:
         """Hand over an event and everything that follows from it at this instant."""
         self._inbox.append((core, event))
+        self._undecided = self._between_steps
+        self._drain()
+
+    def _drain(self) -> None:
         while self._inbox:
-            name, current = self._inbox.popleft()
-            target = self._cores[name]
-            commands = target.handle(current, self.now)
-            if self._check:
-                target.check()
-            for observe in self.observers:
-                observe(name, self.now, current, commands)
-            for command in commands:
-                self._perform(name, command)
-            if name == ADMISSION and self.admission.queue.num_backlogged > 1:
-                self._max_gap = max(self._max_gap, self.admission.gap)
-                self._max_gap_ratio = max(self._max_gap_ratio, self.admission.gap_ratio)
+            name, event = self._inbox.popleft()
+            core = self._cores[name]
+            commands = (core.take if self._between_steps else core.handle)(event, self.now)
+            if self._check and not self._between_steps:
+                core.check()
+            self._follow(name, event, commands)
+
+    def _conclude(self) -> None:
+        """Both cores decide upon what they have heard."""
+        self._undecided = False
+        self._follow(ADMISSION, Woke(), self.admission.decide(self.now))
+        self._drain()
+        self._follow(SCHEDULER, Woke(), self.scheduler.plan(self.now))
+        if self._check:
+            self.admission.check()
+            self.scheduler.check()
+
+    def _follow(self, core: str, event: Any, commands: list[Command]) -> None:
+        for observe in self.observers:
+            observe(core, self.now, event, commands)
+        for command in commands:
+            self._perform(core, command)
+        if core == ADMISSION and self.admission.queue.num_backlogged > 1:
+            self._max_gap = max(self._max_gap, self.admission.gap)
+            self._max_gap_ratio = max(self._max_gap_ratio, self.admission.gap_ratio)
 
     def _perform(self, core: str, command: Command) -> None:
         match command:
@@ -270,9 +280,8 @@ class Simulation:
             case Release():
                 self._release(command)
             case Finish():
-                self._inbox.append(
-                    (ADMISSION, RequestFinished(command.request, command.output_tokens, command.outcome))
-                )
+                finished = RequestFinished(command.request, command.output_tokens, command.outcome)
+                self._inbox.append((ADMISSION, finished))
                 served = self.served[command.request]
                 if command.outcome == "finished":
                     served.finished_at_s = self.now
@@ -335,7 +344,7 @@ class Simulation:
         if self.scheduler.rules.restarts:
             made = (plan.positions + plan.num_tokens)[plan.samples] - self._before_output[sampled]
         key = (executor, command.step)
-        self._steps[key] = _Running(executor, command.step, duration, heard_at - ended_at, sampled, filled, ended, made)
+        self._steps[key] = Running(executor, command.step, duration, heard_at - ended_at, sampled, filled, ended, made)
         heappush(self._heap, (heard_at, next(self._order), "step", key))
         self._num_steps += 1
         self._num_step_tokens += shape.num_tokens

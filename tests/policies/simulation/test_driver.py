@@ -9,7 +9,7 @@ import pytest
 from policies.admission.core import AdmissionCore
 from policies.commands import Command, Settle
 from policies.event_log import encode_record, read_records, verify
-from policies.events import Arrived
+from policies.events import Arrived, TokensProduced
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import Device, FloorLinear
@@ -264,3 +264,28 @@ def test_prompts_found_in_the_prefix_cache_are_given_back_as_by_the_services() -
     found = {request: served.prefix_hit_tokens for request, served in enumerate(outcome.served, start=1)}
     assert sum(found.values()) > 0
     assert cached == found
+
+
+def test_between_steps_a_place_that_becomes_free_is_taken_in_the_next_step() -> None:
+    """As live, that step is planned before admission has heard of the end."""
+    document = policy("fcfs").replace(b"{kind: fcfs}", b"{kind: fcfs, max_requests: 2}")
+    requests = [TraceRequest(at_s, "a", "free", 10, tokens) for at_s, tokens in ((0.0, 9), (0.0, 3), (0.025, 2))]
+    first_tokens = []
+    for decides in ("at_every_event", "between_steps"):
+        run = Simulation(document, requests, DEVICE, steps_in_flight=1, decides=decides, check=True).run()
+        first_tokens.append(run.served[2].first_token_at_s)
+        assert all(served.finished_at_s is not None for served in run.served)
+    assert first_tokens == pytest.approx([0.06, 0.04])
+
+
+def test_between_steps_what_arrives_while_one_runs_is_heard_at_its_end() -> None:
+    heard = []
+
+    def observe(_core: str, now: float, event: Any, _commands: list[Command]) -> None:
+        if isinstance(event, Arrived | TokensProduced):
+            heard.append((type(event).__name__, round(now, 3)))
+
+    requests = [TraceRequest(0.0, "a", "free", 10, 2), TraceRequest(0.004, "a", "free", 10, 1)]
+    options: dict[str, Any] = {"steps_in_flight": 1, "decides": "between_steps", "observer": observe}
+    Simulation(policy("fcfs"), requests, DEVICE, **options).run()
+    assert heard[:3] == [("Arrived", 0.0), ("TokensProduced", 0.01), ("Arrived", 0.01)]
