@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import policies
@@ -19,7 +20,7 @@ from services.progress import progress_bar
 
 EXPERIMENTS = {
     name: (f"policies.simulation.experiments.{name}", f"policies.simulation.experiments.{name}_page")
-    for name in ("slai", "rad", "amin")
+    for name in ("slai", "rad", "amin", "vtc")
 }
 """Name -> the experiment, and its page of plots."""
 SHIPPED = Path(policies.__file__).parent
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", choices=list(EXPERIMENTS), help="whose")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="published traces; without it: synthetic ones")
     parser.add_argument(
-        "--policy", nargs="+", default=[], metavar="P", help="shipped names or files; default: those of the paper"
+        "--policy", nargs="+", default=[], metavar="P", help="names or files; default: those of the paper"
     )
     parser.add_argument("--qps", nargs="+", type=positive, default=[], metavar="Q", help="nominal requests per second")
     parser.add_argument("--seeds", nargs="+", type=seed, default=[], metavar="N", help="of arrivals and order")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if args.html is not None and not args.html.parent.is_dir():
             raise ExperimentError(f"--html {args.html}: there is no folder {args.html.parent}")
         options = Options(
-            policies=dict(_document(name) for name in args.policy or module.POLICIES),
+            policies=dict(_document(name, module.OWN) for name in args.policy or module.POLICIES),
             data=args.data,
             qps=tuple(sorted(set(args.qps))),
             seeds=tuple(dict.fromkeys(args.seeds)),
@@ -92,14 +93,18 @@ def _write(path: Path, text: str) -> None:
         raise ExperimentError(f"--html {path}: cannot be written: {error.strerror}") from error
 
 
-def _document(name: str) -> tuple[str, bytes]:
-    """A shipped policy by its name, or a file by its path; and what it is reported as."""
+def _document(name: str, own: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """A policy of the experiment's own or a shipped one by its name, or a file by its path; and what it is reported
+    as.
+    """
+    if name in own:
+        return name, own[name]
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if Path(name).name == name and shipped.is_file() else Path(name)
     try:
         document = path.read_bytes()
     except OSError as error:
-        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml") if file.stem != "tenants"))
+        names = ", ".join([*own] or sorted(file.stem for file in SHIPPED.glob("*.yaml") if file.stem != "tenants"))
         raise ExperimentError(
             f"--policy {name}: cannot be read: {error.strerror}; give a file, or one of {names}"
         ) from error

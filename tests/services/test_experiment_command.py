@@ -126,3 +126,11 @@ def test_an_interrupt_ends_with_a_word_and_no_traceback(
     monkeypatch.setattr(slai, "run", run)
     assert experiment("slai", "--policy", "slai") == 130
     assert capsys.readouterr().err == "fairlead experiment: interrupted\n"
+
+
+def test_an_experiments_own_policies_are_known_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment("vtc", "--policy", "slower") == 2
+    error = capsys.readouterr().err
+    assert "give a file, or one of fcfs, lcf, vtc, vtc_predict, vtc_noisy, vtc_oracle, rpm_5" in error
+    assert experiment("vtc", "--policy", "lcf", "--qps", "2") == 2
+    assert "--qps, --strict-share and --duration-s do not apply" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """The experiments of the papers, one module each: the set-up as published, and published figures beside obtained ones.
 
 Owns what every experiment is asked with and how its runs are spread over processes. A module here has `POLICIES`, the
-names of those it compares, `run(options, progress) -> figures` (JSON-ready values) and `table(figures) -> str` (the
-same for people). Only the command line calls them, so they may read files and start processes.
+names of those it compares, `OWN`, the documents of those among them that are not shipped, `run(options, progress) ->
+figures` (JSON-ready values) and `table(figures) -> str` (the same for people). Only the command line calls them, so
+they may read files and start processes.
 """
 
 import signal

@@ -22,6 +22,7 @@ from policies.simulation.workload import TraceRequest
 
 POLICIES = ()
 """Of shipped ones: none. The papers' model has policies of its own, made here."""
+OWN: dict[str, bytes] = {}
 SEEDS = (0, 1, 2)
 BEGIN_S = 1.0
 """When the first plan with everybody is made: until then one sequence of one token runs, so that all are there."""

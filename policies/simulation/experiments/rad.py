@@ -20,6 +20,7 @@ from policies.simulation.outcome import Outcome, Served
 from policies.simulation.workload import TraceRequest
 
 POLICIES = ("rad", "sarathi", "orca", "vllm", "fastertransformer")
+OWN: dict[str, bytes] = {}
 DEVICE = "toy-tile"
 TILE_TOKENS = 128
 FULL_STEP_S = 4640e-6

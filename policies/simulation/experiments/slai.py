@@ -30,6 +30,7 @@ POLICIES = (
     *("slai_fcfs_fixed", "slai_spf_fixed", "slai", "slai_priority"),
     "fairlead",
 )
+OWN: dict[str, bytes] = {}
 TRACE = "openchat_sharegpt4_lengths.csv"
 SYNTHETIC = "synthetic lengths of the same statistics"
 SYNTHETIC_SEED = 42

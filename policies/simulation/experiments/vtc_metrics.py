@@ -26,6 +26,12 @@ def weighted_tokens(prompt_tokens: Floats, output_tokens: Floats) -> Floats:
     return prompt_tokens + 2.0 * output_tokens
 
 
+def profiled(prompt_tokens: Floats, output_tokens: Floats) -> Floats:
+    """The cost that was fitted to the A10G: milliseconds of a request in a full batch."""
+    h = 0.21001891 * prompt_tokens + 0.10075395 * output_tokens + 1.14601454
+    return h + 0.0039868 * prompt_tokens * output_tokens + 0.00324733 * output_tokens**2
+
+
 class Completed(NamedTuple):
     """Columns over the requests that were served to their end."""
 
@@ -99,6 +105,7 @@ def figures(served: list[Served], cost_of: CostOf) -> Figures:
             "warm_up_30_s": _accumulated(done, cost, WARM_UP_S),
             "warm_up_0_s": _accumulated(done, cost, 0.0),
         },
+        "service_per_s_300_to_600_s": (service(done, cost, 300.0, 600.0) / 300.0).tolist(),
         "samples": samples,
     }
 
