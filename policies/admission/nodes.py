@@ -109,11 +109,6 @@ class Queued:
             true_tokens=event.output_tokens,
         )
 
-    @property
-    def size_tokens(self) -> int:
-        """Final size that it is expected to have at most."""
-        return self.prompt_tokens + self.expected_tokens
-
 
 class Node:
     """A tenant, project or key: its counter, and how much of its subtree waits and is in flight."""

@@ -16,6 +16,10 @@ from policies.admission.window import Window
 PRICES = Prices(1.0, 2.0)
 
 
+def size_of(queued: Queued) -> int:
+    return queued.prompt_tokens + queued.expected_tokens
+
+
 class Naive:
     """The definition, round after round."""
 
@@ -44,12 +48,12 @@ class Naive:
                 self.deficits[tenant] += self.quantum
             queue = self.queues[tenant]
             while self.deficits[tenant] > 0 and queue:
-                if queue[0].size_tokens > room:
+                if size_of(queue[0]) > room:
                     self.ring.appendleft(tenant)
                     self.stopped = tenant
                     return admitted
                 head = queue.popleft()
-                room -= head.size_tokens
+                room -= size_of(head)
                 admitted.append(head.request)
                 self.deficits[tenant] -= head.prompt_tokens / head.weight
             if queue or self.deficits[tenant] < 0:
@@ -106,12 +110,12 @@ class Pair:
         self.order.begin()
         while (queued := self.order.next(self.queue)) is not None:
             assert self.order.next(self.queue) is queued
-            if queued.size_tokens > left:
+            if size_of(queued) > left:
                 self.order.refused()
                 break
-            left -= queued.size_tokens
+            left -= size_of(queued)
             self.queue.leave(queued, 0.0)
-            self.ledger.open(Charge.of(queued, PRICES, 0, self.window.take(queued.size_tokens), "all"))
+            self.ledger.open(Charge.of(queued, PRICES, 0, self.window.take(size_of(queued)), "all"))
             admitted.append(queued.request)
         assert admitted == self.naive.refill(room)
         if self.draw.random() < 0.3:

@@ -126,6 +126,25 @@ def test_requests_that_still_run_keep_a_fresh_bucket_from_being_too_short():
     assert median(lambda _: 200) >= 200
 
 
+def test_requests_that_never_ran_are_forgotten():
+    predictor = Conformal(Prediction(), lambda _sequence: 3000)
+
+    def ended(numbers):
+        for number in numbers:
+            predictor.predict(number, features(number))
+            predictor.observe(number, 20, cut_short=False)
+
+    ended(range(1000, 1100))  # prompts are told apart by length from here on
+    for number in range(40):
+        predictor.predict(number, features(number))
+    ended(range(2000, 2100))
+    assert predictor.predict(40, features(40)).upper == 4096
+    for number in (*range(41), 9999):
+        predictor.forget(number)
+    ended(range(3000, 3100))
+    assert predictor.predict(41, features(41)).upper < 100
+
+
 def test_what_was_cut_short_counts_as_longer_and_gives_no_score():
     predictor, _ = conformal()
     for number in range(300):
