@@ -106,6 +106,7 @@ class Counted(Command):
 
     request: int
     limits: tuple[LimitState, ...] = ()
+    tenant: str = ""
 
 
 class Withdraw(Command):

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 PROMPT, CACHED, OUTPUT, REQUESTS = "prompt_tokens", "cached_tokens", "output_tokens", "requests"
 REFUSED = "refused:"
 """Before the code of a refusal."""
+INVALID = "invalid_request"
+"""Stands for the codes of requests that cannot be served to anybody: those that a gateway answers with a 400."""
 KEEP_DAYS = 400
 """A year's bill, and some time to dispute it."""
 FILE = "admission.sqlite"

@@ -119,7 +119,7 @@ class Intake:
         asked = Asked(event.tenant, event.tier, event.project, event.key, "")
         pending = Pending(event, items_of_a_mistake(rules.limits, asked), 0, now, answer)
         if not self._ask(pending, commands):
-            commands.append(Counted(event.request) if answer is None else answer)
+            commands.append(Counted(event.request, tenant=event.tenant) if answer is None else answer)
 
     def _ask(self, pending: Pending, commands: list[Command]) -> bool:
         if not pending.items:
@@ -144,7 +144,7 @@ class Intake:
         arrived = pending.event
         if isinstance(arrived, Invalid):
             if pending.counts_as is None:
-                commands.append(Counted(event.request, event.limits))
+                commands.append(Counted(event.request, event.limits, arrived.tenant))
             return None
         if pending.answer is not None:
             if pending.counts_as is None:

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from policies.commands import Command, Refuse, Settle
+from policies.commands import Command, Counted, Refuse, Settle
 from policies.events import Event
 from services.admission.store import Batch, Store, StoreError, UsageCell
-from services.usage_rows import CACHED, OUTPUT, PROMPT, REFUSED, REQUESTS, day_of
+from services.usage_rows import CACHED, INVALID, OUTPUT, PROMPT, REFUSED, REQUESTS, day_of
 
 GATHER_S = 0.01
 """What changes within this time is kept together: a batch costs the disk the same, however much is in it."""
@@ -70,6 +70,8 @@ class Journal:
                     self._count_end(command)
                 case Refuse():
                     self._count(command.tenant, REFUSED + command.code, 1)
+                case Counted():
+                    self._count(command.tenant, REFUSED + INVALID, 1)
 
     def settled(self, epoch: int, number: int) -> None:
         """The ends of this start of the scheduler up to a number are settled."""

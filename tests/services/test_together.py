@@ -1,18 +1,12 @@
 """Admission, scheduler and a paced executor joined over Unix sockets, with a gateway that the test plays."""
 
 import asyncio
-import logging
-import threading
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.structs import replace
+from joined_services import BLOCK_TOKENS, NUM_BLOCKS, POLICY, House, expected, no_stop
 
-from engine.interface import EngineError, EngineSettings, Sampling, Step, StepOutput
-from engine.paced import PacedEngine
 from policies.admission.core import AdmissionCore
 from policies.commands import FinishReason
 from policies.event_log import read_records, verify
@@ -20,167 +14,19 @@ from policies.events import TokensProduced
 from policies.scheduling.core import SchedulerCore
 from policies.scheduling.prefixes import KEY_BYTES
 from services.admission import policy_files
-from services.admission.service import AdmissionService
-from services.executor.service import Executor
-from services.runtime import ReadyFile
-from services.scheduler.service import SchedulerService
-from services.settings import Deployment
 from services.traffic import gaps
 from services.traffic.reading import read_fleet
-from services.transport import Identity, Link
-from services.usage_rows import FILE, read_usage
 from services.wire import (
     Admitted,
     Cancel,
-    Capacity,
     PolicyCommit,
-    PolicyNow,
     PolicyPrepare,
     PolicyPrepared,
     PolicyStatus,
     Refused,
-    RequestEnded,
     Stopped,
-    Submit,
     TokenFrame,
 )
-
-SECRET = b"s" * 32
-GATEWAY = 77
-POLICY = Path(__file__).resolve().parents[2] / "policies" / "slai.yaml"
-BLOCK_TOKENS, NUM_BLOCKS = 16, 64
-
-
-class Ends(PacedEngine):
-    """A paced engine that can be told to end its thread, and gives embeddings that name their sequence."""
-
-    over = False
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.pooled: set[int] = set()
-        self.sampling: list[list[int]] = []
-
-    def launch(self, step: Step) -> None:
-        self.pooled |= {start.sequence for start in step.starts if start.pooling}
-        self.sampling.append(step.sequences[step.samples].tolist())
-        super().launch(replace(step, starts=[replace(start, pooling="") for start in step.starts]))
-
-    def collect(self) -> StepOutput:
-        output = super().collect()
-        sampled = self.sampling.pop(0)
-        output.vectors = {each: np.array([each % 2**16, 0.5], np.float32) for each in sampled if each in self.pooled}
-        return output
-
-    def forget(self, sequences: list[int]) -> None:
-        if self.over:
-            raise EngineError("the test is over")
-        super().forget(sequences)
-
-
-class House:
-    def __init__(self, folder: Path, gateway) -> None:
-        self.policy = folder / "policy.yaml"
-        self.policy.write_bytes(POLICY.read_bytes())
-        self.deployment = Deployment(
-            data=str(folder), policy=str(self.policy), record=str(folder / "record"), check=True
-        ).resolved()
-        Path(self.deployment.streams.secret_file).write_bytes(SECRET)
-        self.gateway = gateway
-        self.scheduler = SchedulerService(self.deployment)
-        self.admission = AdmissionService(self.deployment)
-        self.threads: list[tuple[Ends, threading.Thread]] = []
-        self.links: dict[str, Link] = {}
-        self.number = 0
-
-    async def start(self) -> "House":
-        await self.scheduler.start()
-        await self.admission.start()
-        self.add_executor()
-        for service in ("admission", "scheduler"):
-            address = getattr(self.deployment.streams, service)
-            self.links[service] = Link(address, Identity("gateway", str(GATEWAY)), SECRET, self.gateway)
-            self.links[service].start()
-        await self.gateway.until(
-            lambda: any(isinstance(each, Capacity) and each.num_executors for each in self.gateway.messages)
-        )
-        await self.gateway.message(PolicyNow)
-        return self
-
-    def add_executor(self, step_s: float = 0.001) -> Ends:
-        settings = EngineSettings(
-            kind="paced", paced_step_s=step_s, kv_block_tokens=BLOCK_TOKENS, kv_pool_tokens=BLOCK_TOKENS * NUM_BLOCKS
-        )
-        engine = Ends(settings, 1000, 4096)
-        ready = ReadyFile(Path(self.deployment.run), "executor")
-
-        def run() -> None:
-            try:
-                Executor(engine, self.deployment, ready).run()
-            except EngineError:
-                logging.getLogger(__name__).info("executor ends")
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        self.threads.append((engine, thread))
-        return engine
-
-    async def stop(self) -> None:
-        for link in self.links.values():
-            await link.close()
-        for engine, _ in self.threads:
-            engine.over = True
-        await self.admission.stop()
-        await self.scheduler.stop()
-        for _, thread in self.threads:
-            await asyncio.to_thread(thread.join, 10)
-
-    def submit(
-        self,
-        prompt: int | list[int] = 20,
-        max_output_tokens: int = 8,
-        num_choices: int = 1,
-        **options: Any,
-    ) -> int:
-        """`prompt`: its token ids, or how many."""
-        request = (GATEWAY << 32) + self.number
-        self.number += num_choices
-        self.links["admission"].stream.send(
-            Submit(
-                request=request,
-                tenant="acme",
-                tier="free",
-                prompt=np.array(range(prompt) if isinstance(prompt, int) else prompt, np.int32).tobytes(),
-                max_output_tokens=max_output_tokens,
-                sampling=[Sampling(seed=request + choice) for choice in range(num_choices)],
-                **options,
-            )
-        )
-        return request
-
-    async def ended(self, request: int) -> RequestEnded:
-        found: list[RequestEnded] = []
-
-        def look() -> bool:
-            found[:] = [
-                each for each in self.gateway.messages if isinstance(each, RequestEnded) and each.request == request
-            ]
-            return bool(found)
-
-        await self.gateway.until(look)
-        return found[0]
-
-    @property
-    def frames(self) -> list[TokenFrame]:
-        return [message for message in self.gateway.messages if isinstance(message, TokenFrame)]
-
-    def tokens(self) -> dict[int, list[int]]:
-        by_sequence: dict[int, list[int]] = defaultdict(list)
-        for frame in self.frames:
-            pairs = zip(np.frombuffer(frame.sequences, np.int64), np.frombuffer(frame.tokens, np.int32), strict=True)
-            for sequence, token in pairs:
-                by_sequence[int(sequence)].append(int(token))
-        return by_sequence
 
 
 @pytest.fixture
@@ -189,13 +35,6 @@ async def house(tmp_path: Path, recorder, monkeypatch):
     made = await House(tmp_path, recorder()).start()
     yield made
     await made.stop()
-
-
-def expected(seed: int, prompt_tokens: int, count: int) -> list[int]:
-    """What a paced engine samples, whatever the batches were."""
-    engine = PacedEngine(EngineSettings(kind="paced"), 1000, 4096)
-    positions = np.arange(prompt_tokens, prompt_tokens + count, dtype=np.int32)
-    return engine._tokens(np.full(count, seed, np.int64), positions).tolist()
 
 
 async def test_tokens_arrive_in_order_and_complete_for_every_request(house) -> None:
@@ -345,23 +184,6 @@ async def test_an_executor_that_dies_is_a_pause_and_no_token_is_lost_or_repeated
     assert house.tokens() == {request: expected(request, 20, 200)}
 
 
-async def test_a_stream_that_breaks_and_admission_that_starts_again_cost_no_token_and_count_none_twice(house) -> None:
-    request = house.submit(20, 300)
-    await house.gateway.message(TokenFrame, 5)
-    house.admission._link.stream.close()
-    await house.gateway.message(TokenFrame, 60)
-    await house.admission.stop()
-    house.admission = AdmissionService(house.deployment)
-    await house.admission.start()
-    await house.gateway.message(PolicyNow, 2)
-    await house.ended(house.submit(5, 7))
-    assert (await house.ended(request)).output_tokens == 300
-    await house.stop()
-    house.stop = no_stop
-    (used,) = read_usage(Path(house.deployment.data) / FILE, "acme", 2)
-    assert used.counts == {"requests": 2, "prompt_tokens": 25, "output_tokens": 307}
-
-
 async def test_recorded_logs_replay_to_the_identical_commands(house) -> None:
     requests = [house.submit(10 * index + 1, 5 + index) for index in range(8)]
     house.links["scheduler"].stream.send(Cancel(requests[-1]))
@@ -394,7 +216,3 @@ async def test_the_traffic_is_measured_for_whoever_plans_with_it(house) -> None:
     assert decodes[-1].ended_at_s - decodes[0].begun_at_s >= 0.001 * (len(decodes) - 1)
     for step in decodes:
         assert step.planned_at_s <= step.ended_at_s <= step.heard_at_s
-
-
-async def no_stop() -> None:
-    """The test has stopped the house itself."""

@@ -249,8 +249,10 @@ def test_an_invalid_request_is_counted_and_its_gateway_told_what_is_left() -> No
 
 
 def test_an_invalid_request_is_counted_at_once_where_no_limit_applies() -> None:
-    assert Gate().tell(Invalid(1, "acme")) == [Counted(1)]
-    assert Gate({**REQUESTS, "when": {"tier": "gold"}}).tell(Invalid(1, "acme", tier="free")) == [Counted(1)]
+    assert Gate().tell(Invalid(1, "acme")) == [Counted(1, tenant="acme")]
+    assert Gate({**REQUESTS, "when": {"tier": "gold"}}).tell(Invalid(1, "acme", tier="free")) == [
+        Counted(1, tenant="acme")
+    ]
 
 
 def test_a_stream_that_passes_what_was_expected_of_it_runs_into_debt_in_steps_and_is_not_cut() -> None:

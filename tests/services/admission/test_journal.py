@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from policies.commands import Command, Refuse, Settle
+from policies.commands import Command, Counted, Refuse, Settle
 from policies.events import Woke
 from services.admission import journal as journal_module
 from services.admission.journal import Journal
@@ -149,10 +149,12 @@ async def test_refusals_count_by_their_reason_and_what_failed_by_our_fault_is_no
         Refuse(2, "queue_full", "", tenant="acme"),
         Refuse(3, "rate_limit_exceeded", "", tenant="globex"),
         Settle(4, "acme", 0, 0, "error"),
+        Counted(5, tenant="globex"),
     )
     await kept.journal.close()
     counts = {(tenant, counted): count for (_, tenant, counted), count in kept.disk.batches[0].usage.items()}
     assert counts == {
         ("acme", "refused:queue_full"): 2,
         ("globex", "refused:rate_limit_exceeded"): 1,
+        ("globex", "refused:invalid_request"): 1,
     }
