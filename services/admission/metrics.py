@@ -5,6 +5,7 @@ Told of every event after it was decided; levels are read when somebody asks. Ch
 
 from typing import Any
 
+from policies.admission.backlog import queued_by_class
 from policies.admission.core import AdmissionCore
 from policies.admission.fairness import jain
 from policies.admission.ledger import LOST
@@ -80,10 +81,7 @@ class AdmissionMetrics:
     def _read_levels(self) -> None:
         """O(waiting + in flight + tenants)."""
         core = self._core
-        depths = {slo.name: 0 for slo in core.rules.classes}
-        for queued in core.queue.waiting.values():
-            depths[core.rules.class_of(queued)] += 1
-        self._depth.replace(((name,), depth) for name, depth in depths.items())
+        self._depth.replace(((name,), depth) for name, depth in queued_by_class(core).items())
         window = [(("reserved",), float(core.window.reserved_tokens))]
         if core.window.limit_tokens < OPEN_TOKENS:
             window.append((("limit",), float(core.window.limit_tokens)))
