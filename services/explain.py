@@ -21,7 +21,7 @@ SLOWEST = 12
 MS = 1000.0
 PARTS_IN_WORDS = {
     "tokenize": "its text became tokens",
-    "submit": "on its way to admission",
+    "submit": "on its way to and through admission",
     "limits": "waiting for the limits' store",
     "fairness": "waiting for its tenant's turn",
     "window": "its tenant's turn, but no room in flight",

@@ -71,8 +71,8 @@ def _head(document: dict[str, Any]) -> Text:
     dropped = sum(document["telemetry"]["dropped"].values())
     text = Text.assemble(
         ("fairlead ", "bold"),
-        f"{document['model']}, policy {label}, {document['num_executors']} executors, ",
-        f"{document['num_running'] or 0} requests here",
+        f"{document['model']}, policy {label}, {_count(document['num_executors'], 'executor')}, ",
+        f"{_count(document['num_running'] or 0, 'request')} here",
     )
     if missing:
         text.append(f"  NOT READY: {missing}", "bold red")
@@ -135,6 +135,10 @@ def _ms(spent_s: float | None) -> str:
     if spent_s is None:
         return "-"
     return f"{spent_s * 1000:.1f} ms" if spent_s < 1 else f"{spent_s:.2f} s"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _share(share: float | None) -> str:

@@ -17,8 +17,8 @@ TOKEN_PARTS = ("wait", "launch", "compute", "return", "hop", "write")
 """Part i lies between TOKEN_STAMPS[i] and TOKEN_STAMPS[i + 1]."""
 
 FIRST_PARTS = ("tokenize", "submit", "limits", "fairness", "window", "queue", "prefill", "return", "hop", "write")
-"""Parts of the time to the first token: `submit` is the way to admission, `queue` lies between release and the first
-plan, `prefill` between that and the end of the step that made the token.
+"""Parts of the time to the first token: `submit` is the way to and through admission, `queue` lies between release and
+the first plan, `prefill` between that and the end of the step that made the token.
 """
 
 CHUNK_COLUMNS = ("step", "num_tokens", "planned", "launched", "computed")

@@ -15,6 +15,8 @@ from services.telemetry.records import Began, Ended, Let, Step, Written
 from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS, TOKEN_STAMPS
 
 NUM_PARTS = len(TOKEN_PARTS)
+WAITS = ("limits", "fairness", "window")
+"""Of admission, in order."""
 STAMP_COLUMNS = (*TOKEN_STAMPS, "cause", "step", "executor")
 """Of what is kept of a token: int64 each; `cause` is an index into `stamps.CAUSES`."""
 WRITTEN, CAUSE = STAMP_COLUMNS.index("written"), STAMP_COLUMNS.index("cause")
@@ -77,14 +79,16 @@ class Request:
             return None
         stamps, output = first
         let, began = self.let, self.began
-        limits_ns, fairness_ns = (round(let.waits_s.get(cause, 0.0) * 1e9) for cause in ("limits", "fairness"))
+        limits_ns, fairness_ns, window_ns = (round(let.waits_s.get(cause, 0.0) * 1e9) for cause in WAITS)
+        # What admission itself took belongs to the way through it.
+        begun_ns = max(let.queued_ns, let.released_ns - limits_ns - fairness_ns - window_ns)
         planned_ns = output.chunks[0, CHUNK_COLUMNS.index("planned")] if len(output.chunks) else stamps[1]
         edges = [
             began.received_ns,
             began.tokenized_ns,
-            let.queued_ns,
-            min(let.queued_ns + limits_ns, let.released_ns),
-            min(let.queued_ns + limits_ns + fairness_ns, let.released_ns),
+            begun_ns,
+            begun_ns + limits_ns,
+            begun_ns + limits_ns + fairness_ns,
             let.released_ns,
             int(planned_ns),
             *stamps[3:7].tolist(),
