@@ -47,7 +47,7 @@ def asked() -> Iterator[Asked]:
             for target in panel.get("targets", ()):
                 yield Asked(f"{name}: {panel['title']}", target["expr"])
         for annotation in board["annotations"]["list"]:
-            yield Asked(f"{name}: annotation {annotation['name']}", annotation["expr"])
+            yield Asked(f"{name}: annotation {annotation['name']}", annotation["target"]["expr"])
     for rule in rules():
         if "alert" in rule:
             yield Asked(f"alert {rule['alert']}", COMPARISON.sub("", rule["expr"]))

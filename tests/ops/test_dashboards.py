@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.cli import COMMANDS, POLICY_COMMANDS
 from services.settings import load_deployment
 from services.telemetry import names
 from services.telemetry.exposition import prometheus_name
@@ -62,7 +63,7 @@ def test_every_board_shows_policy_revisions_and_has_an_address_of_its_own() -> N
     assert len({board["uid"] for board in boards().values()}) == len(boards()) == 4
     for board in boards().values():
         (annotation,) = board["annotations"]["list"]
-        assert "fairlead_policy_revision" in annotation["expr"]
+        assert "fairlead_policy_revision" in annotation["target"]["expr"]
 
 
 def test_points_of_latency_panels_lead_to_traces() -> None:
@@ -95,6 +96,13 @@ def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(
         assert alert["annotations"]["runbook"] == f"ops/runbook.md#{alert['alert'].lower()}"
         assert alert["labels"]["severity"] in ("page", "ticket")
         assert alert["annotations"]["summary"].endswith(".")
+
+
+def test_commands_that_the_runbook_names_exist() -> None:
+    named = re.findall(r"`fairlead (policy )?([a-z-]+)", (OPS / "runbook.md").read_text())
+    assert len(named) > 5
+    for policy, command in named:
+        assert command in (POLICY_COMMANDS if policy else COMMANDS), command
 
 
 def test_links_within_the_runbook_lead_somewhere() -> None:
