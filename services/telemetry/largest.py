@@ -1,6 +1,7 @@
 """Counts by a name that comes from outside, as tenants' names do, in a bounded number of series."""
 
 from collections.abc import Mapping
+from heapq import nsmallest
 
 OTHER = "other"
 NUM_SHOWN = 20
@@ -27,8 +28,8 @@ class Largest:
         seen = self._seen
         gains = {name: total - seen.get(name, 0.0) for name, total in totals.items() if total > seen.get(name, 0.0)}
         seen.update({name: totals[name] for name in gains})
-        names = sorted((name for name in seen if name != OTHER), key=lambda name: (-seen[name], name))
-        shown = names[: self._num_shown]
+        names = (name for name in seen if name != OTHER)
+        shown = nsmallest(self._num_shown, names, key=lambda name: (-seen[name], name))
         own = {name: self._own.get(name, 0.0) + gains.pop(name, 0.0) for name in shown}
         self._own.update(own)
         self._other += sum(gains.values())
