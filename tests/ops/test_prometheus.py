@@ -1,6 +1,7 @@
 """Every PromQL expression of boards and alerts, asked of a real Prometheus that reads the services of a live run."""
 
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from services.telemetry import names
 from services.telemetry.exposition import prometheus_name
-from tests.ops.boards import OPS, RULES, Asked, asked
+from tests.ops.boards import OPS, RULES, Asked, alerts, asked
 from tests.ops.live import POLICY, House, house
 
 pytestmark = [
@@ -22,6 +23,8 @@ VARIABLES = {"$__rate_interval": "5s", "$__interval": "5s", "$class": ".*", "{$_
 """What Grafana fills in, for a run of some seconds."""
 NEED_AN_EVENT: dict[str, str] = {}
 """Metrics that this run does not show, and what they need."""
+CASES = Path(__file__).with_name("alerts.yml")
+"""What raises each alert, in made-up figures."""
 REJECTED = POLICY.replace("queue:", "queues:")
 RENAMED = POLICY.replace("name: boards", "name: board")
 
@@ -83,8 +86,14 @@ def test_broken_promises_raise_the_alert_and_nothing_is_down(live: House) -> Non
     assert "FairleadPolicyRejected" in raised
 
 
-@pytest.mark.parametrize("check", [("rules", RULES), ("config", OPS / "prometheus" / "prometheus.yml")], ids=str)
-def test_promtool_finds_nothing_wrong(check: tuple[str, Path]) -> None:
-    kind, file = check
-    done = subprocess.run(["promtool", "check", kind, str(file)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [("check rules", RULES), ("check config", OPS / "prometheus" / "prometheus.yml"), ("test rules", CASES)],
+)
+def test_promtool_finds_nothing_wrong(command: str, file: Path) -> None:
+    done = subprocess.run(["promtool", *command.split(), str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_raised_by_some_case() -> None:
+    assert {alert["alert"] for alert in alerts()} == set(re.findall(r'\{alertname="(\w+)"', CASES.read_text()))
