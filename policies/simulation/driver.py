@@ -130,9 +130,8 @@ class Simulation:
         self._num_steps = self._num_step_tokens = 0
         self._tile_fill = 0.0
         self._given_up = False
-        self._max_gap = self._max_gap_ratio = 0.0
         self._limits = LimitBook()
-        self._jain = 1.0
+        self._max_gap, self._max_gap_ratio, self._jain = 0.0, 0.0, 1.0
 
     def run(self) -> Outcome:
         """Run until every request has ended or the time is up."""
@@ -252,8 +251,9 @@ class Simulation:
     def _conclude(self) -> None:
         """Both cores decide upon what they have heard."""
         self._undecided = False
-        self._follow(ADMISSION, Woke(), self.admission.decide(self.now))
-        self._drain()
+        if commands := self.admission.decide(self.now):
+            self._follow(ADMISSION, Woke(), commands)
+            self._drain()
         self._follow(SCHEDULER, Woke(), self.scheduler.plan(self.now))
         if self._check:
             self.admission.check()

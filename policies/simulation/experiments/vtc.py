@@ -127,7 +127,7 @@ def simulate(point: Point) -> list[Figures]:
     device = DEVICES[DEVICE](point.efficiency)._replace(num_blocks=POOL_TOKENS, block_tokens=1)
     simulation = Simulation(point.document, point.requests, device, steps_in_flight=1, decides="between_steps")
     bounded = load_policy(point.document).fairness.kind == "vtc"
-    pairs = PairMeter(simulation.admission, sorted({request.tenant for request in point.requests}))
+    pairs = PairMeter(simulation.admission)
     if bounded:
         simulation.observers.append(pairs)
     outcome = simulation.run()

@@ -18,28 +18,31 @@ class PairMeter:
         largest: of |W_f - W_g|, over all pairs and all intervals in which both are backlogged; cost over weight.
     """
 
-    def __init__(self, admission: AdmissionCore, tenants: list[str]) -> None:
+    def __init__(self, admission: AdmissionCore) -> None:
         self._admission = admission
-        self._numbers = {tenant: number for number, tenant in enumerate(tenants)}
-        count = len(tenants)
-        self._counters = np.full(count, np.nan)
-        self._most, self._least = np.full((count, count), -np.inf), np.full((count, count), np.inf)
+        self._there: list[str] = []
+        self._most = np.empty((0, 0))
+        """How far the counter of a row was ever above that of a column, since both are there."""
         self.largest = 0.0
 
     def __call__(self, core: str, now: float, event: object, commands: list[Command]) -> None:  # noqa: ARG002
         """See the counters after an event."""
         if core != ADMISSION:
             return
-        counters = np.full(len(self._counters), np.nan)
-        for account in self._admission.queue.backlogged():
-            counters[self._numbers[account.name]] = account.counter
-        left = np.isnan(counters)
-        self._most[left], self._most[:, left] = -np.inf, -np.inf
-        self._least[left], self._least[:, left] = np.inf, np.inf
-        apart = counters[:, None] - counters[None, :]
-        np.fmax(self._most, apart, out=self._most)
-        np.fmin(self._least, apart, out=self._least)
-        there = (~left).nonzero()[0]
-        if len(there) > 1:
-            both = np.ix_(there, there)
-            self.largest = max(self.largest, float((self._most[both] - self._least[both]).max()))
+        tenants = list(self._admission.queue.backlogged())
+        names = [tenant.name for tenant in tenants]
+        if names != self._there:
+            self._follow(names)
+        if len(names) > 1:
+            counters = np.array([tenant.counter for tenant in tenants])
+            np.maximum(self._most, counters[:, None] - counters, out=self._most)
+            self.largest = max(self.largest, float((self._most + self._most.T).max()))
+
+    def _follow(self, names: list[str]) -> None:
+        """Somebody joined the backlog or left it; the pairs that stay keep what was seen of them."""
+        before = {name: number for number, name in enumerate(self._there)}
+        stay = [number for number, name in enumerate(names) if name in before]
+        were = [before[names[number]] for number in stay]
+        most = np.full((len(names), len(names)), -np.inf)
+        most[np.ix_(stay, stay)] = self._most[np.ix_(were, were)]
+        self._there, self._most = names, most
