@@ -32,8 +32,12 @@ def watched(
     policy = document(kind="vtc", window_tokens=window, cost=cost, **fairness)
     world = World(policy, trace, conditions, seed=seed)
 
+    refunds = any(ask.cached or ask.fails_after == 0 for ask in trace)
+
     def unit_bound(window_tokens: int, longest_prompt: int) -> float:
-        return output * window_tokens + max(0.0, prompt - output) * longest_prompt
+        # What is given back of prompts lowers a counter below the one that others were released by.
+        dearer = window_tokens if refunds else longest_prompt
+        return output * window_tokens + max(0.0, prompt - output) * dearer
 
     theorems = Theorems(world, weighted(prompt, output), unit_bound, late_price=output)
     world.run()
