@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
 
 CORE, PROGRESS, NODE, CHARGE, TAKEN = "core", "progress", "node:", "charge:", "taken:"
+MOST_NOTED = 10_000
+"""Requests between two takes; more than these are not told one by one."""
+
 Path = tuple[str, ...]
 """Of a node: tenant first."""
 
@@ -131,6 +134,9 @@ class Saved:
                 case Settle():
                     self._requests[command.request] = None
                     self._touch(command.tenant, command.project, command.key)
+        if len(self._requests) > MOST_NOTED:
+            # A store that does not answer for long costs one large batch, and not the memory for all that ever came.
+            self._requests, self._all = {}, True
 
     def take(self) -> tuple[dict[str, bytes | None], bool]:
         """The rows that changed since the last call, None for what is gone; and whether these are all there are."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from policies.admission import saved
 from policies.admission.core import AdmissionCore
 from policies.admission.ledger import Charge
 from policies.admission.limits.book import LimitBook
@@ -324,6 +325,17 @@ def test_what_changed_since_is_enough_to_bring_the_rows_up_to_date() -> None:
     whole, is_whole = world.saved.take()
     assert is_whole
     assert changed == whole
+
+
+def test_after_too_many_changes_everything_is_taken_instead(monkeypatch) -> None:
+    world = busy(ONE_LEVEL)
+    monkeypatch.setattr(saved, "MOST_NOTED", 3)
+    for _ in range(5):
+        world.arrive("acme", 10, 10, 1)
+    rows, is_whole = world.saved.take()
+    assert is_whole
+    requests = {*world.core.ledger.in_flight, *world.core.queue.waiting}
+    assert {name for name in rows if name.startswith("taken:")} == {f"taken:{request}" for request in requests}
 
 
 def test_counters_that_are_too_old_are_worth_nothing_and_what_is_in_flight_still_counts() -> None:
