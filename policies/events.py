@@ -164,6 +164,8 @@ class CapacityChanged(Event, frozen=True):
     """Tokens of KV in all pools."""
     max_sequence_tokens: int
     """Longest sequence (prompt + output) that one pool and the model allow."""
+    num_admissions: int = 1
+    """Processes of admission that divide it: each has as much of the window."""
 
 
 class TokensProduced(Event, frozen=True):

@@ -36,7 +36,7 @@ def ask(deployment: Deployment, about: str, tenant: str = "", days: int = 1) -> 
 
 async def _ask(deployment: Deployment, question: ReportAsked) -> Any:
     asker = _Asker(question)
-    address = deployment.streams.admission
+    address = deployment.streams.admissions[0]
     try:
         link = open_link(deployment, address, Identity(OPERATOR, str(os.getpid()), time.time_ns()), asker)
     except (StartError, AddressError) as error:

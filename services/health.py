@@ -4,10 +4,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from services.settings import SettingsError, load_deployment
+from services.settings import Deployment, SettingsError, load_deployment
 
 SERVICES = ("executor", "scheduler", "admission", "gateway")
 """In the order they are started; stopped the other way round."""
+
+
+def process_name(service: str, replica: int) -> str:
+    """What a process is called, in logs and by its ready file: the first of a service as the service."""
+    return f"{service}-{replica + 1}" if replica else service
+
+
+def processes(deployment: Deployment) -> dict[str, tuple[str, int]]:
+    """All processes by name, with their service and which of it they are, in the order they are started."""
+    counts = {service: len(deployment.streams.admissions) if service == "admission" else 1 for service in SERVICES}
+    return {
+        process_name(service, replica): (service, replica)
+        for service, count in counts.items()
+        for replica in range(count)
+    }
 
 
 def ready_file(run_folder: str, service: str) -> Path:
@@ -18,6 +33,7 @@ def ready_file(run_folder: str, service: str) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead health`."""
     parser.add_argument("service", choices=SERVICES)
+    parser.add_argument("--replica", type=int, default=1, metavar="N", help="which of several (default: the first)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         print(f"fairlead: {error}", file=sys.stderr)
         return 2
-    if ready_file(deployment.run, args.service).exists():
+    name = process_name(args.service, args.replica - 1)
+    if ready_file(deployment.run, name).exists():
         return 0
-    print(f"{args.service} is not ready", file=sys.stderr)
+    print(f"{name} is not ready", file=sys.stderr)
     return 1

@@ -186,12 +186,14 @@ def read_secret(deployment: Deployment) -> bytes:
     return secret
 
 
-async def open_listener(deployment: Deployment, address: str, service: str, receiver: Receiver) -> Listener:
+async def open_listener(
+    deployment: Deployment, address: str, service: str, receiver: Receiver, instance: str = "0"
+) -> Listener:
     """Listen with the deployment's secret and limits; raises `StartError` or `AddressError`."""
     streams = deployment.streams
     return await listen(
         address,
-        Identity(service, epoch=time.time_ns()),
+        Identity(service, instance, epoch=time.time_ns()),
         read_secret(deployment),
         receiver,
         max_frame_bytes=streams.max_frame_bytes,

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from services import runtime
-from services.health import SERVICES
+from services.health import SERVICES, process_name, processes
 from services.settings import SettingsError, load_deployment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead serve`."""
     parser.add_argument("service", choices=SERVICES)
+    parser.add_argument("--replica", type=int, default=1, metavar="N", help="which of several (default: the first)")
     parser.add_argument("--supervised", action="store_true", help="end when the process that started this one dies")
 
 
@@ -20,15 +21,19 @@ def run(args: argparse.Namespace) -> int:
     """Run until told to stop. Exit status 2: the deployment cannot be used; 1: the service failed."""
     if args.supervised:
         runtime.die_with_parent()
-    runtime.set_up_logging(args.service)
+    name = process_name(args.service, args.replica - 1)
+    runtime.set_up_logging(name)
     try:
         deployment = load_deployment().resolved()
+        if name not in processes(deployment):
+            raise SettingsError(f"--replica {args.replica}: the deployment has no {name}; see streams.admission")
         # Imported by name, so that a gateway's process never loads torch nor an executor's an HTTP server.
         module = importlib.import_module(f"services.{args.service}.service")
         if args.service == "executor":
             status: int = module.main(deployment)
             return status
-        return runtime.serve(module.build(deployment), Path(deployment.run))
+        arguments = (args.replica - 1,) if args.replica > 1 else ()
+        return runtime.serve(module.build(deployment, *arguments), Path(deployment.run))
     except (SettingsError, runtime.StartError) as error:
         print(f"fairlead {args.service}: {error}", file=sys.stderr)
         return 2

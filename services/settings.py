@@ -53,7 +53,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How the services reach one another."""
 
-    admission: str = "unix://{run}/admission.sock"
+    admission: str | tuple[str, ...] = "unix://{run}/admission.sock"
+    """A list: so many processes, which share `store`. The first of them watches the policy file."""
     scheduler: str = "unix://{run}/scheduler.sock"
     secret_file: str = "{data}/streams.secret"  # noqa: S105  a path, not a secret
     max_frame_bytes: Bytes = 64 * 2**20
@@ -63,6 +64,11 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How long admission waits for a scheduler that went away before it settles what that had in flight."""
     allow_plaintext: bool = False
     """Allow tcp:// beyond this machine: streams are authenticated, but not encrypted yet."""
+
+    @property
+    def admissions(self) -> tuple[str, ...]:
+        """Where each admission process listens."""
+        return (self.admission,) if isinstance(self.admission, str) else self.admission
 
 
 class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,17 +88,21 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     admission: Annotated[int, Meta(ge=0, le=65535)] | None = 9462
     scheduler: Annotated[int, Meta(ge=0, le=65535)] | None = 9463
     executor: Annotated[int, Meta(ge=0, le=65535)] | None = 9464
-    """Ports; null: it does not; 0: any free one. One that is taken is a warning."""
+    """Ports; null: it does not; 0: any free one. One that is taken is a warning. Of several admission processes each
+    further one is ten ports higher.
+    """
 
-    def port_of(self, service: str) -> int | None:
-        """The port of a service."""
+    def port_of(self, process: str) -> int | None:
+        """The port of a process, by its name: `admission`, `admission-2`."""
+        service, _, number = process.partition("-")
         ports = {
             "gateway": self.gateway,
             "admission": self.admission,
             "scheduler": self.scheduler,
             "executor": self.executor,
         }
-        return ports[service]
+        port = ports[service]
+        return port + 10 * (int(number) - 1) if port and number else port
 
 
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,6 +183,14 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
                 f"store is `{self.store}`; it must be `{EMBEDDED_STORE}`, or the address of a Redis server, which "
                 f"starts with {', '.join(SHARED_STORES)}"
             )
+        admissions = self.streams.admissions
+        if not admissions or len(set(admissions)) < len(admissions):
+            raise ValueError("streams.admission must be an address, or a list of different ones")
+        if len(admissions) > 1 and self.store == EMBEDDED_STORE:
+            raise ValueError(
+                f"streams.admission has {len(admissions)} addresses, and processes that share no store are not fair"
+                " together; set store to the address of a Redis server"
+            )
 
     @property
     def model_folder(self) -> Path:
@@ -209,7 +227,9 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
             ),
             streams=msgspec.structs.replace(
                 self.streams,
-                admission=fill(self.streams.admission),
+                admission=fill(self.streams.admission)
+                if isinstance(self.streams.admission, str)
+                else tuple(fill(address) for address in self.streams.admission),
                 scheduler=fill(self.streams.scheduler),
                 secret_file=_absolute(fill(self.streams.secret_file)),
             ),

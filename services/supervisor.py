@@ -1,4 +1,4 @@
-"""`fairlead up`: starts the four services, waits until they serve, starts a crashed one again, stops them in order.
+"""`fairlead up`: starts the services, waits until they serve, starts a crashed one again, stops them in order.
 
 Owns processes, their logs and the run folder. Knows nothing of requests, policies' meaning or tokens.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from services.files import replace
-from services.health import SERVICES, ready_file
+from services.health import processes, ready_file
 from services.settings import REPOSITORY, STARTED, Deployment, SettingsError, child_environment, load_deployment
 from services.setup import Prepared, SetupError, prepare
 
@@ -63,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Supervisor:
-    """Four child processes and the order in which they start and stop."""
+    """The child processes and the order in which they start and stop."""
 
     def __init__(self, deployment: Deployment, prepared: Prepared) -> None:
         self._deployment = deployment
         self._prepared = prepared
+        self._processes = processes(deployment)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._crashes: deque[float] = deque()
         self._stop = threading.Event()
@@ -81,7 +82,7 @@ class Supervisor:
         _write_deployment(self._deployment)
         self._keep_last_logs()
         try:
-            for service in SERVICES:
+            for service in self._processes:
                 self._start(service)
             failed = self._wait_until_ready()
             if failed is None and not self._stop.is_set():
@@ -113,16 +114,18 @@ class Supervisor:
 
     def _keep_last_logs(self) -> None:
         """Each start writes new logs; those of the start before stay beside them."""
-        for service in SERVICES:
+        for service in self._processes:
             log = self._log(service)
             log.parent.mkdir(exist_ok=True)
             if log.exists():
                 log.replace(log.with_suffix(".log.1"))
 
     def _start(self, service: str) -> None:
+        kind, replica = self._processes[service]
+        number = ["--replica", str(replica + 1)] if replica else []
         with self._log(service).open("ab") as log:
             self._children[service] = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "serve", service, "--supervised"],
+                [sys.executable, "-m", "services.cli", "serve", kind, *number, "--supervised"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,7 +137,7 @@ class Supervisor:
             )
 
     def _wait_until_ready(self) -> str | None:
-        waiting = list(SERVICES)
+        waiting = list(self._processes)
         deadline = time.monotonic() + START_LIMIT_S
         show = sys.stderr.isatty()
         while waiting and not self._stop.wait(POLL_S):
@@ -179,7 +182,7 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         """Gateway first: its readers finish while the others still work for them."""
-        for service in reversed(SERVICES):
+        for service in reversed(self._processes):
             child = self._children.get(service)
             if child is None or child.poll() is not None:
                 continue

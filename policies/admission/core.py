@@ -27,7 +27,7 @@ from policies.admission.rules import AdmissionRules
 from policies.admission.shared import hear
 from policies.admission.sizes import Sizes
 from policies.admission.turns import Turns
-from policies.admission.window import Window
+from policies.admission.window import Window, share
 from policies.commands import CancelReleased, Command, Refuse, Release, WakeAt, Withdraw
 from policies.document.compile import compile_admission
 from policies.document.loading import load_policy
@@ -369,8 +369,8 @@ class AdmissionCore:
     def _size_window(self) -> None:
         if self._rules is None:
             return
-        self.window.max_requests = self._rules.max_requests
-        tokens = self._rules.window_tokens(self.capacity.kv_tokens)
+        self.window.max_requests = max(1, self._rules.max_requests // self.capacity.num_admissions)
+        tokens = share(self._rules.window_tokens(self.capacity.kv_tokens), self.capacity.num_admissions)
         auto = self.auto_window
         if not self._rules.narrows_window or not tokens:
             self.auto_window = None

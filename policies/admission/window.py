@@ -106,3 +106,8 @@ class Window:
             total += place.tail
             place = place.after
         return largest
+
+
+def share(tokens: int, num_admissions: int) -> int:
+    """What each of so many processes has of a window: an open one is open for all."""
+    return tokens if tokens >= OPEN_TOKENS else tokens // num_admissions

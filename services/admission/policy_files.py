@@ -14,7 +14,7 @@ from pathlib import Path
 from policies.document.diff import changes
 from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
-from services.runtime import describe
+from services.runtime import StartError, describe
 from services.transport import Stream
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
 from services.wire_parts import Message
@@ -235,6 +235,22 @@ class PolicyRevisions:
     def _send(self, message: Message) -> None:
         for stream in self._streams:
             stream.send(message)
+
+
+def first_document(file: PolicyFile) -> bytes:
+    """What the file holds at the start.
+
+    Raises:
+        StartError: it cannot be read or used.
+    """
+    try:
+        document = file.read()
+    except OSError as error:
+        raise StartError(f"{file.path}: the policy cannot be read: {error.strerror}") from error
+    problems = validate(document, str(file.path))
+    if problems:
+        raise StartError(problems)
+    return document
 
 
 def _signature(path: Path) -> Signature:

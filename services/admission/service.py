@@ -3,6 +3,7 @@
 Owns the requests' payloads until they are released; never looks into their tokens.
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -27,16 +28,19 @@ from policies.commands import (
     Withdraw,
 )
 from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid, Restored
+from services.admission.answers import queued, refused
+from services.admission.followed_revisions import FollowedRevisions
 from services.admission.history import History
 from services.admission.journal import Journal
 from services.admission.metrics import APPLIED, REJECTED, AdmissionMetrics
-from services.admission.policy_files import PolicyFile, PolicyRevisions, validate
+from services.admission.policy_files import PolicyFile, PolicyRevisions, first_document
 from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
 from services.admission.store import Kept
 from services.admission.stores import store_of
+from services.health import process_name
 from services.pump import Pump, open_event_log
-from services.runtime import StartError, describe, gateway_number, open_link, open_listener
+from services.runtime import describe, gateway_number, open_link, open_listener
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
@@ -50,6 +54,10 @@ from services.wire import (
     Dispatch,
     Holds,
     InvalidRequest,
+    PolicyAbort,
+    PolicyCommit,
+    PolicyNow,
+    PolicyPrepare,
     PolicyPrepared,
     Queued,
     Refused,
@@ -61,7 +69,7 @@ from services.wire_operator import ReportAsked
 from services.wire_parts import Levels
 
 INT32_BYTES = 4
-OPERATOR = "operator"
+ADMISSION, OPERATOR = "admission", "operator"
 """Somebody at a shell, who asks and looks on."""
 
 log = logging.getLogger(__name__)
@@ -77,23 +85,25 @@ class Waiting(msgspec.Struct):
 class AdmissionService:
     """One admission process: listens for gateways, keeps a link to the scheduler. Also the receiver of both."""
 
-    name = "admission"
-
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, replica: int = 0) -> None:
+        self.name = process_name(ADMISSION, replica)
         self._deployment = deployment
+        self._replica = replica
         self._core = AdmissionCore()
         self._pump = Pump(
             self._core,
             self._perform,
-            event_log=open_event_log(deployment, "admission"),
+            event_log=open_event_log(deployment, self.name),
             check=deployment.check,
         )
         self._history = History(deployment.data)
-        self._revisions = PolicyRevisions(deployment.policy, self._apply, self._rejected)
-        self._file = PolicyFile(Path(deployment.policy), self._revisions.saved)
+        self._proposed = PolicyRevisions(deployment.policy, self._apply, self._rejected)
+        self._followed = FollowedRevisions(deployment.policy, self._pump.apply)
+        self._revisions: PolicyRevisions | FollowedRevisions = self._followed if replica else self._proposed
+        self._file = PolicyFile(Path(deployment.policy), self._proposed.saved)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._store = store_of(deployment, self._pump.handle, self._core.queue)
+        self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue)
         self._reports = Reports(self._core, self._pump, self._store)
         self._metrics = AdmissionMetrics(self._core)
         self._pump.observers.append(self._metrics.look)
@@ -106,8 +116,9 @@ class AdmissionService:
         )
         self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
         self._listener: Listener | None = None
-        self._link: Link | None = None
         self._ticker = Ticker(TELL_S, self._tell_levels)
+        self._links: list[Link] = []
+        self._beginning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load the policy, listen for gateways, connect to the scheduler.
@@ -115,26 +126,42 @@ class AdmissionService:
         Raises:
             StartError: the policy cannot be read or used, or the store belongs to somebody else.
         """
-        try:
-            document = self._file.read()
-        except OSError as error:
-            raise StartError(f"{self._file.path}: the policy cannot be read: {error.strerror}") from error
-        problems = validate(document, str(self._file.path))
-        if problems:
-            raise StartError(problems)
+        if self._replica:
+            first = self._deployment.streams.admissions[0]
+            self._links.append(open_link(self._deployment, first, self._identity, self))
+            # The first process may come later, and this one must hear signals meanwhile.
+            self._beginning = asyncio.get_running_loop().create_task(self._follow())
+            self._beginning.add_done_callback(lambda task: task.cancelled() or task.result())
+            return
+        document = first_document(self._file)
         kept = await self._store.open()
-        self._revisions.first(document, self._history.first(document))
+        self._proposed.first(document, self._history.first(document))
+        await self._begin(kept)
+        self._file.start()
+
+    async def _follow(self) -> None:
+        kept = await self._store.open()
+        await self._followed.begun.wait()
+        await self._begin(kept)
+
+    async def _begin(self, kept: Kept) -> None:
         self._restore(kept)
         self._journal.start()
         await self._reporting.start()
         streams = self._deployment.streams
-        self._listener = await open_listener(self._deployment, streams.admission, self.name, self)
-        self._link = open_link(self._deployment, streams.scheduler, Identity(self.name), self)
-        self._file.start()
+        address = streams.admissions[self._replica]
+        self._listener = await open_listener(self._deployment, address, ADMISSION, self, str(self._replica))
+        self._links.append(open_link(self._deployment, streams.scheduler, self._identity, self))
         self._ticker.start()
+
+    @property
+    def _identity(self) -> Identity:
+        return Identity(ADMISSION, str(self._replica))
 
     def not_ready(self) -> str:
         """Ready when the scheduler has an executor."""
+        if not self._revisions.revision:
+            return "no policy: the first admission process cannot be reached"
         if self._scheduler.stream is None:
             return "no scheduler"
         return "" if self._capacity.num_executors else "no executor"
@@ -150,8 +177,10 @@ class AdmissionService:
         self._revisions.stop()
         if self._listener is not None:
             await self._listener.close()
-        if self._link is not None:
-            await self._link.close()
+        if self._beginning is not None:
+            self._beginning.cancel()
+        for link in self._links:
+            await link.close()
         self._scheduler.close()
         self._reports.close()
         self._pump.close()
@@ -171,7 +200,7 @@ class AdmissionService:
             stream.send(self._capacity)
         elif stream.peer.service == OPERATOR:
             return
-        else:
+        elif stream.peer.service != ADMISSION:
             log.warning("%s has nothing to do here", describe(stream))
             stream.close()
             return
@@ -188,6 +217,8 @@ class AdmissionService:
             self._revisions.left(stream)
             for request in [request for request in self._waiting if request >> 32 == gateway]:
                 self._pump.handle(CancelRequested(request, "gateway_lost"))
+        elif stream.peer.service == ADMISSION:
+            self._revisions.left(stream)
 
     def stalled(self, stream: Stream) -> None:
         """Nothing here is large: the scheduler is the one that leaves out a gateway's sequences."""
@@ -210,6 +241,8 @@ class AdmissionService:
                 self._pump.handle(CancelRequested(message.request, message.reason))
             case PolicyPrepared():
                 self._revisions.prepared(stream, message)
+            case PolicyPrepare() | PolicyCommit() | PolicyAbort() | PolicyNow() if self._replica:
+                self._followed.received(stream, message)
             case ReportAsked():
                 self._reports.asked(stream, message)
             case _:
@@ -250,7 +283,12 @@ class AdmissionService:
         self._capacity = capacity
         for gateway in self._gateways.values():
             gateway.send(capacity)
-        self._pump.handle(CapacityChanged(capacity.num_executors, capacity.kv_tokens, capacity.max_sequence_tokens))
+        num_admissions = len(self._deployment.streams.admissions)
+        self._pump.handle(
+            CapacityChanged(
+                capacity.num_executors, capacity.kv_tokens, capacity.max_sequence_tokens, num_admissions=num_admissions
+            )
+        )
 
     def _tell_levels(self) -> None:
         if self._gateways and self._pump.revision:
@@ -281,10 +319,7 @@ class AdmissionService:
             case Release():
                 self._release(command)
             case Queue():
-                self._to_gateway(
-                    command.request,
-                    Queued(command.request, command.position, command.expected_wait_s, command.limits),
-                )
+                self._to_gateway(command.request, queued(command))
             case Refuse():
                 self._refuse(command)
             case Counted():
@@ -337,18 +372,7 @@ class AdmissionService:
     def _refuse(self, command: Refuse) -> None:
         # Of an invalid request nothing waits here.
         self._waiting.pop(command.request, None)
-        self._to_gateway(
-            command.request,
-            Refused(
-                command.request,
-                command.code,
-                command.message,
-                command.retry_after_s,
-                command.dimension,
-                command.position,
-                command.limits,
-            ),
-        )
+        self._to_gateway(command.request, refused(command))
 
     def _settle(self, command: Settle) -> None:
         log.debug("request %d %s after %d tokens", command.request, command.outcome, command.output_tokens)
@@ -365,10 +389,10 @@ class AdmissionService:
             gateway.send(message)
 
 
-def build(deployment: Deployment) -> AdmissionService:
-    """The service of this deployment.
+def build(deployment: Deployment, replica: int = 0) -> AdmissionService:
+    """The service of this deployment; of several, the one with this number.
 
     Raises:
         StartError: the event log cannot be written.
     """
-    return AdmissionService(deployment)
+    return AdmissionService(deployment, replica)

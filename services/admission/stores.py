@@ -7,15 +7,13 @@ from services.admission.shared_counters import SharedCounters
 from services.admission.store import Answer, Store
 from services.settings import EMBEDDED_STORE, Deployment
 
-ONLY_INSTANCE = "1"
 
-
-def store_of(deployment: Deployment, answer: Answer, queue: FairQueue) -> Store:
-    """The one that the deployment names; `queue` is whose counters are shared.
+def store_of(deployment: Deployment, instance: str, answer: Answer, queue: FairQueue) -> Store:
+    """The one that the deployment names, as this instance of admission has it; `queue` is whose counters are shared.
 
     Raises:
         StartError: its address or password file cannot be used.
     """
     if deployment.store == EMBEDDED_STORE:
         return EmbeddedStore(deployment.data, answer)
-    return RedisStore(deployment, ONLY_INSTANCE, answer, SharedCounters(queue))
+    return RedisStore(deployment, instance, answer, SharedCounters(queue))

@@ -14,6 +14,7 @@ from engine.tokenizer import TextStream
 from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.frames import Pump
+from services.gateway.neighbours import ADMISSION, Neighbours
 from services.gateway.policy import Revisions
 from services.gateway.questions import Questions
 from services.gateway.streams import Answer, Choice, Running
@@ -44,7 +45,6 @@ from services.wire_operator import Report
 from services.wire_parts import Levels
 
 GATEWAY_BITS = 30
-ADMISSION, SCHEDULER = "admission", "scheduler"
 COUNTED_S = 1.0
 """How long the answer to a wrong request waits to be counted: a busy admission must not hold it up for ever."""
 
@@ -76,14 +76,13 @@ class Backend:
         """Called when the last running request has ended."""
         self._traffic = Traffic(record)
         self._next = 0
-        self._unheard: dict[int, Answer] = {}
-        """As `Answer.unheard`, of all."""
-        self._counting: dict[int, asyncio.Future[Counted]] = {}
+        self._unheard: dict[int, tuple[Answer, Stream | None]] = {}
+        """As `Answer.unheard`, of all, with the admission process that it was given to."""
+        self._counting: dict[int, tuple[asyncio.Future[Counted], Stream]] = {}
         self.tracing = tracing
         self._pump = Pump(self._choice_ended, tracing)
-        self._streams: dict[str, Stream] = {}
-        self._stalled: dict[str, bool] = {}
-        self.questions = Questions(lambda: self._streams.get(ADMISSION))
+        self._neighbours = Neighbours()
+        self.questions = Questions(self._neighbours.admission)
 
     # --- what the HTTP side asks --------------------------------------------------------------------------------
 
@@ -94,8 +93,7 @@ class Backend:
 
     def missing(self) -> list[str]:
         """What keeps new requests from being served, in words; empty when nothing does."""
-        reasons = [f"no stream to {service}" for service in (ADMISSION, SCHEDULER) if service not in self._streams]
-        reasons += [f"{service} does not read its stream" for service, stalled in self._stalled.items() if stalled]
+        reasons = self._neighbours.missing()
         if self.revisions.now is None:
             reasons.append("no policy revision received")
         if self.capacity is None or self.capacity.num_executors == 0:
@@ -108,21 +106,22 @@ class Backend:
         Raises:
             RequestError: a stream is down or nothing is known of the executors yet.
         """
-        if ADMISSION not in self._streams or self._stalled.get(ADMISSION):
+        if not self._neighbours.has_admission:
             raise RequestError("admission_lost", "admission cannot be reached at the moment; try again")
-        if SCHEDULER not in self._streams:
+        if self._neighbours.scheduler is None:
             raise RequestError("no_capacity", "the scheduler cannot be reached at the moment; try again")
         if self.capacity is None or not self.capacity.max_sequence_tokens:
             raise RequestError("no_capacity", "no executor is ready yet; try again")
 
     def submit(self, submits: Sequence[Submit], answer: Answer, stops: Sequence[str], origin: Origin) -> None:
         """Give each Submit its id and hand it on; the answer gets their choices in this order."""
+        admission = self._neighbours.admission()
         for submit in submits:
             num_choices = len(submit.sampling)
             submit.request = request = self._number(num_choices)
-            running = Running(request, num_choices, answer)
+            running = Running(request, num_choices, answer, admission)
             self.running[request] = answer.running[request] = running
-            self._unheard[request] = answer
+            self._unheard[request] = (answer, admission)
             answer.unheard[request] = None
             for sequence in running.sequences:
                 self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
@@ -131,7 +130,7 @@ class Backend:
         now = self.revisions.now
         for submit in submits:
             self._traffic.arrived(submit, 0 if now is None else now.revision)
-            self._send(ADMISSION, submit)
+            self._send(admission, submit)
 
     async def count_invalid(self, tenant: Tenant, key: HashedKey) -> Counted:
         """Have a wrong request counted against its caller's limits.
@@ -139,12 +138,13 @@ class Backend:
         Returns what is left of them, which is nothing where admission cannot say it in time, and the refusal of a
         caller who is over one.
         """
+        admission = self._neighbours.admission()
+        if admission is None:
+            return Told(), None
         request = self._number(1)
         counted: asyncio.Future[Counted] = asyncio.get_running_loop().create_future()
-        self._counting[request] = counted
-        if ADMISSION not in self._streams:
-            counted.set_result((Told(), None))
-        self._send(ADMISSION, InvalidRequest(request, tenant.name, key.project, key.id, tenant.tier))
+        self._counting[request] = (counted, admission)
+        self._send(admission, InvalidRequest(request, tenant.name, key.project, key.id, tenant.tier))
         try:
             async with asyncio.timeout(COUNTED_S):
                 return await counted
@@ -163,8 +163,8 @@ class Backend:
             if not running.admitted:
                 self._traffic.gone(running.request, "cancelled", failure.code)
             cancel = Cancel(running.request, failure.code)
-            self._send(ADMISSION, cancel)
-            self._send(SCHEDULER, cancel)
+            self._send(running.admission, cancel)
+            self._send(self._neighbours.scheduler, cancel)
         answer.fail(failure)
 
     def cancel_all(self, failure: RequestError) -> None:
@@ -176,34 +176,37 @@ class Backend:
 
     def opened(self, stream: Stream) -> None:
         """A stream is up."""
-        self._streams[stream.peer.service] = stream
-        self._stalled[stream.peer.service] = False
+        self._neighbours.opened(stream)
 
     def stalled(self, stream: Stream) -> None:
         """A service does not read."""
-        self._stalled[stream.peer.service] = True
+        self._neighbours.stalled(stream)
 
     def resumed(self, stream: Stream) -> None:
         """It reads again."""
-        self._stalled[stream.peer.service] = False
+        self._neighbours.resumed(stream)
 
     def closed(self, stream: Stream, reason: str) -> None:
         """A stream is down: what depended on it ends now."""
-        service = stream.peer.service
-        if self._streams.get(service) is not stream:  # an older connection, replaced meanwhile
+        if not self._neighbours.closed(stream):
             return
-        del self._streams[service]
-        self.levels.pop(service, None)
-        log.warning("stream to %s lost: %s", service, reason)
-        if service == ADMISSION:
+        self.levels.pop(stream.peer.service, None)
+        log.warning("stream to %s lost: %s", stream.peer.service, reason)
+        if stream.peer.service == ADMISSION:
             # Running requests go on without it; its backlog is gone.
-            self._fail_all("admission_lost", "admission was lost while the request waited; try again", admitted=False)
-            for request in list(self._unheard):
-                self._heard(request)
-            for request in list(self._counting):
-                self._heard(request)
+            failure = "admission was lost while the request waited; try again"
+            self._fail_all(
+                "admission_lost", failure, lambda running: not running.admitted and running.admission is stream
+            )
+            unheard = [
+                (request, by) for waiting in (self._unheard, self._counting) for request, (_, by) in waiting.items()
+            ]
+            for request, by in unheard:
+                if by is stream:
+                    self._heard(request)
         else:
-            self._fail_all("scheduler_lost", "the scheduler was lost while the request ran; try again", admitted=True)
+            failure = "the scheduler was lost while the request ran; try again"
+            self._fail_all("scheduler_lost", failure, lambda running: running.admitted)
             self._traffic.lost_but(self.running)
 
     def received(self, stream: Stream, message: AnyMessage) -> None:
@@ -212,8 +215,8 @@ class Backend:
             case TokenFrame():
                 self._pump.deliver(message, stream.clock)
             case Queued():
-                answering = self._unheard.get(message.request)
-                if answering is not None:
+                if message.request in self._unheard:
+                    answering, _ = self._unheard[message.request]
                     answering.told.queued(message)
             case Admitted():
                 self._heard(message.request).admitted(message)
@@ -243,14 +246,14 @@ class Backend:
 
     def _heard(self, request: int) -> Told:
         """Admission has spoken, or never will. Returns where to keep what it said."""
-        counted = self._counting.get(request)
-        if counted is not None and not counted.done():
+        counted = self._counted(request)
+        if counted is not None:
             told = Told()
             counted.set_result((told, None))
             return told
-        answer = self._unheard.pop(request, None)
-        if answer is None:
+        if request not in self._unheard:
             return Told()  # nobody waits for it any more
+        answer, _ = self._unheard.pop(request)
         del answer.unheard[request]
         answer.wake()
         return answer.told
@@ -259,8 +262,8 @@ class Backend:
         error = RequestError(
             message.code, message.message, retry_after_s=message.retry_after_s, dimension=message.dimension
         )
-        counted = self._counting.get(message.request)
-        if counted is not None and not counted.done():
+        counted = self._counted(message.request)
+        if counted is not None:
             told = Told()
             told.refused(message)
             counted.set_result((told, error))
@@ -276,7 +279,7 @@ class Backend:
         if running is None:
             return
         running.admitted = True
-        scheduler = self._streams.get(SCHEDULER)
+        scheduler = self._neighbours.scheduler
         if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
             # Released to a scheduler that was lost before this message came: nobody else will end it.
             self._traffic.gone(message.request, "lost", "scheduler_lost")
@@ -287,7 +290,7 @@ class Backend:
         del self._pump.choices[sequence]
         running.num_open -= 1
         if reason == "stop_string":
-            self._send(SCHEDULER, Stopped(sequence, choice.num_tokens))
+            self._send(self._neighbours.scheduler, Stopped(sequence, choice.num_tokens))
         if running.num_open == 0:
             self._forget(running)
 
@@ -305,9 +308,9 @@ class Backend:
         if running is not None:
             self.cancel(running.answer, failure)
 
-    def _fail_all(self, code: str, message: str, *, admitted: bool) -> None:
+    def _fail_all(self, code: str, message: str, which: Callable[[Running], bool]) -> None:
         for running in list(self.running.values()):
-            if running.request in self.running and running.admitted == admitted:
+            if running.request in self.running and which(running):
                 self.cancel(running.answer, RequestError(code, message))
 
     def _forget(self, running: Running) -> None:
@@ -324,9 +327,15 @@ class Backend:
         self._next = (self._next + num_choices) % 2**32
         return request
 
-    def _send(self, service: str, message: Submit | InvalidRequest | Cancel | Stopped) -> None:
-        stream = self._streams.get(service)
-        if stream is not None:
+    def _counted(self, request: int) -> "asyncio.Future[Counted] | None":
+        """Where a wrong request's count is waited for; None: nowhere (any more)."""
+        if request not in self._counting:
+            return None
+        counted, _ = self._counting[request]
+        return None if counted.done() else counted
+
+    def _send(self, stream: Stream | None, message: Submit | InvalidRequest | Cancel | Stopped) -> None:
+        if stream is not None and self._neighbours.is_connected(stream):
             stream.send(message)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.backend import ADMISSION, SCHEDULER, Backend
+from services.gateway.backend import Backend
+from services.gateway.neighbours import ADMISSION, SCHEDULER
 from services.telemetry.keeper_link import KeeperError, KeeperLink
 from services.wire_parts import Levels
 

@@ -87,7 +87,7 @@ class GatewayService:
         identity = Identity(self.name, str(self._backend.gateway))
         self.links = [
             open_link(self._deployment, address, identity, self._backend)
-            for address in (streams.admission, streams.scheduler)
+            for address in (*streams.admissions, streams.scheduler)
         ]
         self._backend.on_idle = self._idle.set
         self.api.live.start()

@@ -17,6 +17,7 @@ from services.gateway.logprobs import LoggedText, Position
 from services.gateway.shapes import ChoiceText, Ending, Shape, Totals, whole_calls
 from services.gateway.text import StoppingText
 from services.gateway.told import Told
+from services.streams import Stream
 
 REASONS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "length"}
 HIGH_WATER_BYTES = 64 * 2**10
@@ -34,11 +35,13 @@ class HttpProtocol(Protocol):
 class Running:
     """A request between its Submit and its end: the choices `request .. request + num_choices - 1` of an answer."""
 
-    def __init__(self, request: int, num_choices: int, answer: "Answer") -> None:
+    def __init__(self, request: int, num_choices: int, answer: "Answer", admission: Stream | None) -> None:
         self.request = request
         self.sequences = range(request, request + num_choices)
         self.num_open = num_choices
         self.answer = answer
+        self.admission = admission
+        """The process that it was given to."""
         self.admitted = False
         """The scheduler has it: it no longer depends on admission."""
 

@@ -38,7 +38,7 @@ async def test_a_stream_that_breaks_costs_no_token_and_counts_none_twice(house: 
     await house.ended(ended)
     await house.gateway.message(TokenFrame, 20)
     for count in (60, 100):
-        house.admission._link.stream.close()
+        house.admission._links[-1].stream.close()
         await house.gateway.message(TokenFrame, count)
     await house.ended(request)
     await settled(house)
@@ -68,7 +68,7 @@ async def test_a_request_that_is_lost_on_its_way_is_answered_and_costs_nothing(h
     async with asyncio.timeout(10):
         while request not in house.admission._core.ledger.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    house.admission._link.stream.close()
+    house.admission._links[-1].stream.close()
     ended = await house.gateway.message(RequestEnded)
     assert (ended.request, ended.outcome, ended.code) == (request, "error", "admission_lost")
     await house.ended(house.submit(5, 7, shares_prefix=False))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.health import processes
 from services.settings import Deployment, SettingsError, load_deployment
 
 
@@ -29,3 +30,16 @@ def test_what_happens_without_the_shared_store_is_said_by_two_keys(tmp_path: Pat
 def test_the_password_file_of_a_shared_store_may_be_in_the_data_folder(tmp_path: Path) -> None:
     deployment = loaded(tmp_path, f"data: {tmp_path}\nshared_store: {{password_file: '{{data}}/redis.password'}}\n")
     assert deployment.resolved().shared_store.password_file == f"{tmp_path}/redis.password"
+
+
+def test_several_admission_processes_need_a_store_that_they_share(tmp_path: Path) -> None:
+    two = "streams: {admission: ['unix://{run}/a.sock', 'unix://{run}/b.sock']}\n"
+    with pytest.raises(SettingsError, match=r"streams\.admission has 2 addresses.*share no store"):
+        loaded(tmp_path, two)
+    with pytest.raises(SettingsError, match="an address, or a list of different ones"):
+        loaded(tmp_path, "streams: {admission: ['unix://a', 'unix://a']}\nstore: redis://cache\n")
+    deployment = loaded(tmp_path, f"{two}store: redis://cache\nrun: {tmp_path}\n").resolved()
+    assert deployment.streams.admissions == (f"unix://{tmp_path}/a.sock", f"unix://{tmp_path}/b.sock")
+    ports = [deployment.telemetry.metrics.port_of(name) for name in ("admission", "admission-2")]
+    assert ports == [9462, 9472]
+    assert list(processes(deployment)) == ["executor", "scheduler", "admission", "admission-2", "gateway"]

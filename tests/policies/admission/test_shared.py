@@ -1,7 +1,8 @@
 """What other replicas have charged, and a store that is out of reach: events in, decisions out."""
 
+from policies.admission.window import OPEN_TOKENS, share
 from policies.commands import Refuse, Release
-from policies.events import CountersShared, Invalid, RequestFinished, StoreReach
+from policies.events import CapacityChanged, CountersShared, Invalid, RequestFinished, StoreReach
 from tests.policies.admission.test_admission_core import Desk, released
 from tests.policies.admission.test_intake import TOTAL, Gate, kinds
 
@@ -105,3 +106,10 @@ def test_a_mistake_is_answered_without_the_store() -> None:
     gate = Gate(TOTAL | {"dimension": "requests", "scope": "key"})
     gate.tell(StoreReach("limited", 5.0))
     assert kinds(gate.tell(MISTAKE)) == ["Counted"]
+
+
+def test_of_several_processes_each_has_its_share_of_the_window() -> None:
+    desk = Desk(window=400, kv_tokens=0)
+    desk.tell(CapacityChanged(1, 10_000, 2000, num_admissions=2))
+    assert desk.core.window.limit_tokens == 200
+    assert share(OPEN_TOKENS, 3) == OPEN_TOKENS
