@@ -23,7 +23,7 @@ export function showNow(now) {
   missing.textContent = now.missing.length ? `Not ready: ${now.missing.join("; ")}.` : "";
   byId("tiles").replaceChildren(...tiles(now));
   put("classes", [point.classes, now.promises], () => classes(point, now.promises));
-  put("misses", [now.misses.map(({ id }) => id), now.promises], () => misses(now.misses, now.promises));
+  put("misses", now.misses.map(({ id }) => id), () => misses(now.misses));
   byId("running-count").textContent = now.num_running === null ? "" : `${now.num_running}`;
   put("running", now.running, () => running(now.running, now.telemetry.traced));
   put("policy", [now.policy, now.earlier, now.last_rejection], () => policy(now));
@@ -87,21 +87,20 @@ function classes(point, promises) {
 
 const WORDS = { ttft: "first token", tbt: "between tokens" };
 
-function broken(line, promises) {
-  const promised = new Map(promises.map(([name, ttft, tbt]) => [name, { ttft, tbt }])).get(line.class);
+function broken(line) {
   return Object.keys(line.missed).map((slo) => {
     const took = slo === "ttft" ? line.ttft_s : line.longest_gap_s;
-    return `${WORDS[slo] ?? slo} ${duration(took)}${promised ? ` of ${duration(promised[slo])}` : ""}`;
+    return `${WORDS[slo] ?? slo} ${duration(took)}${slo in line.promised ? ` of ${duration(line.promised[slo])}` : ""}`;
   }).join("; ");
 }
 
-function misses(lines, promises) {
+function misses(lines) {
   return table("Requests that broke a promise of late, with the part to blame", [
     { title: "When", cell: (line) => clock(line.ended_unix_s) },
     { title: "Request", cell: (line) => link(line.id) },
     { title: "Tenant", cell: (line) => line.tenant },
     { title: "To blame", class: "broken", cell: (line) => [...new Set(Object.values(line.missed))].join(", ") },
-    { title: "Broken", cell: (line) => broken(line, promises) },
+    { title: "Broken", cell: broken },
   ], lines, "None of the requests that are remembered broke a promise.");
 }
 

@@ -58,8 +58,8 @@ function frame(points) {
     margin: { l: 44, r: 12, t: 6, b: 24 },
     hovermode: "x unified",
     hoverlabel: { bgcolor: themed("card"), bordercolor: themed("line"), font: { color: themed("text") } },
-    legend: { orientation: "h", y: -0.16, yanchor: "top", x: 0 },
-    xaxis: { ...lines, type: "date", range: [new Date(first * 1000), new Date(last * 1000)], tickformat: "%H:%M:%S", nticks: 5, hoverformat: "%H:%M:%S" },
+    legend: { orientation: "h", y: -0.16, yanchor: "top", x: 0, traceorder: "normal" },
+    xaxis: { ...lines, type: "date", range: [new Date(first * 1000), new Date(last * 1000)], tickformat: "%H:%M:%S", tickangle: 0, nticks: innerWidth < 560 ? 3 : 5, hoverformat: "%H:%M:%S" },
     yaxis: { ...lines, rangemode: "tozero", nticks: 5 },
   };
 }
@@ -69,14 +69,18 @@ const merged = (base, layout) => ({
   ...(layout.yaxis2 && { yaxis2: { ...base.yaxis, gridcolor: "rgba(0,0,0,0)", ...layout.yaxis2 } }),
 });
 const times = (points) => points.map((point) => new Date(point.unix_s * 1000));
-const names = (points, of) => [...new Set(points.flatMap((point) => Object.keys(of(point) ?? {})))].sort();
+// The order of the first is that of the policy, of the others that of the alphabet.
+function names(points, of, first = []) {
+  const found = [...new Set(points.flatMap((point) => Object.keys(of(point) ?? {})))].sort();
+  return [...first.filter((name) => found.includes(name)), ...found.filter((name) => !first.includes(name))];
+}
 const line = (name, colour, x, y, more = {}) => ({ type: "scatter", mode: "lines", name: plain(name), x, y, line: { color: colour, width: 2, ...more.line }, ...without(more, "line") });
 const without = (object, name) => Object.fromEntries(Object.entries(object).filter(([each]) => each !== name));
 
 function latency(points, promises, figure, promise) {
   const x = times(points);
   const traces = [];
-  for (const name of names(points, (point) => point.classes)) {
+  for (const name of names(points, (point) => point.classes, promises.map(([each]) => each))) {
     const y = points.map((point) => (point.classes[name]?.[figure] ?? null) && point.classes[name][figure] * 1000);
     if (y.every((value) => value === null)) continue;
     traces.push(line(name, colourOf("class", name), x, y, { hovertemplate: "%{y:.1f} ms" }));
@@ -99,9 +103,9 @@ function tbt(points, promises) {
   return latency(points, promises, "tbt_p99_s", "tbt");
 }
 
-function stacked(points, of, kind, unit) {
+function stacked(points, of, kind, unit, first) {
   const x = times(points);
-  return names(points, of).map((name) =>
+  return names(points, of, first).map((name) =>
     line(name, colourOf(kind, name), x, points.map((point) => of(point)?.[name] ?? 0), { stackgroup: "all", line: { width: 1 }, hovertemplate: `%{y} ${unit}` }));
 }
 
@@ -135,8 +139,8 @@ function kv(points) {
   return { traces, layout: { yaxis: { range: [0, top], ticksuffix: " %" }, showlegend: false }, says };
 }
 
-function queue(points) {
+function queue(points, promises) {
   const waiting = (point) => (point.queued ? { ...point.queued, "at the scheduler": point.sequences?.waiting ?? 0 } : {});
   const says = Object.entries(waiting(points.at(-1))).map(([name, number]) => `${name} ${number}`).join(", ") || "not known";
-  return { traces: stacked(points, waiting, "class", "waiting"), layout: {}, says };
+  return { traces: stacked(points, waiting, "class", "waiting", promises.map(([name]) => name)), layout: {}, says };
 }

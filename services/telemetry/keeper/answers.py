@@ -11,6 +11,7 @@ from services.telemetry.keeper.live import running
 from services.telemetry.keeper.parts import token_parts
 from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output
 from services.telemetry.keeper.spans import Written
+from services.telemetry.keeper.verdict import TBT, TTFT
 from services.telemetry.records import Asked
 from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, FIRST_PARTS, TOKEN_PARTS
 
@@ -92,7 +93,17 @@ def line(one: Written, now: Now) -> dict[str, Any]:
         "ttft_s": one.verdict.ttft_s,
         "longest_gap_s": one.verdict.longest_gap_s,
         "missed": one.verdict.missed,
+        "promised": _promised(one),
     }
+
+
+def _promised(one: Written) -> dict[str, float]:
+    """What its class promised when it was released, in seconds."""
+    classes = [] if one.policy is None else one.policy.classes
+    for name, ttft_s, tbt_s in classes:
+        if name == one.request.slo_class:
+            return {TTFT: ttft_s, TBT: tbt_s}
+    return {}
 
 
 def story(one: Written, now: Now) -> dict[str, Any]:

@@ -145,6 +145,13 @@ def test_a_story_is_told_to_its_tenant_alone(told: Told) -> None:
     assert told.ask(Asked(0, "request", "answer-1"))["tenant"] == "acme"
 
 
+def test_a_request_is_held_to_what_was_promised_when_it_was_released(told: Told) -> None:
+    told.serve(1, "acme", [600])
+    told.keeper.take(PolicyInForce(2, "simple", [("paid", 0.9, 0.1)]))
+    (line,) = told.ask(Asked(0, "recent", missed=True))
+    assert (line["promised"], list(line["missed"])) == ({"ttft": 0.5, "tbt": 0.1}, ["ttft"])
+
+
 def test_a_clock_that_was_set_back_loses_nothing(told: Told) -> None:
     told.serve(1, "acme", [10])
     told.unix_s -= 30
