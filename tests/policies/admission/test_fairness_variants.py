@@ -32,6 +32,8 @@ def watched(trace: list[Ask], cost: str = "", *, parent: str | None = None, seed
     policy = document(**{"kind": "vtc", "window_tokens": WINDOW, **fairness})
     world = World(policy, trace, Conditions(preempted=0.05), seed=seed)
     theorems = Theorems(world, h, bound, parent=parent)
+    if fairness.get("predictor", "none") != "none":
+        theorems.size_tokens = lambda ask: ask.prompt + ask.choices * ask.declared
     world.run()
     assert sorted(world.ends) == sorted(world.lives)
     return theorems

@@ -52,6 +52,8 @@ class Theorems:
         parent: str | None = None,
     ) -> None:
         self._parent = parent
+        self.size_tokens: Callable[[Ask], int] = lambda ask: ask.final_tokens
+        """What `M` sums: real final sizes; with a predictor what is reserved, as no more than that is charged ahead."""
         self.worst = dict.fromkeys(("F1", "F2", "F3", "F4", "F5"), 0.0)
         self.largest_pair_difference = 0.0
         self._world, self._cost, self._unit_bound, self._late_price = world, cost, unit_bound, late_price
@@ -155,7 +157,7 @@ class Theorems:
         world = self._world
         ask = world.lives[command.request].ask
         self.longest_prompt_tokens = max(self.longest_prompt_tokens, ask.prompt)
-        in_flight = sum(life.ask.final_tokens for life in world.in_flight.values())
+        in_flight = sum(self.size_tokens(life.ask) for life in world.in_flight.values())
         self.most_in_flight_tokens = max(self.most_in_flight_tokens, in_flight)
         whose = self._whose(ask)
         # Below the root others' service is that of a part of the whole: the theorem is about all of it.
