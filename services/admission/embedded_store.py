@@ -35,6 +35,7 @@ class EmbeddedStore:
         self._book = LimitBook()
         self._book.changed = {}
         self._thread = ThreadPoolExecutor(1, "admission-store")
+        self._is_closed = False
 
     async def open(self) -> Kept:
         """As `Store.open`; limits go on from where they were."""
@@ -73,8 +74,10 @@ class EmbeddedStore:
 
     async def close(self) -> None:
         """As `Store.close`."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        self._thread.shutdown(wait=False)
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
+            self._thread.shutdown(wait=False)
 
     def _levels(self, batch: Batch) -> dict[str, bytes | None]:
         if batch.is_whole:
