@@ -67,7 +67,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Routes and the middleware that makes every error JSON."""
-        reports = Reports(self._backend.questions, self.intake.caller, self._replies)
+        reports = Reports(self._backend.questions, self.intake.anyone, self._replies)
         app = web.Application(middlewares=[self._replies.errors], client_max_size=self._http.max_body_bytes)
         app.add_routes(
             [

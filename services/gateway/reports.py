@@ -1,6 +1,6 @@
 """How things stand for a tenant, asked of admission on its behalf: `/v1/fairlead/fairness` and `/v1/fairlead/usage`.
 
-A tenant hears of itself alone: the name in a question is its key's, never the client's.
+A tenant hears of itself alone: the name in a question is its key's, never the client's. An operator hears of all.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from services.errors import RequestError
-from services.gateway.intake import Caller
+from services.gateway.intake import ADMIN, Caller
 from services.gateway.questions import Questions
 from services.gateway.replies import Replies
 
@@ -24,15 +24,19 @@ class Reports:
         self._replies = replies
 
     async def fairness(self, request: web.Request) -> web.StreamResponse:
-        """How the caller's tenant fares, and how near to the bound the whole is."""
-        tenant, _ = self._caller_of(request)
-        return self._replies.json(request, await self._questions.ask("fairness", tenant.name))
+        """How the caller's tenant fares, or all for an operator, and how near to the bound the whole is."""
+        return self._replies.json(request, await self._questions.ask("fairness", self._whose(request)))
 
     async def usage(self, request: web.Request) -> web.StreamResponse:
-        """What the caller's tenant has used in the last `days`, today included."""
-        tenant, _ = self._caller_of(request)
+        """What the caller's tenant, or each for an operator, has used in the last `days`, today included."""
+        whose = self._whose(request)
         given = request.query.get("days", "1")
         if not given.isdecimal() or not 1 <= int(given) <= MAX_DAYS:
             message = f"days: {given!r} is no number of days from 1 to {MAX_DAYS}"
             raise RequestError("invalid_value", message, param="days")
-        return self._replies.json(request, await self._questions.ask("usage", tenant.name, int(given)))
+        return self._replies.json(request, await self._questions.ask("usage", whose, int(given)))
+
+    def _whose(self, request: web.Request) -> str:
+        """The tenant to be told of; empty: all."""
+        tenant, key = self._caller_of(request)
+        return "" if key.scope == ADMIN else tenant.name

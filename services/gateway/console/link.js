@@ -1,7 +1,7 @@
 // The way to the gateway: the key of this tab, questions, and the stream that is opened again whenever it ends.
 
 const KEY = "fairlead-admin-key";
-const SILENCE_MS = 6000; // the gateway speaks every second
+const SILENCE_MS = 12000; // the gateway speaks every second, unless its keeper is busy
 const LONGEST_WAIT_MS = 10000;
 
 export const key = {

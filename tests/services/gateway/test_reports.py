@@ -24,6 +24,16 @@ async def test_the_question_bears_the_tenant_of_the_key_whatever_the_client_says
     assert (status, answer) == (200, {"gap": 1.5})
 
 
+async def test_an_operator_is_told_of_all(stage: Any, admin_key: str) -> None:
+    for path in ("/v1/fairlead/fairness", "/v1/fairlead/usage"):
+        getting = asyncio.ensure_future(stage.get(path, admin_key))
+        question = (await stage.backstage.until(lambda: stage.backstage.all_of(ReportAsked, "admission"))).pop()
+        stage.backstage.send("admission", Report(question.number, b"{}"))
+        assert (await getting)[0] == 200
+        assert question.tenant == ""
+        stage.backstage.received_messages.clear()
+
+
 async def test_usage_is_asked_for_the_days_wanted(stage: Any) -> None:
     question, status, answer = await asked(stage, "/v1/fairlead/usage?days=7", b'{"usage": []}')
     assert (question.about, question.tenant, question.days) == ("usage", "acme", 7)
