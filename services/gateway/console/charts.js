@@ -141,6 +141,7 @@ function kv(points) {
 
 function queue(points, promises) {
   const waiting = (point) => (point.queued ? { ...point.queued, "at the scheduler": point.sequences?.waiting ?? 0 } : {});
+  const most = Math.max(...points.map((point) => Object.values(waiting(point)).reduce((sum, each) => sum + each, 0)));
   const says = Object.entries(waiting(points.at(-1))).map(([name, number]) => `${name} ${number}`).join(", ") || "not known";
-  return { traces: stacked(points, waiting, "class", "waiting", promises.map(([name]) => name)), layout: {}, says };
+  return { traces: stacked(points, waiting, "class", "waiting", promises.map(([name]) => name)), layout: { yaxis: most < 4 ? { range: [0, 4], dtick: 1 } : {} }, says };
 }
