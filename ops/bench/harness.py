@@ -24,6 +24,7 @@ import msgspec
 
 BENCHMARKS = {
     "admission": "time of one admission decision, against a bare heap",
+    "collector": "what readers and memory see of a collector that is down, slow or wrong for a minute",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",

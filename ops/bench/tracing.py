@@ -64,12 +64,14 @@ class Round(NamedTuple):
     num_tokens: int
     num_recorded: int
     num_dropped: int
+    p99_gap_s: float
+    """Between two pieces of a stream, as its reader saw it."""
 
 
 class House:
     """The services with one pace, tracing or not, and their readers."""
 
-    def __init__(self, load: Load, *, tokens: bool, stack: contextlib.ExitStack) -> None:
+    def __init__(self, load: Load, *, tokens: bool, stack: contextlib.ExitStack, endpoint: str = "") -> None:
         self._load = load
         self._tokens = tokens
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-tracing-")))
@@ -79,11 +81,11 @@ class House:
             policy=str(POLICY),
             http=HttpSettings(port=0),
             engine=EngineSettings(kind="paced", paced_step_s=load.step_s),
-            telemetry=TelemetrySettings(metrics=metrics, tokens=tokens),
+            telemetry=TelemetrySettings(metrics=metrics, tokens=tokens, endpoint=endpoint),
         )
         self._port, self._key = deployed.start(deployment, folder, stack)
-        self._pids = _pids(str(folder))
-        self._metrics = _metrics_port(self._pids["gateway"]) if tokens else 0
+        self.pids = _pids(str(folder))
+        self._metrics = _metrics_port(self.pids["gateway"]) if tokens else 0
         self._readers = subprocess.Popen(
             [sys.executable, "-m", "ops.bench.token_readers"],
             cwd=REPOSITORY,
@@ -121,10 +123,11 @@ class House:
             num_tokens=NUM_STREAMS * self._load.tokens,
             num_recorded=seen[0] - recorded[0],
             num_dropped=seen[1] - recorded[1],
+            p99_gap_s=float(said.split()[2]),
         )
 
     def _cpu(self) -> dict[str, float]:
-        return {name: _cpu_s(pid) for name, pid in self._pids.items()}
+        return {name: _cpu_s(pid) for name, pid in self.pids.items()}
 
     def _recorded(self) -> tuple[int, int]:
         """Tokens that the keeper has counted, and records that were dropped."""

@@ -1,0 +1,117 @@
+"""A collector in trouble for a minute: what readers see of it, how much memory it costs and what is counted as lost.
+
+The four services with a paced engine, every token recorded and every request's tokens wanted as spans, against the same
+without a collector. Readers have a clock of their own.
+"""
+
+import argparse
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from ops.bench.harness import Paired, Row, at_most
+from ops.bench.tracing import KEEPER, House, Load, Round
+
+LOAD = Load(0.04, 1500)
+"""A minute of 256 streams at 6,400 tokens/s."""
+HANGS_S = 120.0
+
+
+def run(arguments: argparse.Namespace) -> list[Row]:
+    """Measure, one minute each."""
+    del arguments  # a minute is a round
+    with _house("") as house:
+        calm, calm_mib = _minute(house)
+    rows = []
+    for trouble, answer in (("down", None), ("slow", _hang), ("wrong", _babble)):
+        with _collector(answer) as endpoint, _house(endpoint) as house:
+            seen, mib = _minute(house)
+        note = f"{seen.num_tokens} tokens, {seen.num_recorded} recorded; {seen.num_dropped} spans and points given up"
+        rows.append(
+            _row(f"P99 between tokens, collector {trouble}", "ms", seen.p99_gap_s * 1e3, calm.p99_gap_s * 1e3, note)
+        )
+        rows.append(_row(f"memory of gateway and keeper, collector {trouble}", "MiB", mib, calm_mib, ""))
+    return rows
+
+
+def _minute(house: House) -> tuple[Round, float]:
+    """A round, and the most memory that gateway and keeper held in it, MiB."""
+    most = 0.0
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.5):
+            most = max(most, sum(_rss_mib(house.pids[name]) for name in ("gateway", KEEPER)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        seen = house.round()
+    finally:
+        over.set()
+        watcher.join()
+    return seen, most
+
+
+@contextlib.contextmanager
+def _house(endpoint: str) -> Iterator[House]:
+    with contextlib.ExitStack() as stack:
+        yield House(LOAD, tokens=True, stack=stack, endpoint=endpoint)
+
+
+@contextlib.contextmanager
+def _collector(answer: Callable[[BaseHTTPRequestHandler], None] | None) -> Iterator[str]:
+    """Address of a collector that answers like this; None: nobody listens there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        """One export."""
+
+        def do_POST(self) -> None:
+            """Be of no use."""
+            assert answer is not None  # noqa: S101  else nobody listens
+            answer(self)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    if answer is None:
+        server.server_close()
+        yield f"http://127.0.0.1:{server.server_port}"
+        return
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _hang(handler: BaseHTTPRequestHandler) -> None:
+    del handler
+    time.sleep(HANGS_S)
+
+
+def _babble(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"\0\1\2 no HTTP at all\r\n\r\n")
+
+
+def _rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _row(metric: str, unit: str, ours: float, reference: float, note: str) -> Row:
+    ratio = ours / reference
+    paired = Paired(ours, reference, ratio, (ratio, ratio))
+    row = at_most(metric, unit, paired, must=1.5, stretch=1.1)
+    return Row(**{**{name: getattr(row, name) for name in row.__struct_fields__}, "note": note})
