@@ -71,14 +71,16 @@ class Round(NamedTuple):
 class House:
     """The services with one pace, tracing or not, and their readers."""
 
-    def __init__(self, load: Load, *, tokens: bool, stack: contextlib.ExitStack, endpoint: str = "") -> None:
+    def __init__(
+        self, load: Load, *, tokens: bool, stack: contextlib.ExitStack, endpoint: str = "", policy: Path = POLICY
+    ) -> None:
         self._load = load
         self._tokens = tokens
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-tracing-")))
         metrics = MetricsSettings(gateway=0, admission=None, scheduler=None, executor=None)
         deployment = Deployment(
             data=str(folder / "data"),
-            policy=str(POLICY),
+            policy=str(policy),
             http=HttpSettings(port=0),
             engine=EngineSettings(kind="paced", paced_step_s=load.step_s),
             telemetry=TelemetrySettings(metrics=metrics, tokens=tokens, endpoint=endpoint),
