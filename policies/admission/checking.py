@@ -20,6 +20,7 @@ def check(core: "AdmissionCore") -> None:
     check_queue(core.queue)
     core.ledger.check()
     core.intake.check(core.queue.waiting, core.ledger.in_flight)
+    core.sizes.check({*core.queue.waiting, *core.ledger.in_flight, *core.intake.pending})
     twice = core.recovery.unclaimed.keys() & core.intake.taken.keys()
     assert not twice, f"what requests {sorted(twice)} have taken is theirs and unclaimed"
     both = [request for request in core.queue.waiting if request in core.ledger.in_flight]

@@ -133,6 +133,7 @@ class AdmissionCore:
             case Started():
                 self._without_executors_since = now
                 self.recovery.started(event.wall_s, now)
+        self.sizes.heard(commands)
         return commands
 
     def decide(self, now: float) -> list[Command]:
@@ -196,8 +197,7 @@ class AdmissionCore:
         if pending is None or not isinstance(pending.event, Arrived):
             return
         # Others may have come in while a store far away was asked.
-        refusal = self._refusal(pending.event, now)
-        if refusal is None:
+        if (refusal := self._refusal(pending.event, now)) is None:
             self._enqueue(pending.event, pending.expected_tokens, pending.since_s, now)
         else:
             self._give_back(refusal, commands)

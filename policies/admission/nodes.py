@@ -16,7 +16,6 @@ class Queued:
         "allowed_classes",
         "arrived_at_s",
         "blocked_s",
-        "declared",
         "earlier",
         "expected_tokens",
         "key",

@@ -4,7 +4,7 @@ Owns what was learnt of outputs: the predictor of `fairness.predictor`, and boun
 so that the window need not hold a whole context for each. What outgrows its bound is never cut.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from policies.admission.ledger import Charge, Ledger
 from policies.admission.nodes import Queued
@@ -90,6 +90,11 @@ class Sizes:
             for command in commands:
                 if isinstance(command, Refuse | Withdraw) and self._bounded.pop(command.request, None) is not None:
                     self._lengths.forget(command.request)
+
+    def check(self, here: Collection[int]) -> None:
+        """Assert that nothing is kept of requests other than these."""
+        gone = [request for request in self._bounded if request not in here]
+        assert not gone, f"requests {gone} are gone and their bounds are not"
 
     def _emitted(self, request: int) -> int:
         """Output tokens of a choice so far."""
