@@ -27,6 +27,7 @@ from services.pump import Pump, open_event_log
 from services.runtime import describe, gateway_number, open_listener
 from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
+from services.scheduler.early_cancels import EarlyCancels
 from services.scheduler.executors import Executor, ResultError, StepTokens
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.mirrors import OPERATOR, Mirrors
@@ -82,6 +83,7 @@ class SchedulerService:
         self._executors: dict[int, Executor] = {}
         self._executor_of: dict[Stream, Executor] = {}
         self._admissions = Admissions(self._sequences)
+        self._early_cancels = EarlyCancels()
         self._prepared: tuple[int, bytes] | None = None
         self._returned: StepTokens | None = None
         """The step whose end the core is hearing of."""
@@ -168,8 +170,10 @@ class SchedulerService:
                 self._step_ended(stream, message)
             case Dispatch() if stream.peer.service == ADMISSION:
                 self._dispatched(stream, message)
-            case Cancel():
+            case Cancel() if message.request in self._sequences:
                 self._pump.handle(CancelRequested(message.request, message.reason))
+            case Cancel():
+                self._early_cancels.came(message.request, message.reason)
             case EndsKept() if stream.peer.service == ADMISSION:
                 self._admissions.kept(stream, message.number, self._capacity())
             case Stopped():
@@ -204,6 +208,11 @@ class SchedulerService:
         if dispatch.gateway not in self._gateways:
             # Its reader left while the request waited: computing it would be for nobody.
             self._admissions.ended(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
+            return
+        if (reason := self._early_cancels.take(submit.request)) is not None:
+            ended = RequestEnded(submit.request, "cancelled", 0, reason, "it was cancelled before it came")
+            self._admissions.ended(ended)
+            self._gateways[dispatch.gateway].send(ended)
             return
         prompt_keys = self._sequences.add(dispatch, time.monotonic_ns())
         self._pump.handle(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from joined_services import BLOCK_TOKENS, NUM_BLOCKS, POLICY, House, expected, no_stop
+from joined_services import BLOCK_TOKENS, GATEWAY, NUM_BLOCKS, POLICY, House, expected, no_stop
 
 from policies.admission.core import AdmissionCore
 from policies.commands import FinishReason
@@ -124,6 +124,20 @@ async def test_a_cancelled_request_frees_its_blocks_and_others_go_on(house) -> N
     ended = await house.ended(waiting)
     assert (ended.outcome, ended.output_tokens) == ("finished", 10)
     assert house.tokens()[waiting] == expected(waiting, size - 100, 10)
+
+
+async def test_a_cancel_that_comes_before_its_request_is_not_forgotten(house) -> None:
+    early = (GATEWAY << 32) + house.number
+    house.links["scheduler"].stream.send(Cancel(early, "client_gone"))
+    # What is answered on the stream of the cancel says that it has been read.
+    house.links["scheduler"].stream.send(PolicyPrepare(99, b""))
+    await house.gateway.message(PolicyPrepared)
+    assert house.submit(20, 900) == early
+    ended = await house.ended(early)
+    assert (ended.outcome, ended.output_tokens, ended.code) == ("cancelled", 0, "client_gone")
+    other = house.submit(20, 5)
+    assert (await house.ended(other)).output_tokens == 5
+    assert house.tokens().keys() == {other}
 
 
 async def test_a_stop_string_found_by_the_gateway_ends_a_request_with_the_tokens_that_count(house) -> None:
