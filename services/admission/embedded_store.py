@@ -34,6 +34,9 @@ class EmbeddedStore:
         self._answer = answer
         self._book = LimitBook()
         self._book.changed = {}
+        # The wall's time when it began, and from then on a clock that nobody sets: where the wall's is put forward and
+        # back, what was taken of a limit would neither be back early nor wait for the difference.
+        self._wall_ahead_ns = time.time_ns() - time.monotonic_ns()
         self._thread = ThreadPoolExecutor(1, "admission-store")
         self._is_closed = False
 
@@ -44,7 +47,7 @@ class EmbeddedStore:
             try:
                 at_ns = int(_decoder.decode(levels.pop(AT)))
                 limits = {name: _decoder.decode(level) for name, level in levels.items()}
-                self._book.load({"at_ns": at_ns, "limits": limits}, time.time_ns())
+                self._book.load({"at_ns": at_ns, "limits": limits}, self._now_ns())
             except (msgspec.MsgspecError, ValueError, TypeError) as error:
                 raise StartError(
                     f"{self._path}: its limits cannot be read: {error}; move the file away to begin with full ones"
@@ -53,11 +56,11 @@ class EmbeddedStore:
 
     def reserve(self, request: int, items: tuple[LimitItem, ...]) -> None:
         """As `Store.reserve`; answered before it returns."""
-        self._answer(self._book.reserve(request, items, time.time_ns()))
+        self._answer(self._book.reserve(request, items, self._now_ns()))
 
     def adjust(self, request: int, items: tuple[tuple[LimitItem, int], ...]) -> None:
         """As `Store.adjust`."""
-        self._book.adjust(request, items, time.time_ns())
+        self._book.adjust(request, items, self._now_ns())
 
     async def save(self, batch: Batch) -> None:
         """As `Store.save`."""
@@ -88,5 +91,8 @@ class EmbeddedStore:
         self._book.changed = {}
         levels = {name: None if level is None else _encoder.encode(level) for name, level in found.items()}
         if levels or batch.is_whole:
-            levels[AT] = _encoder.encode(time.time_ns())
+            levels[AT] = _encoder.encode(self._now_ns())
         return levels
+
+    def _now_ns(self) -> int:
+        return time.monotonic_ns() + self._wall_ahead_ns

@@ -1,6 +1,7 @@
 """The store of one process: limits go on from where they were, as they were when the batch was taken."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -68,6 +69,18 @@ async def test_a_batch_has_the_limits_as_they_were_when_it_was_taken(process) ->
     second = await process()
     assert second.passes(SLOTS)
     assert not second.passes(SLOTS)
+
+
+async def test_a_wall_clock_that_is_put_forward_and_back_moves_no_limit(process, monkeypatch) -> None:
+    store = await process()
+    assert store.passes(DAILY)
+    real_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + 86_400 * 10**9)
+    assert not store.passes(DAILY)
+    monkeypatch.setattr(time, "time_ns", real_ns)
+    assert not store.passes(DAILY)
+    # 20 of 100 a day are missing.
+    assert 17_000 < store.answers[-1].wait_s <= 17_280
 
 
 async def test_limits_that_cannot_be_read_are_not_taken_for_full_ones(process, tmp_path) -> None:
