@@ -13,6 +13,9 @@ from services.gateway.questions import Questions
 from services.gateway.replies import Replies
 
 MAX_DAYS = 400
+MAX_DIGITS = 9
+"""Python reads no number of thousands of digits."""
+MAX_SHOWN = 40
 
 
 class Reports:
@@ -31,8 +34,8 @@ class Reports:
         """What the caller's tenant, or each for an operator, has used in the last `days`, today included."""
         whose = self._whose(request)
         given = request.query.get("days", "1")
-        if not given.isdecimal() or not 1 <= int(given) <= MAX_DAYS:
-            message = f"days: {given!r} is no number of days from 1 to {MAX_DAYS}"
+        if not given.isdecimal() or len(given) > MAX_DIGITS or not 1 <= int(given) <= MAX_DAYS:
+            message = f"days: {given[:MAX_SHOWN]!r} is no number of days from 1 to {MAX_DAYS}"
             raise RequestError("invalid_value", message, param="days")
         return self._replies.json(request, await self._questions.ask("usage", whose, int(given)))
 
