@@ -48,7 +48,8 @@ class EventLog:
 
 
 def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
-    """The event log of a core if this deployment records.
+    """The event log of a core if this deployment records. Every start begins one, because its core begins anew; those
+    of earlier starts stay beside it as `SERVICE.1.log` and so on.
 
     Raises:
         StartError: the folder cannot be written.
@@ -57,9 +58,19 @@ def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
         return None
     path = Path(deployment.record) / f"{service}.log"
     try:
+        _put_aside(path)
         return EventLog(path)
     except OSError as error:
         raise StartError(f"{path}: the event log cannot be written: {error.strerror}") from error
+
+
+def _put_aside(path: Path) -> None:
+    """What led to a crash is in the log before it: it is kept under the next free number."""
+    if path.exists() and path.stat().st_size:
+        number = 1
+        while (aside := path.with_suffix(f".{number}.log")).exists():
+            number += 1
+        path.rename(aside)
 
 
 Observer = Callable[[float, Event, list[Command]], None]

@@ -8,7 +8,8 @@ from policies.commands import Command, Settle, WakeAt
 from policies.event_log import read_records
 from policies.events import CancelRequested, Event, PolicyApplied, Started, Woke
 from services import pump as pump_module
-from services.pump import EventLog, Pump
+from services.pump import EventLog, Pump, open_event_log
+from services.settings import Deployment
 
 
 def done(request: int) -> Settle:
@@ -101,6 +102,17 @@ async def test_an_idle_core_has_its_invariants_checked_once(core, monkeypatch) -
     pump.handle(Woke())
     await asyncio.wait_for(core.checked.wait(), 5)
     pump.close()
+
+
+async def test_the_log_of_an_earlier_start_stays_beside_the_new_one(core, tmp_path: Path) -> None:
+    deployment = Deployment(record=str(tmp_path / "record"))
+    for revision in (1, 2, 3):
+        pump = Pump(core, lambda command: None, event_log=open_event_log(deployment, "core"))
+        pump.apply(revision, b"")
+        pump.close()
+    logs = {path.name: list(read_records(path.read_bytes())) for path in (tmp_path / "record").iterdir()}
+    found = {name: records[1].event.revision for name, records in logs.items()}
+    assert found == {"core.1.log": 1, "core.2.log": 2, "core.log": 3}
 
 
 async def test_the_event_log_holds_every_event_with_its_answer(core, tmp_path: Path) -> None:
