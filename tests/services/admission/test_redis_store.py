@@ -89,6 +89,8 @@ class Process:
     async def asks(self, *items: LimitItem) -> Any:
         self._requests += 1
         request = self._requests
+        # A store without its server answers at once: whoever asks again and again must let the loop find the server.
+        await asyncio.sleep(0)
         self.store.reserve(request, items)
         return await self.heard.first(lambda event: getattr(event, "request", None) == request)
 
