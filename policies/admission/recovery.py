@@ -26,7 +26,7 @@ from policies.admission.saved import (
     Progress,
     TakenRow,
 )
-from policies.commands import Command
+from policies.commands import CancelReleased, Command
 from policies.events import HeldAtScheduler
 
 if TYPE_CHECKING:
@@ -145,6 +145,9 @@ class Recovery:
             charge = in_flight.get(each.request) or self._take_up(each)
             self._catch_up(charge, each.output_tokens, each.cached_tokens)
             self._core.intake.reached(each.request, each.output_tokens, commands)
+            if charge.cancelled:
+                # The cancel was passed on, and may have gone with the stream.
+                commands.append(CancelReleased(each.request, "cancelled"))
         for request in list(self.unclaimed):
             # It waited when the process before this one ended, and nobody got anything.
             self._claim(request)

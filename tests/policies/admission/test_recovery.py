@@ -17,9 +17,10 @@ from policies.admission.limits.book import LimitBook
 from policies.admission.nodes import Branch, Node
 from policies.admission.recovery import state_of
 from policies.admission.saved import Saved
-from policies.commands import Adjust, Command, Release, Reserve, Settle
+from policies.commands import Adjust, CancelReleased, Command, Release, Reserve, Settle
 from policies.events import (
     Arrived,
+    CancelRequested,
     CapacityChanged,
     HeldAtScheduler,
     PolicyApplied,
@@ -336,6 +337,14 @@ def test_after_too_many_changes_everything_is_taken_instead(monkeypatch) -> None
     assert is_whole
     requests = {*world.core.ledger.in_flight, *world.core.queue.waiting}
     assert {name for name in rows if name.startswith("taken:")} == {f"taken:{request}" for request in requests}
+
+
+def test_a_cancel_that_may_have_gone_with_the_stream_is_passed_on_again() -> None:
+    world = busy(ONE_LEVEL)
+    first = next(iter(world.core.ledger.in_flight))
+    world.core.handle(CancelRequested(first, "client_gone"), world.now)
+    commands = world.core.handle(SchedulerHolds(tuple(world.held.values())), world.now)
+    assert [each.request for each in commands if isinstance(each, CancelReleased)] == [first]
 
 
 def test_counters_that_are_too_old_are_worth_nothing_and_what_is_in_flight_still_counts() -> None:
