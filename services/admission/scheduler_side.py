@@ -17,6 +17,8 @@ from services.wire import Cancel, Capacity, Dispatch, EndsKept, Holds, RequestEn
 
 LOST = "scheduler_lost"
 """The outcome of what a scheduler had that is gone, or has it no more."""
+MOST_UNKEPT = 100_000
+"""Ends that the store has not kept; a scheduler tells of no more than so many again."""
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,8 @@ class SchedulerSide:
                 self._agrees = True
                 over = {*self._expired, *self._unkept.values()}
                 held = [each for each in message.requests if each.request not in over]
+                # What it does not have by now never reached it, and will not: the stream before this one is closed.
+                self._expired = {each.request: None for each in message.requests if each.request in self._expired}
                 self._handle(SchedulerHolds(tuple(held)))
             case _ if not self._agrees:
                 pass
@@ -116,10 +120,13 @@ class SchedulerSide:
                 sequences = np.frombuffer(message.sequences, np.int64).tolist()
                 self._handle(TokensProduced(sequences, message.prefix_hits))
             case RequestEnded():
+                self._expired.pop(message.request, None)
                 self._handle(RequestFinished(message.request, message.output_tokens, message.outcome))
                 if message.number > self._ends_number:
                     self._ends_number = message.number
                     self._unkept[message.number] = message.request
+                    if len(self._unkept) > MOST_UNKEPT:
+                        del self._unkept[next(iter(self._unkept))]
                     self._settled(self._epoch, message.number)
 
     def send(self, message: Cancel | Dispatch) -> None:

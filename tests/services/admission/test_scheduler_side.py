@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from policies.events import HeldAtScheduler, RequestFinished, SchedulerHolds, SchedulerLost, TokensProduced
+from services.admission import scheduler_side
 from services.admission.scheduler_side import SchedulerSide
 from services.admission.store import Kept
 from services.transport import Identity
@@ -148,6 +149,25 @@ async def test_a_scheduler_that_stays_away_has_its_requests_settled_once_and_for
     other = HeldAtScheduler(2, "acme", "default", "", "paid", 1.0, 5, 16, 1, 3)
     side.connect(8, HELD, other)
     assert side.events[1:] == [SchedulerHolds((other,))]
+
+
+async def test_what_was_settled_without_its_end_is_forgotten_when_that_comes_or_never_can(side) -> None:
+    side.connect(8, HELD)
+    side.closed()
+    for request in (HELD.request, 2):
+        side.settled_as_lost(request)
+    stream = side.connect(8, HELD)
+    assert list(side._expired) == [HELD.request]
+    side.received(stream, RequestEnded(HELD.request, "finished", 3, number=1))
+    assert not side._expired
+
+
+async def test_no_more_ends_are_remembered_for_a_store_that_fails_than_can_be_told_again(side, monkeypatch) -> None:
+    monkeypatch.setattr(scheduler_side, "MOST_UNKEPT", 2)
+    stream = side.connect(8)
+    for number in (1, 2, 3):
+        side.received(stream, RequestEnded(10 + number, "finished", 3, number=number))
+    assert side._unkept == {2: 12, 3: 13}
 
 
 async def test_a_scheduler_of_the_version_before_is_served_as_it_was(side) -> None:
