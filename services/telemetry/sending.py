@@ -104,7 +104,8 @@ class Sender:
         self._idle = asyncio.Event()
         self._idle.set()
         self._task = asyncio.get_running_loop().create_task(self._run())
-        self._said = ""
+        self._said: dict[str, str] = {}
+        """By signal, what is wrong: a collector may take traces and no metrics."""
         self._sending: Message | None = None
         self.dropped: dict[str, int] = {TRACES: 0, METRICS: 0}
         self.sent: dict[str, int] = {TRACES: 0, METRICS: 0}
@@ -148,7 +149,7 @@ class Sender:
             try:
                 await self._transport.send(message.signal, message.body)
             except RefusedError as refusal:
-                self._say(str(refusal))
+                self._say(message.signal, str(refusal))
                 if not refusal.retry or not left:
                     break
                 await asyncio.sleep(pause_s)
@@ -156,9 +157,8 @@ class Sender:
             else:
                 self._num_bytes -= len(message.body)
                 self.sent[message.signal] += message.num_items
-                if self._said:
-                    log.info("the collector takes records again")
-                    self._said = ""
+                if self._said.pop(message.signal, ""):
+                    log.info("the collector takes %s again", message.signal)
                 return
         self._drop(message)
 
@@ -166,8 +166,8 @@ class Sender:
         self._num_bytes -= len(message.body)
         self.dropped[message.signal] += message.num_items
 
-    def _say(self, sentence: str) -> None:
+    def _say(self, signal: str, sentence: str) -> None:
         """Once for each kind of trouble: a collector that is down for an hour is one line."""
-        if sentence != self._said:
-            log.warning("the collector did not take records: %s; serving is not affected", sentence)
-            self._said = sentence
+        if sentence != self._said.get(signal):
+            log.warning("the collector did not take %s: %s; serving is not affected", signal, sentence)
+            self._said[signal] = sentence
