@@ -35,12 +35,15 @@ class Delivery:
         self._causes = step.plan.causes[command.rows] if len(step.plan.causes) else step.plan.causes
         self._chunks: dict[int, bytes] = {}
         ready_ns = []
-        computed_ns, ended_ns = step.result.computed_ns, step.ended_ns
+        plan, computed_ns, ended_ns = step.plan, step.result.computed_ns, step.ended_ns
         for sequence, token in zip(self.ids.tolist(), self._tokens.tolist(), strict=True):
             held = sequences.by_id[sequence]
             # The first choice of a request has its id; the others found what it computed.
             if not held.output and held.num_cached and sequence in sequences:
                 self.prefix_hits.append((sequence, held.num_cached))
+            if not held.output and not (held.chunks and held.chunks[-1][0] == plan.step):
+                # A last piece of one token: in the plan it looks like a decode.
+                held.chunks.append((plan.step, 1, plan.planned_ns, step.result.launched_ns, computed_ns))
             if held.chunks:
                 self._chunks[sequence] = np.array(held.chunks, np.int64).tobytes()
                 held.chunks = []

@@ -8,6 +8,7 @@ from policies.commands import Deliver, StartStep, StepPlan
 from services.scheduler.delivery import Delivery
 from services.scheduler.executors import Executor, ResultError
 from services.scheduler.sequences import Sequences
+from services.telemetry.stamps import CHUNK_COLUMNS
 from services.transport import Identity, inproc_pair
 from services.wire import Dispatch, StepMessage, StepResult, Submit
 from services.wire_parts import LogprobColumns
@@ -191,6 +192,21 @@ async def test_the_first_token_of_a_request_says_what_its_first_start_found(exec
         delivery = Delivery(command, step, sequences)
         hits.append((delivery.prefix_hits, [frame.prefix_hits for _, frame in delivery.frames()]))
     assert hits == [([(first, 2)], [[(first, 2)], []]), ([], [[], []])]
+
+
+async def test_the_first_token_says_the_pieces_of_the_prompt_also_a_last_one_of_one_token(executor, sequences) -> None:
+    first = request(GATEWAYS[0])
+    frames = []
+    for number, num_made in ((1, 0), (2, 1), (3, 1)):
+        rows = plan([first], [bool(num_made)])
+        rows.positions[:] = 7 * (number - 1)
+        executor.start(StartStep(4, number, 1, rows), [], token_budget=8, kv_use=0.5)
+        step, _ = executor.finish(result(number, [7] * num_made, launched_ns=number, computed_ns=number))
+        sequences.note_chunks(step)
+        command = Deliver(4, number, np.arange(num_made, dtype=np.int32), np.zeros(num_made, np.int8))
+        frames += [frame for _, frame in Delivery(command, step, sequences).frames()]
+    chunks = [np.frombuffer(frame.chunks.get(first, b""), np.int64).reshape(-1, len(CHUNK_COLUMNS)) for frame in frames]
+    assert [[(step, tokens) for step, tokens, *_ in table.tolist()] for table in chunks] == [[(1, 7), (2, 1)], []]
 
 
 async def test_the_rows_that_fill_a_block_are_noted_with_their_plan(executor) -> None:
