@@ -52,10 +52,12 @@ class Replies:
         body = msgspec.json.encode(document)
         return web.Response(status=status, body=body, content_type=JSON, headers=self.headers(request))
 
-    def refusal(self, request: web.BaseRequest, error: RequestError, told: Told | None = None) -> web.Response:
-        """An error."""
+    def refusal(
+        self, request: web.BaseRequest, error: RequestError, told: Told | None = None, answer_id: str = ""
+    ) -> web.Response:
+        """An error; `answer_id`: what its request is known by to `fairlead explain`, if it came so far."""
         dialect = dialect_of(request)
-        headers = self.headers(request, told) | error.headers
+        headers = self.headers(request, told, answer_id) | error.headers
         return web.Response(status=dialect.status(error), body=dialect.body(error), content_type=JSON, headers=headers)
 
     @web.middleware

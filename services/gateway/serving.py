@@ -67,7 +67,7 @@ class Serving:
                     while answer.unheard:
                         await answer.changed()
             if answer.failure is not None:
-                return self._replies.refusal(request, answer.failure, answer.told)
+                return self._replies.refusal(request, answer.failure, answer.told, answer.shape.answer_id)
             headers = self._replies.headers(request, answer.told, answer.shape.answer_id)
             if isinstance(answer, StreamedAnswer):
                 return await self._stream(request, answer, headers)

@@ -61,8 +61,9 @@ async def test_a_refused_request_has_a_story_without_tokens(stage: Any) -> None:
     stage.backstage.script = lambda submit: stage.backstage.send(
         "admission", Refused(submit.request, "queue_full", "full", 1.0)
     )
-    status, _, _ = await stage.post(CHAT, stage.chat())
+    status, _, headers = await stage.post(CHAT, stage.chat())
     (story,) = await stories(stage, 1)
+    assert story["id"] == headers["x-request-id"]
     assert (status, story["outcome"], story["code"], story["ttft_s"]) == (429, "refused", "queue_full", None)
 
 
