@@ -213,7 +213,7 @@ class Backend:
         """A message of either service."""
         match message:
             case TokenFrame():
-                self._pump.deliver(message, stream.clock)
+                self._pump.deliver(message, stream.clock, stream.peer.epoch)
             case Queued():
                 if message.request in self._unheard:
                     answering, _ = self._unheard[message.request]

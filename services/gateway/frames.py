@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies.commands import FinishReason
 from services.clocks import ClockDifference
@@ -38,7 +39,7 @@ class Pump:
         self._on_end = on_end
         """Called with (sequence, choice, reason of `Choice.take`) when an output has ended by itself."""
 
-    def deliver(self, frame: TokenFrame, clock: ClockDifference) -> None:
+    def deliver(self, frame: TokenFrame, clock: ClockDifference, scheduler_epoch: int) -> None:
         """Hand each token of a step to its reader."""
         gateway_in_ns = monotonic_ns()
         choices = self.choices
@@ -92,23 +93,18 @@ class Pump:
             answer.flush()
             answer.late = answer.is_behind
         if self._tracing.on:
-            self._trace(frame, clock, gateway_in_ns, (written_ns, held_back))
+            written = self._written(frame, (written_ns, held_back))
+            self._tracing.step(frame, clock, gateway_in_ns, written, scheduler_epoch)
 
-    def _trace(
-        self,
-        frame: TokenFrame,
-        clock: ClockDifference,
-        gateway_in_ns: int,
-        writes: tuple[list[int], list[tuple[int, Answer]]],
-    ) -> None:
-        """Record the frame; `writes`: when each group of rows was begun, and the rows that were not written at once."""
+    def _written(self, frame: TokenFrame, writes: tuple[list[int], list[tuple[int, Answer]]]) -> NDArray[np.int64]:
+        """When each row was: `writes` are when each group of rows was begun, and the rows not written at once."""
         begun_ns, held_back = writes
         now_ns = monotonic_ns()
         # A group was with its sockets when the next one was begun.
         written_ns = np.repeat(np.array([*begun_ns[1:], now_ns], np.int64), STAMP_MASK + 1)[: len(frame.finish)]
         for row, answer in held_back:
             written_ns[row] = 0 if answer.late else now_ns
-        self._tracing.step(frame, clock, gateway_in_ns, written_ns)
+        return written_ns
 
     def _note(self, sequences: list[int], finishes: list[int], logprobs: LogprobColumns) -> None:
         """Log-probabilities of the tokens about to be delivered; those that are no text have none to show."""

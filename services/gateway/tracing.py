@@ -97,7 +97,12 @@ class Tracing:
             )
 
     def step(
-        self, frame: TokenFrame, clock: ClockDifference, gateway_in_ns: int, written_ns: NDArray[np.int64]
+        self,
+        frame: TokenFrame,
+        clock: ClockDifference,
+        gateway_in_ns: int,
+        written_ns: NDArray[np.int64],
+        scheduler_epoch: int,
     ) -> None:
         """A frame's tokens are with their readers, or (0) held back."""
         if self._link is None:
@@ -124,6 +129,7 @@ class Tracing:
                 budget_use=frame.budget_use,
                 kv_use=frame.kv_use,
                 uncertainty_ns=frame.uncertainty_ns + clock.uncertainty_ns,
+                scheduler_epoch=scheduler_epoch,
             )
         )
 

@@ -103,6 +103,8 @@ class Step(Record, frozen=True):
     """Shares, after the step was planned."""
     uncertainty_ns: int = 0
     """How far stamps of other hosts may be off."""
+    scheduler_epoch: int = 0
+    """Which start of the scheduler it was: the next one counts its steps anew."""
 
 
 class Written(Record, frozen=True):

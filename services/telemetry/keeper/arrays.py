@@ -1,7 +1,7 @@
 """All stamps of a request's tokens as one attribute, for requests whose tokens get no spans of their own.
 
-Columns as in `requests.STAMP_COLUMNS`, in microseconds since the request was received, as differences down each column
-(small numbers), zlib, base64. Exact to the microsecond.
+Columns as in `requests.STAMP_COLUMNS`, but for the start of the scheduler, in microseconds since the request was
+received, as differences down each column (small numbers), zlib, base64. Exact to the microsecond.
 """
 
 import base64
@@ -10,14 +10,15 @@ import zlib
 import numpy as np
 
 from services.telemetry.keeper.parts import Int64Array
-from services.telemetry.keeper.requests import CAUSE, NO_TOKENS, STAMP_COLUMNS
+from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS
 
 NS_PER_US = 1000
+COLUMNS = STAMP_COLUMNS[:-1]
 
 
 def pack(stamps: Int64Array, received_ns: int) -> str:
     """[n, STAMP_COLUMNS] as text."""
-    table = stamps.copy()
+    table = stamps[:, : len(COLUMNS)].copy()
     table[:, :CAUSE] = (table[:, :CAUSE] - received_ns) // NS_PER_US
     return base64.b64encode(zlib.compress(_differences(table).T.astype("<i4").tobytes(), 1)).decode()
 
@@ -28,7 +29,7 @@ def _differences(table: Int64Array) -> Int64Array:
 
 
 def unpack(text: str) -> Int64Array:
-    """[n, STAMP_COLUMNS]: stamps in microseconds since the request was received.
+    """[n, COLUMNS]: stamps in microseconds since the request was received.
 
     Raises:
         ValueError: `pack` did not write this.
@@ -38,7 +39,7 @@ def unpack(text: str) -> Int64Array:
     except zlib.error as error:
         raise ValueError(f"not an array of token stamps: {error}") from error
     if not len(flat):
-        return NO_TOKENS
-    columns = flat.reshape(len(STAMP_COLUMNS), -1)
+        return np.empty((0, len(COLUMNS)), np.int64)
+    columns = flat.reshape(len(COLUMNS), -1)
     table: Int64Array = np.cumsum(columns.T.astype(np.int64), axis=0)
     return table

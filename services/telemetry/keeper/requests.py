@@ -17,7 +17,7 @@ from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS, TOKEN_
 NUM_PARTS = len(TOKEN_PARTS)
 WAITS = ("limits", "fairness", "window")
 """Of admission, in order."""
-STAMP_COLUMNS = (*TOKEN_STAMPS, "cause", "step", "executor")
+STAMP_COLUMNS = (*TOKEN_STAMPS, "cause", "step", "executor", "scheduler_epoch")
 """Of what is kept of a token: int64 each; `cause` is an index into `stamps.CAUSES`."""
 WRITTEN, CAUSE = STAMP_COLUMNS.index("written"), STAMP_COLUMNS.index("cause")
 NO_TOKENS: Int64Array = np.empty((0, len(STAMP_COLUMNS)), np.int64)
@@ -253,7 +253,9 @@ def _columns(steps: list[Step]) -> tuple[Int64Array, Int64Array, Int64Array]:
     rows[:, 1:6] = shared[steps_of]
     rows[:, WRITTEN] = np.frombuffer(b"".join(step.written_ns for step in steps), np.int64)
     rows[:, CAUSE] = np.frombuffer(b"".join(step.causes for step in steps), np.int8)
-    rows[:, CAUSE + 1 :] = np.array([(step.step, step.executor) for step in steps], np.int64)[steps_of]
+    rows[:, CAUSE + 1 :] = np.array([(step.step, step.executor, step.scheduler_epoch) for step in steps], np.int64)[
+        steps_of
+    ]
     return rows, steps_of, sequences
 
 

@@ -27,6 +27,7 @@ from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS
 GATEWAY, ADMISSION, SCHEDULER = "gateway", "admission", "scheduler"
 PARTS = [names.PART.format(part) for part in TOKEN_PARTS]
 STEP, EXECUTOR = STAMP_COLUMNS.index("step"), STAMP_COLUMNS.index("executor")
+EPOCH = STAMP_COLUMNS.index("scheduler_epoch")
 PLANNED = STAMP_COLUMNS.index("planned")
 
 
@@ -117,15 +118,17 @@ class Spans:
         spans[GATEWAY].append(self._span(began, names.DELIVER, int(stamps[0, 5]), written[-1], parent=root))
         if not one.verdict.kept:
             return
-        executor = int(stamps[0, EXECUTOR])
+        epoch, executor = stamps[0, [EPOCH, EXECUTOR]].tolist()
         for step, num_tokens, chunk_planned_ns, _, computed_ns in chunks:
-            self._steps.note_chunk((executor, step), chunk_planned_ns, computed_ns, num_tokens, one.request)
+            key = (epoch, executor, step)
+            self._steps.note_chunk(key, chunk_planned_ns, computed_ns, num_tokens, one.request)
             chunk = self._span(began, names.CHUNK, chunk_planned_ns, computed_ns, parent=prefill.span_id)
             chunk.attributes.extend(attributes_of({names.CHUNK_TOKENS: num_tokens, names.STEP_NUMBER: step}))
-            chunk.links.append(self._steps.link(executor, step))
+            chunk.links.append(self._steps.link(key))
             mine.append(chunk)
         mine += self._tokens(one, output, decode.span_id)
-        been_in = [*((executor, chunk[0]) for chunk in chunks), *map(tuple, stamps[:, [EXECUTOR, STEP]].tolist())]
+        of_tokens = map(tuple, stamps[:, [EPOCH, EXECUTOR, STEP]].tolist())
+        been_in = [*((epoch, executor, chunk[0]) for chunk in chunks), *of_tokens]
         mine += self._steps.spans(iter(dict.fromkeys(been_in)), self._wall_ns)
 
     def _tokens(self, one: Written, output: Output, parent: bytes) -> Iterable[Span]:
@@ -133,14 +136,14 @@ class Spans:
         stamps = output.stamps()
         before = stamps[:-1, WRITTEN]
         parts = (token_parts(before, stamps[1:, : WRITTEN + 1]) / 1e9).tolist()
-        rows = stamps[1:, [WRITTEN, CAUSE, STEP, EXECUTOR]].tolist()
+        rows = stamps[1:, [WRITTEN, CAUSE, STEP, EXECUTOR, EPOCH]].tolist()
         for index, (start_ns, row, of_token) in enumerate(zip(before.tolist(), rows, parts, strict=True), start=1):
-            written_ns, cause, step, executor = row
+            written_ns, cause, step, executor, epoch = row
             token = self._span(one.request.began, names.TOKEN, start_ns, written_ns, parent=parent)
             attributes: dict[str, Value] = {names.INDEX: index, names.CAUSE: CAUSES[cause], names.STEP_NUMBER: step}
             attributes.update(zip(PARTS, of_token, strict=True))
             token.attributes.extend(attributes_of(attributes))
-            token.links.append(self._steps.link(executor, step))
+            token.links.append(self._steps.link((epoch, executor, step)))
             yield token
 
     def _span(

@@ -1,7 +1,8 @@
 """Steps as spans of their own: those in which a kept request had a part, linked to the requests that this gateway had
 in them, as their spans are linked to it.
 
-Owns the newest steps. A step's trace has ids that follow from its number, so that whoever refers to it needs no answer.
+Owns the newest steps. A step's trace has ids that follow from its number and the start of its scheduler, so that
+whoever refers to it needs no answer, and none is given twice: backends keep one span of an id.
 """
 
 import hashlib
@@ -22,8 +23,8 @@ NEWEST = 20_000
 MOST_LINKS = 128
 """What backends take of one span."""
 
-Key = tuple[int, int]
-"""Executor and step."""
+Key = tuple[int, int, int]
+"""Which start of the scheduler, executor and step."""
 
 
 class Known(msgspec.Struct):
@@ -55,7 +56,7 @@ class Steps:
             if request is not None:
                 requests[request.began.request] = request.began
         self._add(
-            (step.executor, step.step),
+            (step.scheduler_epoch, step.executor, step.step),
             Known(step, step.planned_ns, step.computed_ns, step.num_prefill_tokens, list(requests.values())),
         )
 
@@ -68,9 +69,9 @@ class Steps:
             known.num_prefill_tokens += num_tokens
             known.requests.append(request.began)
 
-    def link(self, executor: int, step: int) -> Span.Link:
+    def link(self, key: Key) -> Span.Link:
         """To a step's span."""
-        trace_id, span_id = self._ids((executor, step))
+        trace_id, span_id = self._ids(key)
         return Span.Link(trace_id=trace_id, span_id=span_id)
 
     def spans(self, keys: Iterator[Key], wall_ns: Callable[[int], int]) -> Iterator[Span]:
@@ -87,12 +88,12 @@ class Steps:
             self._known.popitem(last=False)
 
     def _ids(self, key: Key) -> tuple[bytes, bytes]:
-        executor, step = key
-        digest = hashlib.blake2b(f"{self._scheduler}/{executor}/{step}".encode(), digest_size=24).digest()
+        epoch, executor, step = key
+        digest = hashlib.blake2b(f"{self._scheduler}/{epoch}/{executor}/{step}".encode(), digest_size=24).digest()
         return digest[:16], digest[16:]
 
     def _span(self, key: Key, known: Known, wall_ns: Callable[[int], int]) -> Span:
-        executor, number = key
+        _, executor, number = key
         trace_id, span_id = self._ids(key)
         attributes: dict[str, str | int | float] = {
             names.EXECUTOR: executor,

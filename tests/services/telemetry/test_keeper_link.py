@@ -108,6 +108,24 @@ async def test_a_request_becomes_one_tree_of_spans(collector) -> None:
     assert len(unpack(attributes[names.TOKENS].string_value)) == 3
 
 
+async def test_a_scheduler_that_started_again_counts_anew_and_gives_no_id_twice(collector) -> None:
+    received, endpoint = collector
+    link = KeeperLink()
+    await link.start(KeeperSettings("gateway", "1", "scheduler-1", endpoint=endpoint))
+    for record in (KEEP_ALL, began(1), let(1)):
+        link.record(record)
+    for epoch in (50, 60):
+        for number in (1, 2):
+            record = step(number, [1], [epoch * 100 + number])
+            link.record(msgspec.structs.replace(record, scheduler_epoch=epoch))
+    link.record(Ended(1, "finished", "", 4, 7000))
+    await link.close()
+    steps = [span for _, span in received.spans if span.name == names.STEP]
+    assert len({(span.trace_id, span.span_id) for span in steps}) == len(steps) == 4
+    tokens = [span for _, span in received.spans if span.name == names.TOKEN]
+    assert [span.links[0].span_id for span in tokens] == [span.span_id for span in steps[1:]]
+
+
 async def test_the_keeper_tells_a_requests_story() -> None:
     link = await tell("")
     story = msgspec.json.decode(await link.ask("request", "answer-1"))
