@@ -71,7 +71,8 @@ class AdmissionMetrics:
 
     def _settle(self, settled: Settle) -> None:
         cost = self._core.rules.cost
-        charged = cost.whole(settled.prompt_tokens, settled.output_tokens)
+        # Whoever got its prompt back was charged nothing, though a cost may begin above 0.
+        charged = cost.whole(settled.prompt_tokens, settled.output_tokens) if settled.prompt_tokens else 0.0
         if settled.cached_tokens:
             charged -= cost.saved(settled.prompt_tokens, settled.cached_tokens)
         self._settled[settled.tenant] = self._settled.get(settled.tenant, 0.0) + charged

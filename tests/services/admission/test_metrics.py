@@ -51,6 +51,16 @@ def test_service_counts_while_it_is_given_and_never_falls() -> None:
         before = service
 
 
+def test_a_request_that_got_everything_back_is_no_service_whatever_a_request_costs_at_least() -> None:
+    quadratic = {"kind": "quadratic", "a": 1.0, "b": 2.0, "c": 0.0, "d": 0.0, "e": 7.0}
+    world, metrics = followed([], cost=quadratic)
+    world.run()
+    metrics.look(0.0, None, [Settle(8, "acme", 0, 0, "error"), Settle(16, "other", 1, 1, "finished")])
+    service = values(metrics.families(1), names.TENANT_SERVICE)
+    assert service.get(("acme",), 0.0) == 0.0
+    assert service["other",] == 10.0
+
+
 def test_who_waits_shows_by_class_and_the_window_with_its_limit() -> None:
     world, metrics = followed([*asks("a", 60, at_s=0.0), *asks("b", 60, at_s=0.0)])
     world.run(5.0)
