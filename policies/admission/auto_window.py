@@ -241,3 +241,14 @@ class AutoWindow:
         self.phase, self.limit_tokens = phase, window_tokens
         self._mean = Mean()
         self._measured_tokens = self._settled_tokens = self._used_tokens = 0
+
+
+def followed(auto: AutoWindow | None, pool_tokens: int) -> AutoWindow | None:
+    """The controller of a pool of this size. Without executors there is none, and what was learnt waits for them: a
+    stream to the scheduler that breaks says nothing about the window.
+    """
+    if pool_tokens and (auto is None or auto.pool_tokens != pool_tokens):
+        return AutoWindow(pool_tokens)
+    if auto is not None and not pool_tokens:
+        auto.idle()
+    return auto

@@ -12,7 +12,7 @@ from math import inf
 from msgspec.structs import replace
 
 from policies.admission import refusals
-from policies.admission.auto_window import AutoWindow
+from policies.admission.auto_window import AutoWindow, followed
 from policies.admission.checking import check
 from policies.admission.cost import Bound
 from policies.admission.drain import ServiceRate
@@ -371,17 +371,15 @@ class AdmissionCore:
             return
         self.window.max_requests = max(1, self._rules.max_requests // self.capacity.num_admissions)
         tokens = share(self._rules.window_tokens(self.capacity.kv_tokens), self.capacity.num_admissions)
-        auto = self.auto_window
-        if not self._rules.narrows_window or not tokens:
-            self.auto_window = None
-        elif auto is None or auto.pool_tokens != tokens:
-            self.auto_window = AutoWindow(tokens)
+        self.auto_window = followed(self.auto_window, tokens) if self._rules.narrows_window else None
         self.window.limit_tokens = tokens if self.auto_window is None else self.auto_window.limit_tokens
         self.queue.order.size(self.window.limit_tokens)
 
     def _adapt_window(self, now: float) -> None:
         auto = self.auto_window
-        if auto is not None and self.queue.waiting and auto.look(now, self.window.reserved_tokens):
+        if auto is None or not self.queue.waiting or not self.capacity.num_executors:
+            return
+        if auto.look(now, self.window.reserved_tokens):
             self.window.limit_tokens = auto.limit_tokens
             self.queue.order.size(auto.limit_tokens)
 

@@ -7,7 +7,7 @@ import pytest
 
 from policies.admission.auto_window import HOLDING, SMALLEST_SHARE, AutoWindow
 from policies.admission.core import AdmissionCore
-from policies.events import CapacityChanged, PolicyApplied, Started
+from policies.events import Arrived, CapacityChanged, PolicyApplied, SchedulerLost, Started
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import Device, FloorLinear
 from policies.simulation.workload import TraceRequest
@@ -152,3 +152,21 @@ def test_the_core_starts_at_the_pool_and_starts_anew_when_the_pool_changes() -> 
     assert core.window.limit_tokens == 1980
     core.handle(PolicyApplied(2, document(kind="fcfs", window_tokens="auto")), 3.0)
     assert core.auto_window is None
+
+
+def test_what_was_learnt_of_a_pool_waits_for_executors_that_are_away() -> None:
+    core = AdmissionCore()
+    core.handle(Started(0.0), 0.0)
+    core.handle(PolicyApplied(1, document(kind="vtc", window_tokens="auto")), 0.0)
+    core.handle(CapacityChanged(1, 1000, 500), 0.0)
+    learnt = core.auto_window
+    assert learnt is not None
+    learnt.limit_tokens = 700
+    core.handle(SchedulerLost(), 2.0)
+    for at_s in range(3, 60):
+        core.handle(Arrived(at_s, "a", "free", 10, 10), float(at_s))
+    assert core.queue.waiting
+    core.handle(CapacityChanged(1, 1000, 500), 60.0)
+    assert core.auto_window is learnt
+    assert core.window.limit_tokens == 700
+    assert learnt._mean.num_batches == 0
