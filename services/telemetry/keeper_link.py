@@ -12,9 +12,11 @@ import sys
 import msgspec
 
 from services.telemetry.keeper.settings import KeeperSettings
-from services.telemetry.records import Answered, Asked, Reader, Record, encode
+from services.telemetry.records import Answered, Asked, Ended, Reader, Record, encode
 
 MAX_UNREAD_BYTES = 16 * 2**20
+MAX_UNREAD_ENDS_BYTES = 2 * MAX_UNREAD_BYTES
+"""Of ends, which are small: without its end a keeper that was behind would hold a request for ever."""
 ANSWER_S = 5.0
 END_S = 8.0
 
@@ -53,7 +55,8 @@ class KeeperLink(asyncio.Protocol):
     def record(self, record: Record) -> None:
         """Tell it something, or count it as dropped."""
         transport = self._transport
-        if transport is None or transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+        most_bytes = MAX_UNREAD_ENDS_BYTES if type(record) is Ended else MAX_UNREAD_BYTES
+        if transport is None or transport.get_write_buffer_size() > most_bytes:
             self.num_dropped += 1
             return
         transport.write(encode(record))

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from services.telemetry import names
+from services.telemetry import keeper_link, names
 from services.telemetry.keeper.arrays import unpack
 from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper_link import KeeperError, KeeperLink
@@ -134,6 +134,20 @@ async def test_the_keeper_tells_a_requests_story() -> None:
     assert len(story["choices"][0]["token_parts_s"]) == 2
     assert msgspec.json.decode(await link.ask("request", "nobody")) is None
     assert [line["id"] for line in msgspec.json.decode(await link.ask("recent"))] == ["answer-1"]
+    await link.close()
+
+
+async def test_a_keeper_that_is_behind_hears_of_ends_all_the_same(monkeypatch) -> None:
+    link = await tell("")
+    for record in (began(2), let(2)):
+        link.record(record)
+    monkeypatch.setattr(keeper_link, "MAX_UNREAD_BYTES", -1)
+    link.record(began(3))
+    link.record(Ended(2, "finished", "", 0, 9000))
+    assert link.num_dropped == 1
+    monkeypatch.undo()
+    live = msgspec.json.decode(await link.ask("recent"))
+    assert [line["id"] for line in live][:2] == ["answer-2", "answer-1"]
     await link.close()
 
 
