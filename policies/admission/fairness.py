@@ -10,7 +10,7 @@ whatever the kind, and survive a change of it.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 
 from policies.admission.nodes import Branch, Leaf, Node, Queued
@@ -391,10 +391,3 @@ def _compact(branch: Branch) -> None:
     if len(branch.heap) > 2 * branch.num_backlogged + 64:
         branch.heap = [entry for entry in branch.heap if entry[2] == entry[3].stamp]
         heapify(branch.heap)
-
-
-def jain(shares: Iterable[float]) -> float:
-    """Jain's index: 1 when all shares are equal, 1/n when one has everything; 1 for no shares at all."""
-    shares = list(shares)
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from policies.admission.checking import waits_and_fits
 from policies.admission.core import AdmissionCore
-from policies.admission.fairness import jain
+from policies.admission.evenness import jain
 from policies.commands import Command, Settle
 
 SAMPLE_S = 1.0

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from policies.admission.core import AdmissionCore
-from policies.admission.fairness import jain
+from policies.admission.evenness import jain
 from policies.admission.limits.algorithms import NS_PER_S
 from policies.admission.limits.book import LimitBook
 from policies.commands import (

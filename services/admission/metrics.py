@@ -7,7 +7,7 @@ from typing import Any
 
 from policies.admission.backlog import queued_by_class
 from policies.admission.core import AdmissionCore
-from policies.admission.fairness import jain
+from policies.admission.evenness import jain
 from policies.admission.ledger import LOST
 from policies.admission.window import OPEN_TOKENS
 from policies.commands import Command, Refuse, Settle

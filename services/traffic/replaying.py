@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policies.admission.cost import Cost
-from policies.admission.fairness import jain
+from policies.admission.evenness import jain
 from policies.document.schema import Policy
 from policies.simulation.outcome import Outcome, Served
 from policies.simulation.tokens import NO_GAPS, Gaps

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from policies.admission.core import AdmissionCore
-from policies.admission.fairness import jain
+from policies.admission.evenness import jain
 from policies.commands import CancelReleased, Command, Queue, Refuse, Release, Settle, WakeAt, Withdraw
 from policies.events import (
     Arrived,
