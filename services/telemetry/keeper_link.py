@@ -18,6 +18,8 @@ MAX_UNREAD_BYTES = 16 * 2**20
 MAX_UNREAD_ENDS_BYTES = 2 * MAX_UNREAD_BYTES
 """Of ends, which are small: without its end a keeper that was behind would hold a request for ever."""
 ANSWER_S = 5.0
+FLUSH_S = 0.05
+"""Records wait for one another so long at most."""
 END_S = 8.0
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class KeeperLink(asyncio.Protocol):
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._reader = Reader()
+        self._unsent: list[bytes] = []
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._num_asked = 0
 
@@ -59,7 +62,10 @@ class KeeperLink(asyncio.Protocol):
         if transport is None or transport.get_write_buffer_size() > most_bytes:
             self.num_dropped += 1
             return
-        transport.write(encode(record))
+        if not self._unsent:
+            # One write for many: a system call, and waking the keeper for it, cost more than a record.
+            asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+        self._unsent.append(encode(record))
 
     async def ask(self, about: str, request: str = "") -> bytes:
         """Its answer, as `put`."""
@@ -77,6 +83,7 @@ class KeeperLink(asyncio.Protocol):
         number = self._num_asked
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         self.record(msgspec.structs.replace(question, number=number))
+        self._flush()
         try:
             return await asyncio.wait_for(future, ANSWER_S)
         except TimeoutError:
@@ -87,6 +94,7 @@ class KeeperLink(asyncio.Protocol):
     async def close(self) -> None:
         """Let it finish what it has, then end it."""
         if self._transport is not None:
+            self._flush()
             self._transport.close()
         if self._process is not None:
             try:
@@ -94,6 +102,13 @@ class KeeperLink(asyncio.Protocol):
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 await asyncio.to_thread(self._process.wait)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is None:
+            self.num_dropped += len(unsent)
+        elif unsent:
+            self._transport.write(b"".join(unsent))
 
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
