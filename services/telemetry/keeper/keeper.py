@@ -170,11 +170,7 @@ class Keeper:
 
     def _remember(self, one: Finished) -> None:
         self.recent[one.request.began.answer_id] = one
-        self._recent_tokens += _num_tokens(one)
+        self._recent_tokens += one.num_tokens
         while self._recent_tokens > RECENT_TOKENS and len(self.recent) > 1:
             _, oldest = self.recent.popitem(last=False)
-            self._recent_tokens -= _num_tokens(oldest)
-
-
-def _num_tokens(one: Finished) -> int:
-    return sum(len(table) for output in one.request.outputs.values() for table in output.tokens)
+            self._recent_tokens -= oldest.num_tokens

@@ -13,7 +13,7 @@ import msgspec
 from services.telemetry.keeper.answers import Now, answer
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.settings import KeeperSettings
-from services.telemetry.keeper.spans import Spans, traces_body
+from services.telemetry.keeper.spans import Spans, in_groups, trace_messages
 from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.records import Answered, Asked, Reader, encode
 from services.telemetry.sending import METRICS, TRACES, Sender, transport
@@ -73,8 +73,9 @@ class KeeperProcess:
         self._ahead_ns = time.time_ns() - time.monotonic_ns()
         finished = self._keeper.batch()
         if finished and self._sender is not None:
-            body, num_spans = traces_body(self._spans.resource_spans(finished))
-            self._sender.put(TRACES, body, num_spans)
+            for some in in_groups(finished):
+                for body, num_spans in trace_messages(self._spans.resource_spans(some)):
+                    self._sender.put(TRACES, body, num_spans)
         self._keeper.count_dropped({} if self._sender is None else self._sender.dropped)
 
     def _send_metrics(self) -> None:

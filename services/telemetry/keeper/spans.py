@@ -6,7 +6,7 @@ follow from its number: whoever writes a span about it knows them without asking
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -28,6 +28,8 @@ GATEWAY, ADMISSION, SCHEDULER = "gateway", "admission", "scheduler"
 PARTS = [names.PART.format(part) for part in TOKEN_PARTS]
 STEP, EXECUTOR = STAMP_COLUMNS.index("step"), STAMP_COLUMNS.index("executor")
 EPOCH = STAMP_COLUMNS.index("scheduler_epoch")
+SPANS_OF_A_REQUEST, SPANS_OF_A_MESSAGE = 8, 2000
+"""Without those of tokens; a token's with its step's is a kilobyte, and gRPC takes 4 MiB."""
 PLANNED = STAMP_COLUMNS.index("planned")
 
 
@@ -37,6 +39,11 @@ class Written(msgspec.Struct):
     request: Request
     verdict: Verdict
     policy: PolicyInForce | None
+
+    @property
+    def num_tokens(self) -> int:
+        """That its reader got."""
+        return sum(len(table) for output in self.request.outputs.values() for table in output.tokens)
 
 
 class Spans:
@@ -169,10 +176,28 @@ class Spans:
         )
 
 
-def traces_body(spans: list[ResourceSpans]) -> tuple[bytes, int]:
-    """An export request and how many spans it holds."""
-    num_spans = sum(len(scope.spans) for resource in spans for scope in resource.scope_spans)
-    return ExportTraceServiceRequest(resource_spans=spans).SerializeToString(), num_spans
+def in_groups(ended: Iterable[Written]) -> Iterator[list[Written]]:
+    """The same in groups of about a message each: no more spans than that are held at once."""
+    group: list[Written] = []
+    num_spans = 0
+    for one in ended:
+        num_spans += SPANS_OF_A_REQUEST + (one.num_tokens if one.verdict.kept else 0)
+        group.append(one)
+        if num_spans >= SPANS_OF_A_MESSAGE:
+            yield group
+            group, num_spans = [], 0
+    if group:
+        yield group
+
+
+def trace_messages(spans: list[ResourceSpans]) -> Iterator[tuple[bytes, int]]:
+    """Export requests of a size that collectors take, and how many spans each holds."""
+    for resource in spans:
+        (scope,) = resource.scope_spans
+        for start in range(0, len(scope.spans), SPANS_OF_A_MESSAGE):
+            some = scope.spans[start : start + SPANS_OF_A_MESSAGE]
+            part = ResourceSpans(resource=resource.resource, scope_spans=[ScopeSpans(scope=scope.scope, spans=some)])
+            yield ExportTraceServiceRequest(resource_spans=[part]).SerializeToString(), len(some)
 
 
 def _of_request(one: Written) -> dict[str, Value]:

@@ -20,8 +20,8 @@ from services.telemetry.records import Began, Step
 
 NEWEST = 20_000
 """Steps that are kept: what a request of minutes has gone through."""
-MOST_LINKS = 128
-"""What backends take of one span."""
+MOST_LINKS = 32
+"""More of them tell nobody more, and a message has thousands of steps."""
 
 Key = tuple[int, int, int]
 """Which start of the scheduler, executor and step."""

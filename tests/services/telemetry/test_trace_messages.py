@@ -1,0 +1,37 @@
+"""Messages to a collector stay below what it takes, however much ended at once, and hold every span."""
+
+import time
+
+import numpy as np
+
+from services.telemetry.keeper.keeper import Keeper
+from services.telemetry.keeper.spans import SPANS_OF_A_MESSAGE, Spans, in_groups, trace_messages
+from services.telemetry.records import Ended, PolicyInForce
+from tests.services.telemetry.records import began, let, step
+
+GRPC_TAKES_BYTES = 4 * 2**20
+TOKENS, REQUESTS = 3000, 40
+
+
+def test_no_message_is_larger_than_a_collector_takes_and_none_is_lost() -> None:
+    keeper = Keeper(time.time, "scheduler")
+    spans = Spans("1", lambda stamp_ns: stamp_ns, keeper.steps)
+    keeper.take(PolicyInForce(1, "slai", [("paid", 9.0, 9.0)], otherwise=1.0))
+    requests = np.arange(1, REQUESTS + 1)
+    for request in requests.tolist():
+        keeper.take(began(request))
+        keeper.take(let(request))
+    for number in range(1, TOKENS + 1):
+        # Only the first goes on to the end: a long answer, and many short ones.
+        there = requests if number <= 20 else requests[:1]
+        keeper.take(step(number, there.tolist(), [number * 100 + 95] * len(there)))
+    for request in requests.tolist():
+        keeper.take(Ended(request, "finished", "", 20, TOKENS * 100 + 99))
+    messages = [
+        message for group in in_groups(keeper.batch()) for message in trace_messages(spans.resource_spans(group))
+    ]
+    assert max(len(body) for body, _ in messages) < GRPC_TAKES_BYTES
+    assert max(num_spans for _, num_spans in messages) <= SPANS_OF_A_MESSAGE
+    num_tokens = (TOKENS - 1) + (REQUESTS - 1) * 19
+    num_of_requests = REQUESTS * 7  # chat, tokenize, admission, queue, prefill, decode, deliver
+    assert sum(num_spans for _, num_spans in messages) == num_tokens + num_of_requests + TOKENS
