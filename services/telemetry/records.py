@@ -32,14 +32,6 @@ class PolicyInForce(Record, frozen=True):
     """and of the rest."""
 
 
-class Clock(Record, frozen=True):
-    """How far a service's clock is ahead of the gateway's, from the pings of their connection."""
-
-    service: str
-    ahead_ns: int
-    uncertainty_ns: int
-
-
 class Began(Record, frozen=True):
     """A request was handed to admission."""
 
@@ -148,7 +140,7 @@ class Answered(Record, frozen=True):
     document: bytes
 
 
-AnyRecord = PolicyInForce | Clock | Began | Let | Step | Written | Ended | Asked | Answered
+AnyRecord = PolicyInForce | Began | Let | Step | Written | Ended | Asked | Answered
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyRecord] = msgspec.msgpack.Decoder(AnyRecord)

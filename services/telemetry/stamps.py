@@ -4,8 +4,7 @@ All are `time.monotonic_ns()` of the process that took them. Messages carry them
 latency are differences of neighbours, so that they sum to the whole.
 """
 
-REQUEST_STAMPS = ("received", "tokenized", "queued", "released")
-"""Gateway, gateway, admission, admission: once a request."""
+from policies.scheduling.causes import Cause
 
 STEP_STAMPS = ("planned", "launched", "computed", "returned")
 """Scheduler, then three of the executor: once a step, shared by its tokens."""
@@ -24,8 +23,5 @@ the first plan, `prefill` between that and the end of the step that made the tok
 CHUNK_COLUMNS = ("step", "num_tokens", "planned", "launched", "computed")
 """Of a prefill chunk."""
 
-CAUSES = ("pipeline", "deferred", "budget", "slots", "kv", "preempted", "recompute", "backpressure")
-"""Why a token was not planned at once: the plan before was still to be answered (`pipeline`), the policy left it for
-later though there was room (`deferred`), the step was full of tokens (`budget`) or of sequences (`slots`), no KV block
-was free (`kv`), it had lost its blocks (`preempted`) or computed them again (`recompute`), or its gateway did not read.
-"""
+CAUSES = tuple(cause.name.lower() for cause in Cause)
+"""Why a token was not planned at once, as `policies.scheduling.causes` says."""

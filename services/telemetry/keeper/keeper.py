@@ -17,7 +17,7 @@ from services.telemetry.keeper.spans import Written as Finished
 from services.telemetry.keeper.steps import Steps
 from services.telemetry.keeper.verdict import Judge, Verdict
 from services.telemetry.metrics import Exemplar, Registry
-from services.telemetry.records import AnyRecord, Began, Clock, Ended, Let, PolicyInForce, Step, Written
+from services.telemetry.records import AnyRecord, Began, Ended, Let, PolicyInForce, Step, Written
 from services.telemetry.stamps import CAUSES, FIRST_PARTS, TOKEN_PARTS
 
 RECENT_TOKENS = 500_000
@@ -108,7 +108,6 @@ class Keeper:
         self.steps = Steps(scheduler)
         self.judge = Judge()
         self.live = Live()
-        self.clocks: dict[str, Clock] = {}
         self.recent: OrderedDict[str, Finished] = OrderedDict()
         """By id of the answer, the oldest first."""
         self._recent_tokens = 0
@@ -135,8 +134,6 @@ class Keeper:
                 self._ended.append(record)
             case PolicyInForce():
                 self.judge.policies[record.revision] = record
-            case Clock():
-                self.clocks[record.service] = record
             case _:
                 raise TypeError(f"a keeper takes no {type(record).__name__}")
 

@@ -14,6 +14,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
+from policies.scheduling.causes import Cause
 from services.telemetry import names
 from services.telemetry.attributes import Value, attributes_of, resource_attributes
 from services.telemetry.keeper.arrays import pack
@@ -116,6 +117,7 @@ class Spans:
                 {
                     names.SEQUENCE: sequence,
                     names.GENAI_OUTPUT_TOKENS: len(stamps),
+                    names.NUM_PREEMPTIONS: int((stamps[:, CAUSE] == Cause.PREEMPTED).sum()),
                     names.TOKENS: pack(stamps, began.received_ns),
                 }
             )

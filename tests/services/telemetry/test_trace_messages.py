@@ -3,7 +3,10 @@
 import time
 
 import numpy as np
+from msgspec.structs import replace
 
+from policies.scheduling.causes import Cause
+from services.telemetry import names
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.spans import SPANS_OF_A_MESSAGE, Spans, in_groups, trace_messages
 from services.telemetry.records import Ended, PolicyInForce
@@ -35,3 +38,21 @@ def test_no_message_is_larger_than_a_collector_takes_and_none_is_lost() -> None:
     num_tokens = (TOKENS - 1) + (REQUESTS - 1) * 19
     num_of_requests = REQUESTS * 7  # chat, tokenize, admission, queue, prefill, decode, deliver
     assert sum(num_spans for _, num_spans in messages) == num_tokens + num_of_requests + TOKENS
+
+
+def test_a_decode_says_how_often_it_lost_its_blocks() -> None:
+    keeper = Keeper(time.time, "scheduler")
+    spans = Spans("1", lambda stamp_ns: stamp_ns, keeper.steps)
+    keeper.take(began(1))
+    keeper.take(let(1))
+    for number, cause in enumerate((Cause.PIPELINE, Cause.PREEMPTED, Cause.BUDGET, Cause.PREEMPTED), start=1):
+        keeper.take(replace(step(number, [1], [number * 100 + 95]), causes=bytes([cause])))
+    keeper.take(Ended(1, "finished", "", 4, 999))
+    (decode,) = (
+        span
+        for resource in spans.resource_spans(keeper.batch())
+        for span in resource.scope_spans[0].spans
+        if span.name == names.DECODE
+    )
+    attributes = {one.key: one.value.int_value for one in decode.attributes}
+    assert attributes[names.NUM_PREEMPTIONS] == 2
