@@ -17,11 +17,11 @@ def process_name(service: str, replica: int) -> str:
 
 def processes(deployment: Deployment) -> dict[str, tuple[str, int]]:
     """All processes by name, with their service and which of it they are, in the order they are started."""
-    counts = {service: len(deployment.streams.admissions) if service == "admission" else 1 for service in SERVICES}
+    several = {"admission": len(deployment.streams.admissions), "gateway": deployment.http.gateways}
     return {
         process_name(service, replica): (service, replica)
-        for service, count in counts.items()
-        for replica in range(count)
+        for service in SERVICES
+        for replica in range(several.get(service, 1))
     }
 
 

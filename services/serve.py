@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from services import runtime
 from services.health import SERVICES, process_name, processes
@@ -15,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("service", choices=SERVICES)
     parser.add_argument("--replica", type=int, default=1, metavar="N", help="which of several (default: the first)")
     parser.add_argument("--supervised", action="store_true", help="end when the process that started this one dies")
+    parser.add_argument(
+        "--socket", type=int, metavar="FD", help="the listening socket of a gateway, given by what started it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,13 +31,17 @@ def run(args: argparse.Namespace) -> int:
     try:
         deployment = load_deployment().resolved()
         if name not in processes(deployment):
-            raise SettingsError(f"--replica {args.replica}: the deployment has no {name}; see streams.admission")
+            raise SettingsError(
+                f"--replica {args.replica}: the deployment has no {name}; see streams.admission, http.gateways"
+            )
         # Imported by name, so that a gateway's process never loads torch nor an executor's an HTTP server.
         module = importlib.import_module(f"services.{args.service}.service")
         if args.service == "executor":
             status: int = module.main(deployment)
             return status
-        arguments = (args.replica - 1,) if args.replica > 1 else ()
+        arguments: list[Any] = [args.replica - 1] if args.replica > 1 or args.socket is not None else []
+        if args.socket is not None:
+            arguments.append(socket.socket(fileno=args.socket))
         return runtime.serve(module.build(deployment, *arguments), Path(deployment.run))
     except (SettingsError, runtime.StartError) as error:
         print(f"fairlead {args.service}: {error}", file=sys.stderr)

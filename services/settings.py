@@ -39,6 +39,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """0: any free port."""
+    gateways: Annotated[int, Meta(ge=1, le=64)] = 1
+    """How many gateway processes `fairlead up` runs, all on this port: each takes what comes when it has time."""
     max_body_bytes: Bytes = 4 * 2**20
     body_s: Annotated[float, Meta(gt=0)] = 30.0
     """How long a request's body may take to arrive."""
@@ -88,8 +90,8 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     admission: Annotated[int, Meta(ge=0, le=65535)] | None = 9462
     scheduler: Annotated[int, Meta(ge=0, le=65535)] | None = 9463
     executor: Annotated[int, Meta(ge=0, le=65535)] | None = 9464
-    """Ports; null: it does not; 0: any free one. One that is taken is a warning. Of several admission processes each
-    further one is ten ports higher.
+    """Ports; null: it does not; 0: any free one. One that is taken is a warning. Of several processes of a
+    service each further one is ten ports higher.
     """
 
     def port_of(self, process: str) -> int | None:

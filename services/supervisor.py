@@ -23,6 +23,7 @@ import msgspec
 
 from services.files import replace
 from services.health import processes, ready_file
+from services.listening import bind
 from services.settings import REPOSITORY, STARTED, Deployment, SettingsError, child_environment, load_deployment
 from services.setup import Prepared, SetupError, prepare
 
@@ -55,8 +56,9 @@ def run(args: argparse.Namespace) -> int:
             prepared = prepare(deployment)
             if args.prepare:
                 return 0
-            deployment = _with_free_port(deployment)
-            return Supervisor(deployment, prepared).run()
+            with _listening(deployment) as listening:
+                http = msgspec.structs.replace(deployment.http, port=listening.getsockname()[1])
+                return Supervisor(msgspec.structs.replace(deployment, http=http), prepared, listening).run()
     except (SettingsError, SetupError) as error:
         print(f"fairlead: {error}", file=sys.stderr)
         return 2
@@ -65,9 +67,11 @@ def run(args: argparse.Namespace) -> int:
 class Supervisor:
     """The child processes and the order in which they start and stop."""
 
-    def __init__(self, deployment: Deployment, prepared: Prepared) -> None:
+    def __init__(self, deployment: Deployment, prepared: Prepared, listening: socket.socket) -> None:
         self._deployment = deployment
         self._prepared = prepared
+        self._listening = listening
+        """Where clients connect. Held here and by every gateway: while none accepts, they wait."""
         self._processes = processes(deployment)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._crashes: deque[float] = deque()
@@ -123,12 +127,15 @@ class Supervisor:
     def _start(self, service: str) -> None:
         kind, replica = self._processes[service]
         number = ["--replica", str(replica + 1)] if replica else []
+        given = [self._listening.fileno()] if kind == "gateway" else []
+        number += [f"--socket={descriptor}" for descriptor in given]
         with self._log(service).open("ab") as log:
             self._children[service] = subprocess.Popen(
                 [sys.executable, "-m", "services.cli", "serve", kind, *number, "--supervised"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=given,
                 # `-m` puts the working folder before the standard library: a caller's `http.py` would be imported.
                 cwd=REPOSITORY,
                 env=child_environment(_deployment_file(self._deployment)),
@@ -181,13 +188,14 @@ class Supervisor:
         return None
 
     def _stop_all(self) -> None:
-        """Gateway first: its readers finish while the others still work for them."""
+        """Gateways first: their readers finish while the others still work for them. Who connects now is refused."""
+        self._listening.close()
         for service in reversed(self._processes):
             child = self._children.get(service)
             if child is None or child.poll() is not None:
                 continue
             child.terminate()
-            limit = STOP_LIMIT_S + (self._deployment.http.drain_s if service == "gateway" else 0.0)
+            limit = STOP_LIMIT_S + (self._deployment.http.drain_s if self._processes[service][0] == "gateway" else 0.0)
             try:
                 child.wait(limit)
             except subprocess.TimeoutExpired:
@@ -250,19 +258,15 @@ def _lock(data: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _with_free_port(deployment: Deployment) -> Deployment:
-    """The deployment with a port that can be bound now."""
+def _listening(deployment: Deployment) -> socket.socket:
+    """Where clients connect, whichever gateway accepts them."""
     http = deployment.http
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((http.host, http.port))
-        except OSError as error:
-            raise SetupError(
-                f"cannot listen on {http.host}:{http.port}: {error.strerror}; choose another with --port"
-            ) from error
-        port = probe.getsockname()[1]
-    return msgspec.structs.replace(deployment, http=msgspec.structs.replace(http, port=port))
+    try:
+        return bind(http)
+    except OSError as error:
+        raise SetupError(
+            f"cannot listen on {http.host}:{http.port}: {error.strerror}; choose another with --port"
+        ) from error
 
 
 def _deployment_file(deployment: Deployment) -> Path:

@@ -16,6 +16,8 @@ from services.gateway.connection import Connection
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.tracing import Tracing
+from services.health import process_name
+from services.listening import BACKLOG, bind
 from services.runtime import StartError, open_link
 from services.settings import Deployment
 from services.telemetry.keeper.settings import KeeperSettings
@@ -25,7 +27,6 @@ from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
 from services.traffic.store import Store, open_store
 from services.transport import Identity, Link
 
-BACKLOG = 1024
 CLOSE_S = 2.0
 """How long connections may take to close after the last answer."""
 
@@ -33,10 +34,11 @@ CLOSE_S = 2.0
 class GatewayService:
     """Serves HTTP until stopped."""
 
-    name = "gateway"
-
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, replica: int = 0, listening: socket.socket | None = None) -> None:
+        """Of several, the one with this number; `listening`: a socket that it shares with others, else its own."""
+        self.name = process_name(GATEWAY, replica)
         self._deployment = deployment
+        self._listening = listening
         try:
             tokenizer = Tokenizer.load(deployment.model_folder)
         except EngineError as error:
@@ -79,12 +81,12 @@ class GatewayService:
             telemetry = self._deployment.telemetry
             instance = str(self._backend.gateway)
             await self.keeper.start(
-                KeeperSettings(self.name, instance, "scheduler", endpoint=telemetry.endpoint, headers=telemetry.headers)
+                KeeperSettings(GATEWAY, instance, "scheduler", endpoint=telemetry.endpoint, headers=telemetry.headers)
             )
         self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
         self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
         streams = self._deployment.streams
-        identity = Identity(self.name, str(self._backend.gateway))
+        identity = Identity(GATEWAY, str(self._backend.gateway))
         self.links = [
             open_link(self._deployment, address, identity, self._backend)
             for address in (*streams.admissions, streams.scheduler)
@@ -95,7 +97,7 @@ class GatewayService:
         runner = web.AppRunner(self.api.application(), handler_cancellation=True, shutdown_timeout=CLOSE_S)
         self._runner = runner
         await runner.setup()
-        listening = self._listen()
+        listening = self._listening or self._listen()
         self.port = int(listening.getsockname()[1])
         loop = asyncio.get_running_loop()
 
@@ -147,23 +149,16 @@ class GatewayService:
 
     def _listen(self) -> socket.socket:
         http = self._deployment.http
-        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Otherwise the kernel keeps megabytes for a reader that does not read, and the limit would mean nothing.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, http.stream_buffer_bytes)
         try:
-            listening.bind((http.host, http.port))
+            return bind(http)
         except OSError as error:
-            listening.close()
             raise StartError(f"http: {http.host}:{http.port} cannot be used: {error.strerror}") from error
-        return listening
 
 
-def build(deployment: Deployment) -> GatewayService:
-    """The service of this (resolved) deployment.
+def build(deployment: Deployment, replica: int = 0, listening: socket.socket | None = None) -> GatewayService:
+    """The service of this (resolved) deployment; of several, the one with this number.
 
     Raises:
         StartError: the model's tokenizer cannot be read.
     """
-    return GatewayService(deployment)
+    return GatewayService(deployment, replica, listening)

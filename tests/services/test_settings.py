@@ -43,3 +43,10 @@ def test_several_admission_processes_need_a_store_that_they_share(tmp_path: Path
     ports = [deployment.telemetry.metrics.port_of(name) for name in ("admission", "admission-2")]
     assert ports == [9462, 9472]
     assert list(processes(deployment)) == ["executor", "scheduler", "admission", "admission-2", "gateway"]
+
+
+def test_several_gateways_are_several_processes_with_metrics_of_their_own(tmp_path: Path) -> None:
+    deployment = loaded(tmp_path, "http: {gateways: 3}\n")
+    assert list(processes(deployment))[-3:] == ["gateway", "gateway-2", "gateway-3"]
+    ports = [deployment.telemetry.metrics.port_of(name) for name in ("gateway", "gateway-2", "gateway-3")]
+    assert ports == [9461, 9471, 9481]

@@ -1,0 +1,32 @@
+"""The socket that HTTP clients connect to: made here, listened on by one gateway or by several at once.
+
+`fairlead up` binds it and hands it to every gateway that it starts, so that a connection that comes while a gateway
+starts again waits for it, or meets another. Knows no HTTP.
+"""
+
+import socket
+
+from services.settings import HttpSettings
+
+BACKLOG = 1024
+"""Connections that wait for a gateway."""
+
+
+def bind(http: HttpSettings) -> socket.socket:
+    """A listening socket on the deployment's address.
+
+    Raises:
+        OSError: it cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Otherwise the kernel keeps megabytes for a reader that does not read, and the limit would mean nothing.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, http.stream_buffer_bytes)
+        listening.bind((http.host, http.port))
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
