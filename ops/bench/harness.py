@@ -24,6 +24,7 @@ import msgspec
 
 BENCHMARKS = {
     "admission": "time of one admission decision, against a bare heap",
+    "chaos": "streams, usage and what stays held while processes are killed, stopped and replaced",
     "collector": "what readers and memory see of a collector that is down, slow or wrong for a minute",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
@@ -142,6 +143,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", action="append", metavar="NAME", help="scheduler: a shipped policy, may be repeated (default: all)"
     )
+    parser.add_argument(
+        "--fault", action="append", metavar="NAME", help="chaos: may be repeated (default: each in turn)"
+    )
+    parser.add_argument("--kills", type=int, help="chaos: how often each fault strikes (default: a few times)")
+    parser.add_argument("--minutes", type=float, help="chaos: how long the soak takes (default: one)")
+    parser.add_argument("--seed", type=int, default=7, help="chaos: of requests and moments (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 

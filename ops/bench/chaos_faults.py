@@ -1,0 +1,95 @@
+"""What can go wrong: processes killed, stopped, restarted.
+
+Owns when and how a fault strikes, and when it counts as survived. Knows no requests.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ops.bench.chaos_house import Hurt, kill, stop
+from ops.bench.chaos_load import Load
+
+MOST_PIECES = 400
+"""Between two strikes, drawn evenly: some come while nothing has recovered from the last one yet."""
+NEWBORN_SHARE = 0.15
+"""Of killed processes, those whose successor is killed too while it starts."""
+NEWBORN_S = 1.5
+JITTER_S = 0.03
+"""Pieces come with steps; a fault does not."""
+
+
+class Strikes:
+    """When and how often, and what readers saw of it."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self.pauses_s: list[float] = []
+        """From each strike to the next piece that any reader got."""
+
+    def words(self) -> str:
+        """For a note."""
+        if not self.pauses_s:
+            return f"{self.num} strikes"
+        middle, longest = statistics.median(self.pauses_s), max(self.pauses_s)
+        pauses = f"within {middle:.1f} s (median), {longest:.1f} s at most"
+        return f"{self.num} strikes, after which the next piece came {pauses}"
+
+
+Strike = Callable[[Hurt, Load, np.random.Generator, int, Strikes], Awaitable[None]]
+
+
+class Fault(NamedTuple):
+    """One of them."""
+
+    name: str
+    strike: Strike
+    """Strike so often while the load goes on; returns when the last is survived."""
+
+
+def _kills(*names: str) -> Strike:
+    """Kill -9 of one of the processes called so."""
+
+    async def strike(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
+        while strikes.num < count:
+            await load.pieces(int(draw.integers(1, MOST_PIECES)))
+            await asyncio.sleep(draw.uniform(0, JITTER_S))
+            name = names[strikes.num % len(names)]
+            pid = _kill(house, load, name)
+            struck_s = time.monotonic()
+            strikes.num += 1
+            if draw.random() < NEWBORN_SHARE and strikes.num < count:
+                pid = await house.born(name, not_pid=pid)
+                await asyncio.sleep(draw.uniform(0, NEWBORN_S))
+                pid = _kill(house, load, name)
+                strikes.num += 1
+            await load.pieces(1)
+            strikes.pauses_s.append(time.monotonic() - struck_s)
+            await house.ready(name, not_pid=pid)
+
+    return strike
+
+
+def _kill(house: Hurt, load: Load, name: str) -> int:
+    """The pid of what was killed."""
+    pid = house.pids()[name]
+    # Stopped first, so that it accepts no connection that is not among those known to be lost.
+    stop(pid)
+    if name.startswith("gateway"):
+        load.lost_ports |= house.connections(pid)
+    kill(pid)
+    return pid
+
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("kill-executor", _kills("executor")),
+        Fault("kill-scheduler", _kills("scheduler")),
+        Fault("kill-admission", _kills("admission")),
+    )
+}

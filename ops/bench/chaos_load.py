@@ -1,0 +1,225 @@
+"""Streams that are read without end, each compared with its right answer as soon as it is over.
+
+Owns what clients do and what they were told. Knows nothing of processes and faults, but which connections a fault has
+cut: it is told.
+"""
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import aiohttp
+import numpy as np
+
+from ops.bench.chaos_asks import Ask, Said, encode
+
+HOST = "127.0.0.1"
+NUM_STREAMS = 32
+RETRY_S = 0.1
+"""After a refusal."""
+PATIENCE_S = 180.0
+"""After which a stream that says nothing counts as hanging."""
+MOST_SHOWN = 10
+CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
+
+
+class FailureError(Exception):
+    """An answer ended with an error; the sentence is the answer's."""
+
+
+class RefusedError(Exception):
+    """Not now, said before anything else."""
+
+
+class House(NamedTuple):
+    """Where to ask."""
+
+    port: int
+    key: str
+
+
+class Tally:
+    """What became of the requests of a run."""
+
+    def __init__(self) -> None:
+        self.num = Counter[str]()
+        """complete, cut (with the gateway that was killed), wrong (of these two), refused, failed."""
+        self.num_by_kind = Counter[str]()
+        """Of those that are complete."""
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        """Of those that were answered to the end."""
+        self.cut_prompt_tokens = 0
+        self.cut_output_tokens = 0
+        """The most that may have been charged for those that were cut."""
+        self.problems: list[str] = []
+        """The first of them, in words."""
+
+    def words(self) -> str:
+        """For a note."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.num_by_kind.items()))
+        cut = f", {self.num['cut']} cut with their gateway" if self.num["cut"] else ""
+        return f"{self.num['complete']} whole streams ({kinds}) with {self.output_tokens} tokens{cut}"
+
+    def problem(self, what: str, ask: Ask, text: str) -> None:
+        """Something that must not be."""
+        self.num[what] += 1
+        if len(self.problems) < MOST_SHOWN:
+            self.problems.append(f"{what}: {ask.kind}: {text}")
+
+
+class Load:
+    """So many streams at any time, over a catalogue of requests in an order drawn from `seed`."""
+
+    def __init__(
+        self,
+        house: House,
+        catalogue: Sequence[Ask],
+        *,
+        right: Sequence[Said] = (),
+        num_streams: int = NUM_STREAMS,
+        seed: int,
+    ) -> None:
+        self.tally = Tally()
+        self.over = False
+        """Set: no stream is begun any more."""
+        self.num_pieces = 0
+        self.answers: dict[int, Said] = {}
+        """The last of each request, by its place in the catalogue."""
+        self.lost_ports = set[int]()
+        """Of connections that a fault cuts; whoever is about to kill a gateway adds those that it holds."""
+        self._house = house
+        self._catalogue = catalogue
+        self._right = right
+        self._num_streams = num_streams
+        self._draw = np.random.default_rng(seed)
+        self._waiting: list[int] = []
+        self._heard = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Until `over` is set and every stream has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._num_streams):
+                tasks.create_task(self._read_on())
+
+    async def once(self) -> list[Said]:
+        """Each request of the catalogue once, and its answer.
+
+        Raises:
+            RuntimeError: one was not answered as it should be.
+        """
+        self._waiting = list(range(len(self._catalogue)))[::-1]
+        self.over = True
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._num_streams):
+                tasks.create_task(self._empty())
+        if self.tally.problems or len(self.answers) < len(self._catalogue):
+            raise RuntimeError(f"this run is void: {'; '.join(self.tally.problems) or 'requests were refused'}")
+        return [self.answers[number] for number in range(len(self._catalogue))]
+
+    async def pieces(self, count: int) -> None:
+        """Wait for so many more."""
+        goal = self.num_pieces + count
+        async with asyncio.timeout(PATIENCE_S), self._heard:
+            await self._heard.wait_for(lambda: self.num_pieces >= goal)
+
+    async def _empty(self) -> None:
+        while self._waiting:
+            await self._ask(self._waiting.pop())
+
+    async def _read_on(self) -> None:
+        while not self.over:
+            if not self._waiting:
+                self._waiting = self._draw.permutation(len(self._catalogue)).tolist()
+            await self._ask(self._waiting.pop())
+
+    async def _ask(self, number: int) -> None:
+        ask = self._catalogue[number]
+        said = Said.nothing(ask.num_choices)
+        tally = self.tally
+        port = 0
+
+        def bound(address: Any) -> socket.socket:
+            # Which connection is whose must be known before there is an answer.
+            nonlocal port
+            made = socket.socket(address[0], socket.SOCK_STREAM)
+            made.bind((HOST, 0))
+            port = made.getsockname()[1]
+            self.lost_ports.discard(port)
+            return made
+
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._read(ask, said, aiohttp.TCPConnector(force_close=True, socket_factory=bound))
+        except RefusedError:
+            tally.num["refused"] += 1
+            await asyncio.sleep(RETRY_S)
+        except FailureError as error:
+            tally.problem("failed", ask, f"{error} after {sum(map(len, said.texts))} characters")
+        except TimeoutError:
+            tally.problem("failed", ask, f"nothing more within {PATIENCE_S:g} s after {said.texts}")
+        except CUT as error:
+            self._cut(number, said, port, error)
+        else:
+            self._complete(number, said)
+
+    async def _read(self, ask: Ask, said: Said, connector: aiohttp.TCPConnector) -> None:
+        url = f"http://{HOST}:{self._house.port}{ask.path}"
+        headers = {"authorization": f"Bearer {self._house.key}", "content-type": "application/json"}
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session,
+            session.post(url, data=encode(ask), headers=headers) as answer,
+        ):
+            if answer.status != 200:
+                text = (await answer.read()).decode(errors="replace")
+                if answer.status == 503 and "retry-after" in answer.headers:
+                    raise RefusedError(text)
+                raise FailureError(f"status {answer.status}: {text}")
+            if not ask.body["stream"]:
+                said.take(await answer.json())
+                await self._count()
+                return
+            async for line in answer.content:
+                if line == b"data: [DONE]\n":
+                    return
+                if not line.startswith(b"data: "):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise FailureError(line.decode().strip())
+                if said.take(event):
+                    await self._count()
+            raise FailureError("the stream ended without its last event")
+
+    async def _count(self) -> None:
+        self.num_pieces += 1
+        async with self._heard:
+            self._heard.notify_all()
+
+    def _complete(self, number: int, said: Said) -> None:
+        ask, tally = self._catalogue[number], self.tally
+        self.answers[number] = said
+        tally.prompt_tokens += said.prompt_tokens
+        tally.cached_tokens += said.cached_tokens
+        tally.output_tokens += said.output_tokens
+        if self._right and (difference := said.differs(self._right[number])):
+            tally.problem("wrong", ask, difference)
+        tally.num["complete"] += 1
+        tally.num_by_kind[ask.kind] += 1
+
+    def _cut(self, number: int, said: Said, port: int, error: Exception) -> None:
+        ask, tally = self._catalogue[number], self.tally
+        if port not in self.lost_ports:
+            tally.problem("failed", ask, f"its connection broke ({error!r}), whose gateway was not killed")
+            return
+        tally.num["cut"] += 1
+        if self._right:
+            right = self._right[number]
+            tally.cut_prompt_tokens += right.prompt_tokens
+            tally.cut_output_tokens += right.output_tokens
+            if difference := said.contradicts(right):
+                tally.problem("wrong", ask, difference)

@@ -1,0 +1,21 @@
+"""Processes die under load, and no reader can tell. `fairlead bench chaos` is the long form."""
+
+import pytest
+
+from ops.bench.chaos import outcome
+from ops.bench.chaos_faults import FAULTS
+
+SEED = 11
+NUM_ASKS = 39
+"""All kinds but one, which is not streamed."""
+
+
+@pytest.mark.slow
+def test_a_killed_executor_costs_no_reader_a_token() -> None:
+    seen = outcome(FAULTS["kill-executor"], 2, SEED, num_asks=NUM_ASKS)
+    assert seen.tally.problems == []
+    assert seen.tally.num["complete"] > 0
+    assert seen.tally.num["refused"] == 0
+    assert seen.usage == ""
+    assert not any(seen.left.values()), seen.left
+    assert seen.trouble == []
