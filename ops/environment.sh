@@ -17,28 +17,16 @@ prepare_environment() { # prepare_environment EXTRAS
     }
   fi
   # The stamp holds what the environment was made from: a changed pin or dependency installs again.
-  local quiet=--quiet
-  if [ -t 2 ]; then quiet=; fi # pip's progress bars, where somebody can see them
   local want stamp=.venv/fairlead-"$extras"
-  want=$(cat pyproject.toml ops/constraints.txt ops/environment.sh | sha256sum)
+  want=$(cat pyproject.toml ops/requirements.txt ops/install.sh ops/environment.sh | sha256sum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     echo "fairlead: installing the pinned dependencies into .venv (the first time takes minutes: torch is large)" >&2
-    # torch first, alone: what depends on it loosely must find the pinned one.
-    "$python" -m pip install $quiet --disable-pip-version-check -c ops/constraints.txt torch
-    "$python" -m pip install $quiet --disable-pip-version-check -c ops/constraints.txt -e ".[$extras]"
-    check_pin
+    ops/install.sh "$PWD/$python" base ${extras//,/ }
+    # What builds it is among the pinned ones: pip's isolated build would fetch whatever is newest.
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+    "$python" -m pip check
     echo "$want" > "$stamp"
   fi
   # Optional and quick: where there is no compiler it says so, and the engine is only slower.
   "$python" -m engine.native.make
-}
-
-check_pin() {
-  local pinned installed
-  pinned=$(sed -n 's/^torch==//p' ops/constraints.txt)
-  installed=$("$python" -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')
-  if [ "$pinned" != "$installed" ]; then
-    echo "fairlead: torch $installed was installed where ops/constraints.txt pins $pinned" >&2
-    exit 1
-  fi
 }
