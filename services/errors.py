@@ -43,8 +43,12 @@ FORMS: dict[str, Form] = {
     "model_not_found": Form(404, INVALID, None, "not_found_error"),
     "not_found": Form(404, INVALID, None, "not_found_error"),
     "method_not_allowed": Form(405, INVALID),
+    "headers_too_slow": Form(408, INVALID, None, "timeout_error"),
     "body_too_slow": Form(408, INVALID, None, "timeout_error"),
     "body_too_large": Form(413, INVALID, None, "request_too_large"),
+    "url_too_long": Form(414, INVALID, None, "request_too_large"),
+    "unknown_expectation": Form(417, INVALID),
+    "headers_too_large": Form(431, INVALID, None, "request_too_large"),
     # The caller has had its share.
     "rate_limit_exceeded": Form(429, "requests", None, RATE),
     "insufficient_quota": Form(429, "insufficient_quota", None, RATE),

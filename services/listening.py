@@ -24,6 +24,12 @@ def bind(http: HttpSettings) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Otherwise the kernel keeps megabytes for a reader that does not read, and the limit would mean nothing.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, http.stream_buffer_bytes)
+        # A client whose machine is gone says nothing, and one that waits in the queue is sent nothing that would tell.
+        probe_s = max(1, round(http.unread_s / 4))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(http.unread_s * 1000))
         listening.bind((http.host, http.port))
         listening.listen(BACKLOG)
     except OSError:

@@ -42,14 +42,40 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     gateways: Annotated[int, Meta(ge=1, le=64)] = 1
     """How many gateway processes `fairlead up` runs, all on this port: each takes what comes when it has time."""
     max_body_bytes: Bytes = 4 * 2**20
+    max_head_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = 32 * 2**10
+    """Of a request's first line and its headers."""
+    max_url_bytes: Annotated[int, Meta(ge=256)] = 8 * 2**10
+    header_s: Annotated[float, Meta(gt=0)] = 10.0
+    """How long a request's head may take to arrive, and a new connection's first byte."""
     body_s: Annotated[float, Meta(gt=0)] = 30.0
-    """How long a request's body may take to arrive."""
+    """How long a request's body may take to arrive, all of it."""
+    idle_s: Annotated[float, Meta(gt=0)] = 120.0
+    """How long a connection may wait for its next request."""
+    unread_s: Annotated[float, Meta(gt=0)] = 60.0
+    """How long a client may read nothing of what was written for it, or its machine be out of reach."""
     max_choices: Annotated[int, Meta(ge=1)] = 16
     max_prompts: Annotated[int, Meta(ge=1)] = 64
     stream_buffer_bytes: Bytes = 256 * 2**10
     """Text a slow reader may leave unread before its request is cancelled."""
     drain_s: Annotated[float, Meta(ge=0)] = 30.0
     """How long running requests may take to finish after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the types allow and makes no sense together.
+
+        Raises:
+            ValueError: msgspec reports it with the key's path.
+        """
+        if self.max_url_bytes >= self.max_head_bytes:
+            raise ValueError(
+                f"max_url_bytes is {self.max_url_bytes} and max_head_bytes {self.max_head_bytes}; "
+                "the URL is a part of the head and must be smaller"
+            )
+
+    @property
+    def look_s(self) -> float:
+        """How often connections are looked at for waits that are too long."""
+        return min(1.0, self.header_s / 4, self.idle_s / 4, self.unread_s / 4)
 
 
 class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -50,7 +50,7 @@ class Api:
         self._prompts = Prompts(tokenizer)
         self._grammars = grammars
         self._backend = backend
-        self._replies = Replies(backend.revisions)
+        self._replies = Replies(backend.revisions, http.max_head_bytes)
         self._serving = Serving(backend, self._replies, http.stream_buffer_bytes)
         self._started = int(time.time())
         self.intake = Intake(http, model, tokenizer, keys, backend)

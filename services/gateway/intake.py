@@ -17,6 +17,7 @@ from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
+from services.gateway.connection import kind_of
 from services.settings import HttpSettings
 from services.wire import Submit
 
@@ -111,7 +112,7 @@ class Intake:
         except web.HTTPRequestEntityTooLarge as error:
             raise too_large from error
         except web.RequestPayloadError as error:
-            message = f"the body cannot be decoded as its headers say: {' '.join(str(error).split())}"
+            message = f"the body cannot be decoded as its headers say: {kind_of(error)}"
             raise RequestError("invalid_value", message) from error
         except TimeoutError as error:
             raise RequestError("body_too_slow", f"the body took longer than {self._http.body_s:g} s") from error

@@ -19,8 +19,13 @@ from services.gateway.policy import Revisions
 from services.gateway.told import Told
 
 JSON = "application/json"
+SERVER = "fairlead"
+"""Instead of the names and versions of what it is made with."""
 MESSAGES = "/v1/messages"
 """This endpoint and those below it speak Anthropic's dialect, all others OpenAI's."""
+
+UNREAD = ("body_too_slow", "body_too_large")
+"""What is refused before its body was read: the connection cannot go on."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,14 +35,15 @@ log = logging.getLogger(__name__)
 class Replies:
     """What every answer says beside its body."""
 
-    def __init__(self, revisions: Revisions) -> None:
+    def __init__(self, revisions: Revisions, max_head_bytes: int) -> None:
         self._revisions = revisions
+        self._max_head_bytes = max_head_bytes
 
     def headers(self, request: web.BaseRequest, told: Told | None = None, answer_id: str = "") -> dict[str, str]:
         """Of any answer; `told` is what admission said of its request."""
         dialect = dialect_of(request)
         request_id = answer_id or new_id("req-")
-        headers = {"x-request-id": request_id, dialect.id_header: request_id}
+        headers = {"server": SERVER, "x-request-id": request_id, dialect.id_header: request_id}
         if self._revisions.label:
             headers["x-fairlead-policy"] = self._revisions.label
         if told is None:
@@ -58,12 +64,17 @@ class Replies:
         """An error; `answer_id`: what its request is known by to `fairlead explain`, if it came so far."""
         dialect = dialect_of(request)
         headers = self.headers(request, told, answer_id) | error.headers
-        return web.Response(status=dialect.status(error), body=dialect.body(error), content_type=JSON, headers=headers)
+        body = dialect.body(error)
+        response = web.Response(status=dialect.status(error), body=body, content_type=JSON, headers=headers)
+        if error.code in UNREAD:
+            response.force_close()
+        return response
 
     @web.middleware
     async def errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Make every error JSON, in the shape of the endpoint."""
         try:
+            check_head(request, self._max_head_bytes)
             return await handler(request)
         except RequestError as error:
             return self.refusal(request, error)
@@ -89,6 +100,23 @@ class Replies:
 def dialect_of(request: web.BaseRequest) -> Dialect:
     """Whose form this endpoint speaks."""
     return ANTHROPIC if request.path == MESSAGES or request.path.startswith(f"{MESSAGES}/") else OPENAI
+
+
+def check_head(request: web.BaseRequest, limit: int) -> None:
+    """Whether line and headers of a request are within so many bytes together.
+
+    Raises:
+        RequestError: they are not.
+    """
+    size = len(request.path_qs) + sum(len(name) + len(value) for name, value in request.raw_headers)
+    if size > limit:
+        raise head_too_large(limit)
+
+
+def head_too_large(limit: int) -> RequestError:
+    """Of a request whose line and headers come to more than so many bytes."""
+    message = f"the request's line and headers have more than {limit} bytes, the limit here"
+    return RequestError("headers_too_large", message)
 
 
 def new_id(prefix: str) -> str:

@@ -12,7 +12,7 @@ from services.errors import RequestError
 from services.gateway.api import Api
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
-from services.gateway.connection import Connection
+from services.gateway.connection import Connection, watch
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.tracing import Tracing
@@ -64,7 +64,8 @@ class GatewayService:
         self.links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        """Of the tenants file and of connections."""
         self._idle = asyncio.Event()
         self.port = 0
         """The port listened on, once started."""
@@ -84,7 +85,8 @@ class GatewayService:
                 KeeperSettings(GATEWAY, instance, "scheduler", endpoint=telemetry.endpoint, headers=telemetry.headers)
             )
         self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
-        self._watch = asyncio.get_running_loop().create_task(self._keys.watch())
+        loop = asyncio.get_running_loop()
+        self._watches.append(loop.create_task(self._keys.watch()))
         streams = self._deployment.streams
         identity = Identity(GATEWAY, str(self._backend.gateway))
         self.links = [
@@ -99,12 +101,13 @@ class GatewayService:
         await runner.setup()
         listening = self._listening or self._listen()
         self.port = int(listening.getsockname()[1])
-        loop = asyncio.get_running_loop()
+        http, server = self._deployment.http, runner.server
+        assert server is not None  # noqa: S101  set up above
 
         def accept() -> Connection:
-            assert runner.server is not None  # noqa: S101  set up above
-            return Connection(runner.server, loop=loop, access_log=None)  # type: ignore[arg-type]  # aiohttp's way to keep none
+            return Connection(server, http, loop)
 
+        self._watches.append(loop.create_task(watch(server, http.look_s)))
         self._server = await loop.create_server(accept, sock=listening, backlog=BACKLOG)
 
     def not_ready(self) -> str:
@@ -128,8 +131,8 @@ class GatewayService:
     async def stop(self) -> None:
         """Close connections, links and the watch."""
         await self._reporting.stop()
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in self._watches:
+            task.cancel()
         self.api.live.close()
         if self._server is not None:
             self._server.close()

@@ -5,8 +5,9 @@ import io
 import socket
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -69,6 +70,8 @@ class Setup(NamedTuple):
     """With a keeper."""
     ahead_ns: int = 0
     """How far the clocks of admission and scheduler are ahead, on another host then."""
+    http: Mapping[str, Any] = MappingProxyType({})
+    """Settings of `http:` other than the stage's."""
 
 
 class Backstage:
@@ -338,8 +341,8 @@ async def stage(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path
     (tmp_path / "demo").symlink_to(checkpoint)
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
-    http = HttpSettings(port=0, stream_buffer_bytes=64 * 2**10, body_s=1.0, drain_s=0.2)
     setup = getattr(request, "param", Setup())
+    http = HttpSettings(**{"port": 0, "stream_buffer_bytes": 64 * 2**10, "body_s": 1.0, "drain_s": 0.2, **setup.http})
     backstage = Backstage(setup.ahead_ns)
     addresses = {service: await backstage.listen(service, tmp_path / "run") for service in ("admission", "scheduler")}
     deployment = Deployment(

@@ -94,7 +94,7 @@ async def test_a_wrong_request_is_answered_with_a_sentence_that_names_the_limit(
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
-        (b"GET /healthz HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 20_000 + b"\r\n\r\n", 400, "invalid_http"),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 40_000 + b"\r\n\r\n", 431, "headers_too_large"),
         (b"SING /healthz HTTP/1.1\r\nhost: x\r\n\r\n", 400, "invalid_http"),
         (b"\x16\x03\x01\x02\x00" * 10, 400, "invalid_http"),
         (b"HEADERS content-encoding: gzip\r\ncontent-length: 4\r\n\r\n{  }", 400, "invalid_value"),
