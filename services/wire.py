@@ -7,11 +7,12 @@ defaults, so that neighbours one version apart understand each other. Never impo
 
 import msgspec
 
-from engine.interface import EngineInfo, Sampling, SequenceStart
+from engine.interface import EngineInfo, Sampling
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
 from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report, ReportAsked
 from services.wire_parts import Levels, LogprobColumns, Measured, Message
+from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
 PROTOCOL = 1
 """Raised when a message changes so that the previous version cannot read it."""
@@ -251,61 +252,6 @@ class Capacity(Message, tag="capacity"):
     """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
     levels: Levels | None = None
     """To gateways, once a second. None: this message says nothing of them."""
-
-
-# --- steps: scheduler <-> executor -------------------------------------------------------------------------------
-
-
-class ExecutorReady(Message, tag="executor_ready"):
-    """Executor -> scheduler, after its weights are loaded and the pool is empty."""
-
-    info: EngineInfo
-
-
-class StepMessage(Message, tag="step"):
-    """engine.interface.Step with arrays as bytes."""
-
-    step: int
-    sequences: bytes
-    positions: bytes
-    num_tokens: bytes
-    samples: bytes
-    num_new_blocks: bytes
-    new_blocks: bytes
-    starts: list[SequenceStart]
-    released: list[int]
-    copied: bytes = b""
-    copies: bytes = b""
-
-
-class ForgetMessage(Message, tag="forget"):
-    """Scheduler -> executor: drop sequences while no step is to run."""
-
-    released: list[int]
-
-
-class StepResult(Message, tag="step_result"):
-    """engine.interface.StepOutput with arrays as bytes, and when the executor sent it."""
-
-    step: int
-    tokens: bytes
-    ended: bytes
-    launched_ns: int
-    computed_ns: int
-    returned_ns: int
-    failed: dict[int, str] = {}
-    """As in `StepOutput`."""
-    logprobs: LogprobColumns | None = None
-    """None: no row asked for any."""
-    vectors: dict[int, bytes] = {}
-    """As in `StepOutput`, float32 little-endian."""
-
-
-class StepFailed(Message, tag="step_failed"):
-    """The executor cannot go on; the sentence says why. It exits after sending this."""
-
-    step: int
-    message: str
 
 
 # --- policy revisions: admission -> scheduler, gateways ----------------------------------------------------------

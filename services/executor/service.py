@@ -22,8 +22,9 @@ from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
-from services.wire import AnyMessage, ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
+from services.wire import AnyMessage
 from services.wire_parts import LogprobColumns
+from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
 FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0

@@ -15,7 +15,7 @@ from policies.commands import Int32Array, Int64Array, StartStep
 from policies.events import StepEnded
 from policies.simulation.step_shape import StepShape, shape_of
 from services.transport import Stream
-from services.wire import StepMessage, StepResult
+from services.wire_steps import StepMessage, StepResult
 
 TOKEN_BYTES = 4
 LONGEST_RETURN_S = 1.0

@@ -46,19 +46,16 @@ from services.wire import (
     Capacity,
     Dispatch,
     EndsKept,
-    ExecutorReady,
-    ForgetMessage,
     PolicyAbort,
     PolicyCommit,
     PolicyNow,
     PolicyPrepare,
     PolicyPrepared,
     RequestEnded,
-    StepFailed,
-    StepResult,
     Stopped,
 )
 from services.wire_operator import MirrorAsked
+from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepResult
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
 from policies.events import HeldAtScheduler
-from services import wire
+from services import wire, wire_steps
 from services.wire_parts import LogprobColumns
 
 STORED = Path(__file__).with_name("wire_protocol_1.json")
@@ -43,11 +43,11 @@ SAMPLES: list[wire.Message] = [
     wire.RequestEnded(7, "finished", 3),
     wire.Usage(b"s" * 8),
     wire.Capacity(1, 128, 64, [ENGINE]),
-    wire.ExecutorReady(ENGINE),
-    wire.StepMessage(1, b"", b"", b"", b"", b"", b"", [SequenceStart(7, b"\1\0\0\0", 1, Sampling())], [6]),
-    wire.ForgetMessage([6]),
-    wire.StepResult(1, b"t" * 4, b"\0", 1, 2, 3),
-    wire.StepFailed(1, "why"),
+    wire_steps.ExecutorReady(ENGINE),
+    wire_steps.StepMessage(1, b"", b"", b"", b"", b"", b"", [SequenceStart(7, b"\1\0\0\0", 1, Sampling())], [6]),
+    wire_steps.ForgetMessage([6]),
+    wire_steps.StepResult(1, b"t" * 4, b"\0", 1, 2, 3),
+    wire_steps.StepFailed(1, "why"),
     wire.PolicyPrepare(2, b"version: 1"),
     wire.PolicyPrepared(2),
     wire.PolicyCommit(2),

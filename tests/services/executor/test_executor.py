@@ -13,7 +13,7 @@ from services.framing import encode_frame
 from services.runtime import ReadyFile
 from services.settings import Deployment
 from services.transport import Identity, listen
-from services.wire import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
+from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
 SETTINGS = EngineSettings(kind="paced", paced_step_s=0.004)
 

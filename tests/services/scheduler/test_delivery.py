@@ -10,8 +10,9 @@ from services.scheduler.executors import Executor, ResultError
 from services.scheduler.sequences import Sequences
 from services.telemetry.stamps import CHUNK_COLUMNS
 from services.transport import Identity, inproc_pair
-from services.wire import Dispatch, StepMessage, StepResult, Submit
+from services.wire import Dispatch, Submit
 from services.wire_parts import LogprobColumns
+from services.wire_steps import StepMessage, StepResult
 
 GATEWAYS = (3, 9)
 
