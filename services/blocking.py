@@ -1,7 +1,13 @@
-"""A stream over a blocking socket, for a process without an event loop (the executor)."""
+"""A stream over a blocking socket, for a process without an event loop (the executor).
 
+A thread of its own pings the peer each second: a process that computes for long is busy, not dead, and its peer must
+be able to tell. Whether the engine makes progress is not its matter.
+"""
+
+import contextlib
 import select
 import socket
+import threading
 import time
 from typing import Self
 
@@ -17,12 +23,12 @@ from services.framing import (
     encode_frame,
     parse_address,
 )
+from services.streams import HANDSHAKE_S, PING_S, SILENCE_S
 from services.wire import AnyMessage
 from services.wire_operator import Ping, Pong
 from services.wire_parts import Message
 
 RECEIVE_BYTES = 256 * 2**10
-HANDSHAKE_S = 5.0
 
 
 class StreamClosedError(StreamError):
@@ -32,16 +38,25 @@ class StreamClosedError(StreamError):
 class BlockingStream:
     """The connecting end of a stream. Every call may raise `StreamError` (malformed, refused) or `OSError`."""
 
-    def __init__(self, connected: socket.socket, identity: Identity, secret: bytes, max_frame_bytes: int) -> None:
+    def __init__(
+        self, connected: socket.socket, identity: Identity, secret: bytes, max_frame_bytes: int, silence_s: float
+    ) -> None:
         """Run the handshake on a connected socket."""
         self._socket = connected
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+        self._silence_s = HANDSHAKE_S
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
         connected.settimeout(HANDSHAKE_S)
         handshake = ConnectorHandshake(identity, secret)
         self.send(handshake.answer(self._one()))
         self.peer: Peer = handshake.finish(self._one())
-        connected.settimeout(None)
         self._frames.max_frame_bytes = max_frame_bytes
+        connected.settimeout(None)
+        if self.peer.protocol > 1:
+            self._silence_s = silence_s
+            connected.settimeout(silence_s)
+            threading.Thread(target=self._keep_pinging, name="pings", daemon=True).start()
 
     @classmethod
     def connect(
@@ -51,6 +66,7 @@ class BlockingStream:
         secret: bytes,
         *,
         max_frame_bytes: int,
+        silence_s: float = SILENCE_S,
         allow_plaintext: bool = False,
     ) -> Self:
         """Connect and shake hands.
@@ -67,30 +83,47 @@ class BlockingStream:
         try:
             if isinstance(where, UnixAddress):
                 connected.connect(str(where.path))
-            return cls(connected, identity, secret, max_frame_bytes)
+            return cls(connected, identity, secret, max_frame_bytes, silence_s)
         except BaseException:
             connected.close()
             raise
 
     def send(self, message: Message) -> None:
-        """Send a message; returns when the kernel has it."""
-        self._socket.sendall(encode_frame(message))
+        """Send a message; returns when the kernel has it. A peer of protocol 2 that reads nothing for `silence_s` is
+        left.
+        """
+        frame = encode_frame(message)
+        with self._sending:
+            self._socket.sendall(frame)
 
     def wait(self) -> list[AnyMessage]:
         """The messages that came, at least one; waits for it."""
         messages: list[AnyMessage] = []
         while not messages:
-            messages = self._decode(self._socket.recv(RECEIVE_BYTES))
+            messages = self._decode(self._receive())
         return messages
 
     def poll(self, timeout_s: float = 0.0) -> list[AnyMessage]:
         """The messages that are there already or come within the timeout, maybe none."""
         readable, _, _ = select.select([self._socket], [], [], timeout_s)
-        return self._decode(self._socket.recv(RECEIVE_BYTES)) if readable else []
+        return self._decode(self._receive()) if readable else []
 
     def close(self) -> None:
         """Close the socket."""
+        self._closed.set()
         self._socket.close()
+
+    def _keep_pinging(self) -> None:
+        """Until the stream is closed; whoever waits for messages hears why it broke."""
+        with contextlib.suppress(OSError):
+            while not self._closed.wait(PING_S):
+                self.send(Ping(time.monotonic_ns()))
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(RECEIVE_BYTES)
+        except TimeoutError as error:
+            raise StreamClosedError(f"the peer was silent for {self._silence_s:g} s") from error
 
     def _decode(self, data: bytes) -> list[AnyMessage]:
         if not data:
@@ -100,7 +133,7 @@ class BlockingStream:
         for message in messages:
             if isinstance(message, Ping):
                 self.send(Pong(message.sent_ns, received_ns, time.monotonic_ns()))
-        return [message for message in messages if not isinstance(message, Ping)]
+        return [message for message in messages if not isinstance(message, Ping | Pong)]
 
     def _one(self) -> AnyMessage:
         messages = self.wait()

@@ -2,6 +2,12 @@
 
 A frame is a 4-byte little-endian length and a msgpack message. Owns bytes, proofs and addresses; knows no socket, no
 event loop and no clock. Errors are raised for the caller to close that one connection.
+
+Two versions side by side: each end marks its nonce with the newest protocol that it speaks, both speak the older of the
+two, and one version back is always spoken. The nonces are proved, so that nobody in between can lower it. Protocol 1
+marks nothing and accepts nothing but a 1, which is why `Challenge.protocol` stays 1 for ever. An upgrade therefore goes
+one service after the other, in any order: an end of the new version sends an old neighbour nothing that it cannot read
+(`Peer.protocol` says what that is), and speaks the new protocol with it from its next connection on.
 """
 
 import hashlib
@@ -14,12 +20,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.wire import PROTOCOL, AnyMessage, Challenge, Hello, Welcome, decoder, encoder
+from services.wire import OLDEST_PROTOCOL, PROTOCOL, AnyMessage, Challenge, Hello, Welcome, decoder, encoder
 from services.wire_parts import Message
 
 HEADER = struct.Struct("<I")
 HEADER_BYTES = HEADER.size
 NONCE_BYTES = 32
+SPOKEN = struct.Struct("<6sH")
+"""The end of a nonce: a mark, and the newest protocol that its maker speaks."""
+SPOKEN_MARK = b"speaks"
 SMALL_BYTES = 4096
 """Below this a copy costs less than a view."""
 MAX_HANDSHAKE_FRAME_BYTES = 4096
@@ -50,6 +59,8 @@ class Identity(msgspec.Struct, frozen=True):
     service: str
     instance: str = "0"
     epoch: int = 0
+    protocol: int = PROTOCOL
+    """Of this process: the newest that it speaks. Of a peer: the one that is spoken with it."""
 
 
 Peer = Identity
@@ -126,7 +137,7 @@ class ListenerHandshake:
 
     def __init__(self, identity: Identity, secret: bytes) -> None:
         self.identity = identity
-        self.challenge = Challenge(nonce=secrets.token_bytes(NONCE_BYTES))
+        self.challenge = Challenge(nonce=_nonce(identity.protocol))
         self._secret = secret
 
     def answer(self, message: AnyMessage) -> tuple[Peer, Welcome]:
@@ -137,9 +148,10 @@ class ListenerHandshake:
         """
         if not isinstance(message, Hello):
             raise HandshakeError(f"the first message is a {type(message).__name__}, not a Hello")
-        _check_protocol(message.protocol)
-        _check_nonce(message.nonce)
-        peer = Peer(message.service, message.instance, message.epoch)
+        spoken = _common_protocol(self.identity.protocol, message.nonce)
+        if message.protocol != spoken:
+            raise HandshakeError(f"the peer speaks protocol {message.protocol} where both know {spoken}")
+        peer = Peer(message.service, message.instance, message.epoch, spoken)
         expected = _proof(self._secret, b"connect", self.challenge.nonce, message.nonce, peer)
         if not hmac.compare_digest(expected, message.proof):
             raise HandshakeError(f"{peer.service} {peer.instance} does not know the secret of this deployment")
@@ -154,8 +166,9 @@ class ConnectorHandshake:
     def __init__(self, identity: Identity, secret: bytes) -> None:
         self.identity = identity
         self._secret = secret
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._nonce = _nonce(identity.protocol)
         self._challenge_nonce = b""
+        self._spoken = OLDEST_PROTOCOL
 
     @property
     def challenged(self) -> bool:
@@ -170,12 +183,11 @@ class ConnectorHandshake:
         """
         if not isinstance(message, Challenge):
             raise HandshakeError(f"the first message is a {type(message).__name__}, not a Challenge")
-        _check_protocol(message.protocol)
-        _check_nonce(message.nonce)
+        self._spoken = _common_protocol(self.identity.protocol, message.nonce)
         self._challenge_nonce = message.nonce
         me = self.identity
         proof = _proof(self._secret, b"connect", message.nonce, self._nonce, me)
-        return Hello(PROTOCOL, me.service, me.instance, me.epoch, self._nonce, proof)
+        return Hello(self._spoken, me.service, me.instance, me.epoch, self._nonce, proof)
 
     def finish(self, message: AnyMessage) -> Peer:
         """Who we are connected to.
@@ -185,7 +197,7 @@ class ConnectorHandshake:
         """
         if not isinstance(message, Welcome):
             raise HandshakeError(f"the answer to our Hello is a {type(message).__name__}, not a Welcome")
-        peer = Peer(message.service, message.instance, message.epoch)
+        peer = Peer(message.service, message.instance, message.epoch, self._spoken)
         expected = _proof(self._secret, b"listen", self._nonce, self._challenge_nonce, peer)
         if not hmac.compare_digest(expected, message.proof):
             raise HandshakeError(f"{peer.service} {peer.instance} does not know the secret of this deployment")
@@ -240,11 +252,20 @@ def _proof(secret: bytes, side: bytes, theirs: bytes, ours: bytes, identity: Ide
     return hmac.digest(secret, side + theirs + ours + name, hashlib.sha256)
 
 
-def _check_protocol(protocol: int) -> None:
-    if protocol != PROTOCOL:
-        raise HandshakeError(f"the peer speaks protocol {protocol}, this process speaks {PROTOCOL}")
+def _nonce(newest: int) -> bytes:
+    return secrets.token_bytes(NONCE_BYTES - SPOKEN.size) + SPOKEN.pack(SPOKEN_MARK, newest)
 
 
-def _check_nonce(nonce: bytes) -> None:
+def _common_protocol(own: int, nonce: bytes) -> int:
+    """The newest protocol that this end and the maker of a nonce both speak.
+
+    Raises:
+        HandshakeError: there is none, or it is no nonce.
+    """
     if len(nonce) != NONCE_BYTES:
         raise HandshakeError(f"a nonce of {len(nonce)} bytes instead of {NONCE_BYTES}")
+    mark, newest = SPOKEN.unpack_from(nonce, NONCE_BYTES - SPOKEN.size)
+    spoken = min(own, newest if mark == SPOKEN_MARK else 1)
+    if spoken < OLDEST_PROTOCOL:
+        raise HandshakeError(f"the peer speaks protocol {spoken}, this process {OLDEST_PROTOCOL} to {own}")
+    return spoken

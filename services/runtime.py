@@ -198,6 +198,7 @@ async def open_listener(
         receiver,
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
+        silence_s=streams.silence_s,
         allow_plaintext=streams.allow_plaintext,
     )
 
@@ -212,6 +213,7 @@ def open_link(deployment: Deployment, address: str, identity: Identity, receiver
         receiver,
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
+        silence_s=streams.silence_s,
         allow_plaintext=streams.allow_plaintext,
     )
     link.start()

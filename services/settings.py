@@ -88,6 +88,8 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_frame_bytes: Bytes = 64 * 2**20
     buffer_bytes: Bytes = 8 * 2**20
     """Unsent bytes of one stream from which its peer counts as stalled."""
+    silence_s: Annotated[float, Meta(ge=2, le=3600)] = 5.0
+    """A neighbour is pinged each second; one that says nothing for so long is taken for dead and its stream closed."""
     lease_s: Annotated[float, Meta(gt=0)] = 30.0
     """How long admission waits for a scheduler that went away before it settles what that had in flight."""
     allow_plaintext: bool = False

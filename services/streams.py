@@ -29,8 +29,12 @@ HANDSHAKE_S = 5.0
 """A peer that has not proved itself by then is disconnected."""
 FLUSH_S = 2.0
 """A closing stream waits this long for its peer to read the rest."""
-FIRST_PING_S, FIRST_PINGS, PING_S = 0.05, 8, 5.0
-"""Between questions about the peer's clock: the first so many, and from then on."""
+FIRST_PING_S, FIRST_PINGS = 0.05, 8
+"""Between the first so many questions about the clock of a peer on another machine."""
+PING_S, CLOCK_S = 1.0, 5.0
+"""Between pings from then on; of a peer of protocol 1, which need not answer, for its clock alone."""
+SILENCE_S = 5.0
+"""A peer that was pinged and says nothing for so long is wedged, stopped or cut off."""
 OVERRUN = 8
 """Unsent bytes, in multiples of the buffer, from which a stalled stream is closed: memory stays bounded."""
 
@@ -102,6 +106,7 @@ class SocketStream(asyncio.Protocol):
         *,
         max_frame_bytes: int,
         buffer_bytes: int,
+        silence_s: float = SILENCE_S,
         registry: Registry | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -109,6 +114,12 @@ class SocketStream(asyncio.Protocol):
         self._now_ns = now_ns
         self._num_pings = 0
         self._ping: asyncio.TimerHandle | None = None
+        self._silence_s = silence_s
+        self._heard = True
+        """Bytes came since the last ping."""
+        self._num_unheard = 0
+        """Pings in a row after which nothing came."""
+        self._shares_clock = False
         self.peer = Peer("unknown")
         self.is_open = False
         self.was_open = False
@@ -123,6 +134,8 @@ class SocketStream(asyncio.Protocol):
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
         self._transport: asyncio.Transport | None = None
         self._timeout: asyncio.TimerHandle | None = None
+        self._flush: asyncio.TimerHandle | None = None
+        """While it closes."""
         self._stalled = False
         self._reason = ""
         """Why this end closed; empty while it has not."""
@@ -138,6 +151,7 @@ class SocketStream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand on every message that `data` completes."""
+        self._heard = True
         try:
             for frame in self._frames.feed(data):
                 message = decode_message(frame)
@@ -190,15 +204,15 @@ class SocketStream(asyncio.Protocol):
         self._reason = self._reason or "closed by this process"
         if self._transport is not None:
             self._transport.close()
+            if self._flush is None:
+                # A peer that reads no more must not keep what ends with the stream from ending.
+                self._flush = asyncio.get_running_loop().call_later(FLUSH_S, self._transport.abort)
         elif not self.ended.done():
             self.ended.set_result(self._reason)
 
     async def shut(self) -> None:
         """Close and wait until the connection is gone; a peer that does not read is cut off after a moment."""
         self.close()
-        await asyncio.wait([self.ended], timeout=FLUSH_S)
-        if self._transport is not None:
-            self._transport.abort()
         await self.ended
 
     def fail(self, reason: str) -> None:
@@ -233,27 +247,38 @@ class SocketStream(asyncio.Protocol):
         self._handshake = None
         self._frames.max_frame_bytes = self._max_frame_bytes
         self.peer, self.is_open, self.was_open = peer, True, True
-        if self._transport is not None and not _is_local(self._transport):
+        self._shares_clock = self._transport is not None and _is_local(self._transport)
+        if peer.protocol > 1 or not self._shares_clock:
             self._ask()
         self._receiver.opened(self)
 
     def _ask(self) -> None:
-        """Compare clocks now, and again after a while: often at first, to find a short way soon."""
+        """Ask for a sign of life and compare clocks: often at first where they differ, to find a short way soon."""
+        pings = self.peer.protocol > 1
+        # Pings are counted, not seconds: a loop that was held up itself must not take its peers for silent. One that
+        # is alive pings, too: what it says is never stuck behind what it has not read.
+        self._num_unheard = 0 if self._heard else self._num_unheard + 1
+        if pings and self._num_unheard * PING_S >= self._silence_s:
+            self.fail(f"silent for {self._silence_s:g} s")
+            return
         self.send(Ping(self._now_ns()))
         self._num_pings += 1
-        pause_s = FIRST_PING_S if self._num_pings < FIRST_PINGS else PING_S
+        if not self._shares_clock and self._num_pings < FIRST_PINGS:
+            pause_s = FIRST_PING_S
+        else:
+            pause_s, self._heard = PING_S if pings else CLOCK_S, False
         self._ping = asyncio.get_running_loop().call_later(pause_s, self._ask)
 
     def _compare(self, message: Ping | Pong) -> None:
         now_ns = self._now_ns()
         if isinstance(message, Ping):
             self.send(Pong(message.sent_ns, now_ns, self._now_ns()))
-        else:
+        elif not self._shares_clock:
             self.clock.exchanged(message.sent_ns, message.received_ns, message.answered_ns, now_ns)
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason
-        for timer in (self._timeout, self._ping):
+        for timer in (self._timeout, self._ping, self._flush):
             if timer is not None:
                 timer.cancel()
         if self._registry is not None:

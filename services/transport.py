@@ -29,7 +29,7 @@ from services.framing import (
     parse_address,
 )
 from services.inproc import InprocStream, inproc_pair
-from services.streams import Receiver, SocketStream, Stream
+from services.streams import SILENCE_S, Receiver, SocketStream, Stream
 
 __all__ = [
     "AddressError",
@@ -110,6 +110,7 @@ async def listen(
     *,
     max_frame_bytes: int = MAX_FRAME_BYTES,
     buffer_bytes: int = BUFFER_BYTES,
+    silence_s: float = SILENCE_S,
     allow_plaintext: bool = False,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Listener:
@@ -127,6 +128,7 @@ async def listen(
             receiver,
             max_frame_bytes=max_frame_bytes,
             buffer_bytes=buffer_bytes,
+            silence_s=silence_s,
             registry=listening[0],
             now_ns=now_ns,
         )
@@ -159,6 +161,7 @@ class Link:
         *,
         max_frame_bytes: int = MAX_FRAME_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
+        silence_s: float = SILENCE_S,
         allow_plaintext: bool = False,
     ) -> None:
         self.address = address
@@ -168,6 +171,7 @@ class Link:
         self._receiver = receiver
         self._max_frame_bytes = max_frame_bytes
         self._buffer_bytes = buffer_bytes
+        self._silence_s = silence_s
         self._connection: SocketStream | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -217,6 +221,7 @@ class Link:
                 self._receiver,
                 max_frame_bytes=self._max_frame_bytes,
                 buffer_bytes=self._buffer_bytes,
+                silence_s=self._silence_s,
             )
             return self._connection
 

@@ -14,8 +14,10 @@ from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, Mirr
 from services.wire_parts import Levels, LogprobColumns, Measured, Message
 from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
-PROTOCOL = 1
-"""Raised when a message changes so that the previous version cannot read it."""
+PROTOCOL = 2
+"""Raised when a neighbour must know of the other what it does: 2 is pinged each second, answers, and pings itself."""
+OLDEST_PROTOCOL = 1
+"""One version back is spoken, too; `framing` says how two neighbours agree."""
 
 
 # --- handshake (transport.py) ------------------------------------------------------------------------------------
@@ -25,13 +27,16 @@ class Challenge(Message, tag="challenge"):
     """The listener's first frame: prove that you know the secret."""
 
     nonce: bytes
-    protocol: int = PROTOCOL
+    """Its end says what the listener speaks."""
+    protocol: int = 1
+    """Neighbours of protocol 1 accept no other number; later ones look at the nonce."""
 
 
 class Hello(Message, tag="hello"):
     """The connector's answer."""
 
     protocol: int
+    """The newest that both speak: what is spoken from here on."""
     service: str
     instance: str
     epoch: int

@@ -145,6 +145,7 @@ class Executor:
             Identity("executor", "0", time.time_ns()),
             self._secret,
             max_frame_bytes=streams.max_frame_bytes,
+            silence_s=streams.silence_s,
             allow_plaintext=streams.allow_plaintext,
         )
 

@@ -143,7 +143,7 @@ async def test_a_listener_that_does_not_know_the_secret_is_left(address) -> None
 async def test_another_protocol_number_is_refused_by_name(listener, address, caplog) -> None:
     hello = encode_frame(Hello(999, "gateway", "1", 1, bytes(32), b""))
     await asyncio.to_thread(say, address, hello)
-    assert "the peer speaks protocol 999, this process speaks 1" in caplog.text
+    assert "the peer speaks protocol 999 where both know 1" in caplog.text
 
 
 async def test_a_silent_connection_is_closed_after_the_handshake_timeout(
