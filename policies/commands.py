@@ -89,7 +89,7 @@ class Refuse(Command):
 
     request: int
     code: str
-    """`context_length_exceeded`, `queue_full`, `queue_timeout`, `no_capacity`, ... (see services/errors.py)."""
+    """`context_length_exceeded`, `queue_full`, `queue_timeout`, `would_be_late`, ... (see services/errors.py)."""
     message: str
     """One sentence naming the limit, what was asked and what to do."""
     retry_after_s: float | None = None

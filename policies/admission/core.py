@@ -9,8 +9,6 @@ they follow the newest rules; released ones keep their class and prices; counter
 
 from math import inf
 
-from msgspec.structs import replace
-
 from policies.admission import refusals
 from policies.admission.auto_window import AutoWindow, followed
 from policies.admission.checking import check
@@ -20,6 +18,7 @@ from policies.admission.expectation import expectation
 from policies.admission.fairness import FairQueue
 from policies.admission.intake import Intake
 from policies.admission.kinds import LeastCounter
+from policies.admission.lateness import Lateness
 from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
 from policies.admission.nodes import Queued
 from policies.admission.recovery import Recovery
@@ -71,7 +70,9 @@ class AdmissionCore:
         self._newest: Queued | None = None
         """Put in the queue by the event at hand."""
         self.rate = ServiceRate()
-        self._queued_cost = 0.0
+        self.queued_cost = 0.0
+        """Of all that waits."""
+        self.lateness = Lateness(self)
         self._turns = Turns()
         self._wakes_at: float | None = None
         self.unit_bound = Bound()
@@ -96,6 +97,7 @@ class AdmissionCore:
                     self.auto_window.produced(event.sequences)
                 self.rules.pace.step_ended()
                 self.intake.produced(event.sequences, commands)
+                self.lateness.produced(event.sequences, now)
                 self.rate.add(self.ledger.tokens(event.sequences), now)
                 for charge, refund in self.ledger.hits(event.prefix_hits):
                     self.queue.refund(charge.leaf, charge.weight, refund)
@@ -105,7 +107,7 @@ class AdmissionCore:
             case Reserved():
                 self._reserved(event, now, commands)
             case OverLimit():
-                estimate_s = self.rate.retry_after_s(self._queued_cost, event.request)
+                estimate_s = self.rate.retry_after_s(self.queued_cost, event.request)
                 self.intake.over_limit(event, self.rules, estimate_s, now, commands)
             case Invalid():
                 if event.request not in self.intake.pending:
@@ -141,7 +143,9 @@ class AdmissionCore:
         commands: list[Command] = []
         self._adapt_window(now)
         self._release(now, commands)
-        self._tell_newest(commands)
+        newest, self._newest = self._newest, None
+        if newest is not None and newest.request in self.queue.waiting:
+            commands.append(expectation(newest, self))
         self._wake_for_oldest(commands)
         self.sizes.heard(commands)
         return commands
@@ -180,7 +184,7 @@ class AdmissionCore:
         request = event.request
         if request in self.queue.waiting or request in self.ledger.in_flight or request in self.intake.pending:
             return
-        refusal = self._refusal(event, now)
+        refusal = self._refusal(event, now, now)
         if refusal is not None and refusal.code in refusals.MISTAKES:
             self.intake.count(event, self.rules, refusal, now, commands)
         elif refusal is not None:
@@ -197,7 +201,7 @@ class AdmissionCore:
         if pending is None or not isinstance(pending.event, Arrived):
             return
         # Others may have come in while a store far away was asked.
-        if (refusal := self._refusal(pending.event, now)) is None:
+        if (refusal := self._refusal(pending.event, pending.since_s, now)) is None:
             self._enqueue(pending.event, pending.expected_tokens, pending.since_s, now)
         else:
             self._give_back(refusal, commands)
@@ -207,18 +211,20 @@ class AdmissionCore:
         queued = Queued.of(event, self._arrivals, expected_tokens, arrived_at_s=arrived_at_s, now=now)
         self._newest = queued
         self.queue.push(queued)
-        self._queued_cost += self._cost(queued)
+        self.queued_cost += self._cost(queued)
+        self.lateness.joined(queued, now)
 
-    def _refusal(self, event: Arrived, now: float) -> Refuse | None:
+    def _refusal(self, event: Arrived, arrived_at_s: float, now: float) -> Refuse | None:
         if self.capacity.num_executors:
-            if event.prompt_tokens + event.max_output_tokens > self.capacity.max_sequence_tokens:
-                return self._too_long(event)
+            if (refusal := self._too_long(event)) is not None:
+                return refusal
         elif self._without_capacity_s(now) > self.rules.queue.ttl_s:
             return refusals.no_capacity(event.request, event.tenant, self._without_capacity_s(now))
         account = self.queue.accounts.get(event.tenant)
         num_own, num_waiting = account.num_waiting if account else 0, len(self.queue.waiting)
-        wait_s = self.rate.retry_after_s(self._queued_cost, event.request)
-        return refusals.queue_full(event, self.rules.queue, num_own=num_own, num_waiting=num_waiting, wait_s=wait_s)
+        wait_s = self.rate.retry_after_s(self.queued_cost, event.request)
+        full = refusals.queue_full(event, self.rules.queue, num_own=num_own, num_waiting=num_waiting, wait_s=wait_s)
+        return full or self.lateness.on_arrival(event, arrived_at_s, now)
 
     def _cancel(self, event: CancelRequested, now: float, commands: list[Command]) -> None:
         if self.intake.cancel(event.request, event.reason, commands):
@@ -247,6 +253,7 @@ class AdmissionCore:
         refund = self.ledger.close(charge, output_tokens, refund_prompt=refund_prompt)
         if refund:
             self.queue.refund(charge.leaf, charge.weight, refund)
+        self.lateness.ended(request, now)
         self.window.give_back(charge.place)
         self.queue.end(charge.leaf, now)
         self.sizes.ended(charge, outcome)
@@ -259,6 +266,7 @@ class AdmissionCore:
         elif self._without_executors_since is None:
             self._without_executors_since = now
         self.capacity = event
+        self.lateness.capacity(event.num_executors, now)
         self._size_window()
 
     def _apply(self, event: PolicyApplied, now: float) -> None:
@@ -270,12 +278,16 @@ class AdmissionCore:
             self.ledger.move(self.queue)
         self.sizes.follow(rules)
         self.unit_bound.allow(rules.cost)
-        self._queued_cost = sum(self._cost(queued) for queued in self.queue.waiting.values())
+        self.queued_cost = sum(self._cost(queued) for queued in self.queue.waiting.values())
+        self.lateness.follow(now)
         self._size_window()
 
     def _expire(self, now: float, commands: list[Command]) -> None:
         ttl_s = self.rules.queue.ttl_s
         self.intake.expire(now, ttl_s, commands)
+        for queued, refusal in self.lateness.overdue(now):
+            self._drop(queued, now)
+            self._give_back(refusal, commands)
         while self.queue.waiting:
             queued = next(iter(self.queue.waiting.values()))
             if queued.arrived_at_s + ttl_s > now:
@@ -283,7 +295,7 @@ class AdmissionCore:
             request, tenant = queued.request, queued.tenant
             refusal = refusals.no_capacity(request, tenant, self._without_capacity_s(now))
             if self.capacity.num_executors:
-                wait_s = self.rate.retry_after_s(self._queued_cost, request)
+                wait_s = self.rate.retry_after_s(self.queued_cost, request)
                 refusal = refusals.timed_out(request, tenant, ttl_s, wait_s)
             self._drop(queued, now)
             self._give_back(refusal, commands)
@@ -297,10 +309,10 @@ class AdmissionCore:
         rules, order = self.rules, self.queue.order
         order.begin()
         while (queued := order.next(self.queue)) is not None:
-            if queued.prompt_tokens + queued.max_output_tokens > self.capacity.max_sequence_tokens:
-                # The executors that could have held it are gone, or it came before the first one.
+            if (refusal := self._too_long(queued) or self.lateness.on_its_turn(queued, now)) is not None:
+                # The executors that could have held it are gone, it came before the first one, or it is late by now.
                 self._drop(queued, now)
-                self._give_back(self._too_long(queued), commands)
+                self._give_back(refusal, commands)
                 continue
             predicted_tokens, size_tokens = self.sizes.needs(queued, rules)
             if not self.sizes.fits(queued, size_tokens, rules):
@@ -315,8 +327,10 @@ class AdmissionCore:
         rules, alone = self.rules, size_tokens > self.window.limit_tokens and not self.window.num_requests
         if not self.ledger.in_flight:
             self.rate.begin(now)
-        self._queued_cost -= self._cost(queued)
+        cost = self._cost(queued)
+        self.queued_cost -= cost
         self.queue.leave(queued, now)
+        self.lateness.released(queued, cost, now)
         rules.pace.released(queued.prompt_tokens)
         if self.auto_window is not None:
             self.auto_window.released(queued.request, queued.prompt_tokens)
@@ -330,7 +344,7 @@ class AdmissionCore:
         commands.append(Release(queued.request, slo_class, now - queued.arrived_at_s, reason, *told))
 
     def _drop(self, queued: Queued, now: float) -> None:
-        self._queued_cost -= self._cost(queued)
+        self.queued_cost -= self._cost(queued)
         self.queue.remove(queued)
         self.queue.retire(queued.leaf, now)
 
@@ -339,28 +353,13 @@ class AdmissionCore:
         commands.append(refusal)
         self.intake.settle(refusal.request, commands, num_requests=1 if refusal.code in refusals.MISTAKES else 0)
 
-    def _tell_newest(self, commands: list[Command]) -> None:
-        queued, self._newest = self._newest, None
-        if queued is None or queued.request not in self.queue.waiting:
-            return
-        told = expectation(
-            queued,
-            self.queue,
-            self.rate,
-            kind=self.rules.fairness.kind,
-            waiting_cost=self._queued_cost,
-            bound=self.bound,
-            ttl_s=self.rules.queue.ttl_s,
-        )
-        commands.append(replace(told, limits=self.intake.states(queued.request)))
-
     def _wake_for_oldest(self, commands: list[Command]) -> None:
         since = self.intake.oldest_s()
         if self.queue.waiting:
             since = min(since, next(iter(self.queue.waiting.values())).arrived_at_s)
         if since == inf:
             return
-        deadline = since + self.rules.queue.ttl_s
+        deadline = min(since + self.rules.queue.ttl_s, self.lateness.next_due_s())
         # An earlier wake-up still pending finds the newer deadline itself: one command per wake, not one per event.
         if self._wakes_at is None or deadline < self._wakes_at:
             self._wakes_at = deadline
@@ -389,8 +388,10 @@ class AdmissionCore:
     def _without_capacity_s(self, now: float) -> float:
         return 0.0 if self._without_executors_since is None else now - self._without_executors_since
 
-    def _too_long(self, asked: Arrived | Queued) -> Refuse:
+    def _too_long(self, asked: Arrived | Queued) -> Refuse | None:
         most_tokens = self.capacity.max_sequence_tokens
+        if asked.prompt_tokens + asked.max_output_tokens <= most_tokens:
+            return None
         return refusals.too_long(asked.request, asked.tenant, asked.prompt_tokens, asked.max_output_tokens, most_tokens)
 
     def check(self) -> None:

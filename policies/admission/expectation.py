@@ -3,38 +3,33 @@
 Estimates, by what can be had without looking at the others that wait; nothing is decided by them.
 """
 
+from typing import TYPE_CHECKING
+
 from policies.admission.drain import ServiceRate, jitter
-from policies.admission.fairness import FairQueue
 from policies.admission.nodes import Queued
 from policies.commands import Queue
 
+if TYPE_CHECKING:
+    from policies.admission.core import AdmissionCore
 
-def expectation(
-    queued: Queued, queue: FairQueue, rate: ServiceRate, *, kind: str, waiting_cost: float, bound: float, ttl_s: float
-) -> Queue:
-    """What to tell the newest request.
 
-    Args:
-        queued: the newest request.
-        queue: where it waits.
-        rate: at which others before it were served.
-        kind: of fairness.
-        waiting_cost: of all that wait, itself included.
-        bound: VTC's U over the smallest weight; read only where the theorem of it holds.
-        ttl_s: after which it is refused.
-    """
+def expectation(queued: Queued, core: "AdmissionCore") -> Queue:
+    """What to tell the newest request, which waits."""
+    queue, rate, rules = core.queue, core.rate, core.rules
+    kind, ttl_s = rules.fairness.kind, rules.queue.ttl_s
     tenant = queued.leaf.path[-1]
     num_waiting, num_own = len(queue.waiting), tenant.num_waiting
     before = position(
         by_arrival=kind == "fcfs", num_waiting=num_waiting, num_own=num_own, num_backlogged=queue.num_backlogged
     )
     # Its own cost is among what must be served, because room for it must come free.
-    served_in_s = rate.time_for_s(waiting_cost * (before + 1) / num_waiting)
+    served_in_s = rate.time_for_s(core.queued_cost * (before + 1) / num_waiting)
     wait_s = min(1.0 if served_in_s is None else served_in_s * jitter(queued.request), ttl_s)
     if kind == "vtc" and num_own == 1 and not tenant.num_in_flight:
-        most_s = longest_wait_s(rate, bound, max(2, queue.num_backlogged))
+        # Read only here, where the theorem of it holds.
+        most_s = longest_wait_s(rate, core.bound, max(2, queue.num_backlogged))
         wait_s = wait_s if most_s is None else min(wait_s, most_s)
-    return Queue(queued.request, before, round(wait_s, 3))
+    return Queue(queued.request, before, round(wait_s, 3), core.intake.states(queued.request))
 
 
 def position(*, by_arrival: bool, num_waiting: int, num_own: int, num_backlogged: int) -> int:

@@ -5,6 +5,7 @@ Owns the codes and sentences of admission, and when the queue is full; takes and
 
 from math import ceil
 
+from policies.admission.drain import LONGEST_RETRY_S
 from policies.admission.limits.items import LimitItem
 from policies.admission.limits.rules import GAUGES
 from policies.commands import Refuse
@@ -12,6 +13,8 @@ from policies.document.schema import Queue
 from policies.events import Arrived, OverLimit
 
 NO_CAPACITY_RETRY_S = 1.0
+LEAST_RETRY_S = 1.0
+LATE = "would_be_late"
 TOO_LONG = "context_length_exceeded"
 EXCEEDS_LIMIT = "request_exceeds_limit"
 MISTAKES = (TOO_LONG, EXCEEDS_LIMIT)
@@ -62,6 +65,16 @@ def timed_out(request: int, tenant: str, ttl_s: float, wait_s: float) -> Refuse:
     """It waited as long as anybody may."""
     sentence = f"The request waited {ttl_s:g} s in the queue (queue.ttl_s) without being started"
     return Refuse(request, "queue_timeout", f"{sentence}; retry in {wait_s:.0f} s.", wait_s, tenant=tenant)
+
+
+def late(request: int, tenant: str, slo_class: str, promised_s: float, *, total_s: float, retry_s: float) -> Refuse:
+    """Its first token cannot come as soon as its class promises (`admission.refuse_when_late`)."""
+    retry_s = round(min(max(retry_s, LEAST_RETRY_S), LONGEST_RETRY_S), 3)
+    sentence = (
+        f'The first token would come after about {max(total_s, promised_s):.1f} s, and class "{slo_class}" is promised'
+        f" it within {promised_s:g} s (admission.refuse_when_late)"
+    )
+    return Refuse(request, LATE, f"{sentence}; retry in {retry_s:.0f} s.", retry_s, tenant=tenant)
 
 
 def store_lost(event: Arrived, lost_s: float) -> Refuse:

@@ -27,6 +27,8 @@ class AdmissionRules(Struct, frozen=True):
     name: str
     """Of the policy."""
     classes: tuple[SloClass, ...]
+    ttft_s: dict[str, float]
+    """Promised to a class."""
     classifier: Classifier
     fairness: Fairness
     """As the document has it: what is equal in the next revision goes on with what it remembers."""
@@ -48,6 +50,10 @@ class AdmissionRules(Struct, frozen=True):
     narrows_window: bool
     """From what the KV pool holds to the smallest that keeps its throughput."""
     watermark: float
+    refuse_when_late: bool
+    """Whether a request that cannot have its first token in time is refused."""
+    starts_shortest_first: bool
+    """Whether the scheduler starts what is released by the length of its prompt."""
     limits: tuple[LimitRule, ...] = ()
 
     def window_tokens(self, kv_tokens: int) -> int:

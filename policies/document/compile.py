@@ -20,6 +20,7 @@ from policies.document.limit_rules import AT_ONCE, size_of
 from policies.document.limits import Limit
 from policies.document.memory import Prediction, Preemption
 from policies.document.memory_rules import goes_by_lengths
+from policies.document.rules import sources_of
 from policies.document.schema import (
     Deadlines,
     DecodeStage,
@@ -42,11 +43,12 @@ from policies.scheduling.rules import UNLIMITED, BudgetRule, DecodeRule, Guard, 
 
 
 def compile_admission(policy: Policy) -> AdmissionRules:
-    """The sections `classes`, `classify`, `limits`, `fairness` and `queue`, and the watermark of `kv`."""
+    """The sections `classes`, `classify`, `admission`, `limits`, `fairness` and `queue`, and the watermark of `kv`."""
     fairness = policy.fairness
     return AdmissionRules(
         name=policy.name,
         classes=policy.classes,
+        ttft_s={slo.name: slo.ttft_s for slo in policy.classes},
         classifier=Classifier(policy.classes, policy.classify),
         fairness=fairness,
         cost=cost_of(fairness.cost),
@@ -61,8 +63,17 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         window_pools=fairness.window_tokens.pools if isinstance(fairness.window_tokens, Pools) else 1.0,
         narrows_window=fairness.window_tokens == "auto" and fairness.kind != "fcfs",
         watermark=policy.kv.watermark,
+        refuse_when_late=policy.admission.refuse_when_late,
+        starts_shortest_first=_starts_shortest_first(policy),
         limits=tuple(_limit(limit) for limit in policy.limits),
     )
+
+
+def _starts_shortest_first(policy: Policy) -> bool:
+    """Whether the first stage for prompts that have not begun takes the shortest."""
+    prefills = (stage.prefill for stage in policy.batching.stages if stage.prefill is not None)
+    first = next((stage for stage in prefills if "waiting" in sources_of(stage)), None)
+    return first is not None and first.order[:1] in (("prompt_tokens",), ("remaining_prompt_tokens",))
 
 
 def compile_scheduling(policy: Policy) -> SchedulingRules:

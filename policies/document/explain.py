@@ -98,9 +98,11 @@ def _admission(policy: Policy) -> list[str]:
         f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
         f"{queue.ttl_s:g} s each; beyond that a request is refused."
     )
+    late = "Whoever cannot have the first token as soon as its class promises is refused, on arrival or while it waits."
     return [
         *fairness_in_words(policy.fairness),
         backlog,
+        *([late] if policy.admission.refuse_when_late else []),
         ROUTES[policy.routing.kind],
     ]
 

@@ -64,6 +64,18 @@ class Queue(Section, frozen=True):
     ] = 60.0
 
 
+class Admission(Section, frozen=True):
+    """What happens to a request that the promises of its class come too late for."""
+
+    refuse_when_late: Annotated[
+        bool,
+        Meta(
+            description="Refuse a request whose first token cannot come within its class's ttft_s any more, with the "
+            "wait expected: on arrival, and while it waits; false: it waits until ttl_s, and is served late."
+        ),
+    ] = False
+
+
 class Routing(Section, frozen=True):
     """Which executor a released sequence goes to."""
 
@@ -231,6 +243,7 @@ class Policy(Section, frozen=True):
         tuple[Limit, ...],
         Meta(description="Contracts, taken on arrival all together or not at all; a change holds from then on."),
     ] = ()
+    admission: Admission = Admission()
     fairness: Fairness = Fairness()
     queue: Queue = Queue()
     routing: Routing = Routing()
@@ -241,7 +254,7 @@ class Policy(Section, frozen=True):
     tracing: Tracing = Tracing()
 
 
-PLANNED_SECTIONS = ("admission", "elastic", "padded_batching", "autotune")
+PLANNED_SECTIONS = ("elastic", "padded_batching", "autotune")
 """Sections of the format that no code reads yet: naming one is an error that says so, never a silent no-op."""
 
 

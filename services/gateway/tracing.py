@@ -22,7 +22,14 @@ from services.telemetry.stamps import CHUNK_COLUMNS
 from services.wire import Admitted, Submit, TokenFrame
 
 INT32_BYTES = 4
-NEVER_BEGUN = ("queue_full", "queue_timeout", "rate_limit_exceeded", "request_exceeds_limit", "context_length_exceeded")
+NEVER_BEGUN = (
+    "queue_full",
+    "queue_timeout",
+    "would_be_late",
+    "rate_limit_exceeded",
+    "request_exceeds_limit",
+    "context_length_exceeded",
+)
 CANCELLED = ("client_gone", "slow_reader", "cancelled", "draining")
 
 

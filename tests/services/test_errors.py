@@ -20,6 +20,7 @@ INVALID = "invalid_request_error"
         ("queue_full", "", (429, "requests"), (429, "rate_limit_error")),
         ("queue_full", "queued", (429, "requests"), (429, "rate_limit_error")),
         ("queue_timeout", "", (503, "server_error"), (529, "overloaded_error")),
+        ("would_be_late", "", (503, "server_error"), (529, "overloaded_error")),
         ("no_capacity", "", (503, "server_error"), (529, "overloaded_error")),
         ("draining", "", (503, "server_error"), (529, "overloaded_error")),
         ("admission_lost", "", (503, "server_error"), (529, "overloaded_error")),
@@ -86,5 +87,6 @@ def test_an_exhausted_quota_is_not_to_be_tried_again_whatever_wait_it_came_with(
 
 def test_what_is_overloaded_is_to_be_tried_again_in_a_second() -> None:
     overloaded = {code for code, form in FORMS.items() if form.anthropic_status == 529}
-    assert overloaded == {"cancelled", "draining", "no_capacity", "queue_timeout", "admission_lost", "store_lost"}
+    ours = {"cancelled", "draining", "no_capacity", "queue_timeout", "would_be_late", "admission_lost", "store_lost"}
+    assert overloaded == ours
     assert {RequestError(code, "").headers["retry-after"] for code in overloaded} == {"1"}

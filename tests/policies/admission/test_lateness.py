@@ -1,0 +1,190 @@
+"""`admission.refuse_when_late`: who is refused because the first token would come too late, and who is not."""
+
+from typing import Any
+
+import pytest
+
+from policies.admission.lateness import SPARE
+from policies.commands import Command, Refuse, WakeAt
+from policies.events import (
+    Arrived,
+    CapacityChanged,
+    PolicyApplied,
+    RequestFinished,
+    SchedulerLost,
+    TokensProduced,
+    Woke,
+)
+from tests.policies.admission.test_admission_core import Desk, document, released
+
+FAIRNESS = {"cost": {"kind": "tokens"}}
+ON = {"refuse_when_late": True}
+TOKENS = 200
+"""Of every request here, and each is the prompt and the output in equal parts."""
+SPEED = 200.0
+FREE_S = 5.0
+HOPELESS = 21
+"""So many unstarted ones ahead make a request late, whatever it was promised: at one a second, 5 s are over by far."""
+
+
+def desk(*, window: int = 20_000, **sections: Any) -> Desk:
+    """The free class is promised 5 s, the paid one 0.5 s."""
+    return Desk(window=window, fairness=FAIRNESS, admission=ON, **sections)
+
+
+def refused(commands: list[Any]) -> list[int]:
+    return [command.request for command in commands if isinstance(command, Refuse)]
+
+
+def start(at: Desk, request: int, now: float) -> list[Command]:
+    return at.tell(TokensProduced([request]), now)
+
+
+def measured(at: Desk) -> Desk:
+    """Ten requests have started in ten seconds, and an eleventh has not; it is 10 s."""
+    for request in range(1, 12):
+        assert released(at.arrive(request)) == [request]
+    for request in range(1, 11):
+        assert not refused(start(at, request, float(request)))
+    assert at.core.lateness.per_s == pytest.approx(SPEED)
+    return at
+
+
+def crowd(at: Desk, first: int = 100) -> int:
+    """Requests come until one is refused: its number."""
+    request = first
+    while not refused(at.arrive(request)):
+        request += 1
+        assert request < first + HOPELESS
+    return request
+
+
+def test_nobody_is_refused_before_anything_was_measured() -> None:
+    at = desk()
+    assert [released(at.arrive(request)) for request in range(1, 101)] == [[request] for request in range(1, 101)]
+
+
+def test_the_wait_is_what_is_ahead_over_the_speed_of_late_and_a_little_to_spare() -> None:
+    at = measured(desk())
+    num_ahead = crowd(at) - 100 + 1
+    wait_s = SPARE * num_ahead * TOKENS / SPEED
+    assert wait_s > FREE_S >= wait_s - SPARE * TOKENS / SPEED
+    (refusal,) = at.arrive(999)
+    assert (refusal.code, refusal.tenant) == ("would_be_late", "acme")
+    assert wait_s - FREE_S <= refusal.retry_after_s <= max(1.0, 1.2 * (wait_s - FREE_S))
+    assert refusal.message == (
+        f'The first token would come after about {wait_s:.1f} s, and class "free" is promised it within 5 s'
+        f" (admission.refuse_when_late); retry in {refusal.retry_after_s:.0f} s."
+    )
+
+
+def test_a_class_that_is_promised_more_is_refused_sooner() -> None:
+    at = measured(desk())
+    assert refused(at.arrive(100, tier="paid")) == [100]
+    assert released(at.arrive(101)) == [101]
+
+
+def test_with_nothing_ahead_nobody_is_refused_however_slow_the_last_ones_were() -> None:
+    at = measured(desk())
+    start(at, 11, 1000.0)
+    assert at.core.lateness.per_s < SPEED
+    assert released(at.arrive(100, tier="paid")) == [100]
+
+
+def test_a_faster_second_is_believed_at_once_and_a_slower_one_by_half() -> None:
+    at = measured(desk())
+    at.arrive(100)
+    start(at, 11, 12.0)
+    assert at.core.lateness.per_s == pytest.approx(SPEED * 0.75)
+    at.arrive(101)
+    at.tell(TokensProduced([100, 101]), 13.0)
+    assert at.core.lateness.per_s == pytest.approx(2 * SPEED)
+
+
+def test_without_the_knob_nobody_is_refused() -> None:
+    at = measured(desk())
+    crowd(at)
+    at.tell(PolicyApplied(2, document(fairness={"window_tokens": 20_000, **FAIRNESS})))
+    assert released(at.arrive(999, tier="paid")) == [999]
+
+
+def test_another_price_forgets_the_speed_and_another_knob_does_not() -> None:
+    at = measured(desk())
+    fairness = {"window_tokens": 20_000, **FAIRNESS}
+    at.tell(PolicyApplied(2, document(fairness=fairness, admission=ON, queue={"ttl_s": 9})))
+    assert at.core.lateness.per_s == pytest.approx(SPEED)
+    at.tell(PolicyApplied(3, document(fairness={"window_tokens": 20_000}, admission=ON)))
+    assert at.core.lateness.per_s == 0.0
+
+
+def test_where_short_prompts_start_first_longer_ones_are_not_ahead_of_them() -> None:
+    stages = [{"decode": {}}, {"prefill": {"from": "waiting", "order": ["prompt_tokens"]}}]
+    at = measured(desk(batching={"stages": stages}))
+    crowd(at)
+    assert refused(at.arrive(998, prompt=100)) == [998]
+    assert released(at.arrive(999, prompt=10)) == [999]
+
+
+def test_what_waits_before_it_counts_too_by_its_place_under_the_kind_of_fairness() -> None:
+    at = measured(desk(window=11 * TOKENS))
+    refused_first = crowd(at)
+    assert at.core.queue.waiting.keys() == set(range(100, refused_first))
+    # Another tenant's turn comes before the many of this one.
+    assert not refused(at.arrive(999, tenant="globex"))
+
+
+def test_whoever_waits_is_refused_when_the_promise_can_no_longer_be_kept() -> None:
+    at = desk(window=TOKENS)
+    at.arrive(1)
+    wakes = [
+        command for command in at.core.handle(Arrived(2, "acme", "free", 100, 100), 1.0) if isinstance(command, WakeAt)
+    ]
+    assert wakes == [WakeAt(1.0 + FREE_S)]
+    assert refused(at.tell(Woke(), 1.0 + FREE_S)) == [2]
+    assert not at.core.queue.waiting
+
+
+def test_whoever_is_next_and_late_by_then_is_refused_and_the_next_is_released() -> None:
+    at = measured(desk(window=11 * TOKENS))
+    assert not refused(at.arrive(101))
+    late = at.tell(RequestFinished(1, 100), 10.0 + FREE_S - 0.5)
+    assert (refused(late), released(late)) == ([101], [])
+    assert not refused(at.arrive(102))
+
+
+def test_time_without_executors_is_nobodys_lateness() -> None:
+    at = desk(kv_tokens=0)
+    at.arrive(1)
+    assert not refused(at.tell(Woke(), 50.0))
+    assert released(at.tell(CapacityChanged(1, 10_000, 2000), 55.0)) == [1]
+    at.tell(SchedulerLost(), 56.0)
+    at.arrive(2)
+    assert not refused(at.tell(Woke(), 80.0))
+    assert released(at.tell(CapacityChanged(1, 10_000, 2000), 90.0)) == [2]
+
+
+def test_whoever_waited_through_an_outage_has_its_time_from_its_end_on() -> None:
+    at = desk(window=TOKENS)
+    at.arrive(1)
+    at.arrive(2)
+    at.tell(CapacityChanged(0, 0, 0), 3.0)
+    assert not refused(at.tell(Woke(), 20.0))
+    at.tell(CapacityChanged(1, 10_000, 2000), 30.0)
+    assert not refused(at.tell(Woke(), 30.0 + FREE_S - 0.1))
+    assert refused(at.tell(Woke(), 30.0 + FREE_S)) == [2]
+
+
+def test_what_ended_without_a_token_is_no_longer_ahead() -> None:
+    at = measured(desk())
+    last = crowd(at)
+    for request in [11, *range(100, last)]:
+        at.finish(request, 0, "cancelled")
+    assert released(at.arrive(999, tier="paid")) == [999]
+
+
+def test_times_of_those_who_left_are_not_kept() -> None:
+    at = desk(window=20_000)
+    for request in range(1, 1001):
+        at.arrive(request)
+        at.finish(request, 0, "cancelled")
+    assert len(at.core.lateness._due) < 100
