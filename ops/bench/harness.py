@@ -29,6 +29,7 @@ BENCHMARKS = {
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
+    "refusals": "what refusing late requests buys in the simulator, and how many refusals are false",
     "replay-error": "replays of recorded live runs, against what happened in them",
     "scheduler": "time of one step plan, against a heap and a loop",
     "slow-reader": "token gaps of fast readers beside a slow one",

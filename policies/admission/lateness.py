@@ -31,8 +31,8 @@ NEWEST_SHARE = 0.5
 SPARE = 1.25
 """How much longer than expected a wait is taken to be: with 1 what is let in last is as often late as not, and under a
 load that lasts that is everything. `fairlead bench refusals` says what it costs."""
-NUM_LENGTHS = 64
-"""Powers of two of prompt tokens."""
+NUM_LENGTHS = 256
+"""Lengths of prompts told apart: eight to a power of two."""
 SPARE_ENTRIES = 64
 
 
@@ -52,9 +52,9 @@ class Lateness:
         """That costs are counted by; None: the policy does not ask."""
         self._shortest_first = False
         self._unstarted: dict[int, tuple[int, float]] = {}
-        """(bits of its prompt's length, cost) of what was released and has no token yet, by request."""
+        """(its prompt's length as `_length` has it, cost) of what was released and has no token yet, by request."""
         self._by_length = [0.0] * NUM_LENGTHS
-        """Cost of what is unstarted, by the bits of its prompt's length."""
+        """Cost of what is unstarted, by its prompt's length."""
         self._due: list[tuple[float, int, int]] = []
         """(until when it can be in time, number, request) of what waits, a heap; what left is dropped when it is next.
         """
@@ -234,4 +234,6 @@ class Lateness:
 
 
 def _length(prompt_tokens: int) -> int:
-    return min(prompt_tokens.bit_length(), NUM_LENGTHS - 1)
+    """The length's place among those told apart: its bits, and the three after the highest."""
+    shift = max(0, prompt_tokens.bit_length() - 4)
+    return min(8 * shift + (prompt_tokens >> shift), NUM_LENGTHS - 1)
