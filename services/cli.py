@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "up": ("services.supervisor", "start the four services and print how to reach them"),
+    "up": ("services.up", "start the four services and print how to reach them"),
+    "restart": ("services.restart", "start running services again, one after the other, without a failed request"),
     "serve": ("services.serve", "run one service in the foreground (containers use this)"),
     "setup": ("services.setup", "make what the services need before they start, and say how to reach them"),
     "doctor": ("services.doctor", "say what is installed, what the engine would run on, and what is in the way"),

@@ -1,9 +1,10 @@
-"""`fairlead health NAME`: is this service ready? Exit 0 or 1; health checks of containers ask it."""
+"""`fairlead health NAME`: is this service ready, and alive? Exit 0 or 1; health checks of containers ask it."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from services.pulse import age_s
 from services.settings import Deployment, SettingsError, load_deployment
 
 SERVICES = ("executor", "scheduler", "admission", "gateway")
@@ -44,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"fairlead: {error}", file=sys.stderr)
         return 2
     name = process_name(args.service, args.replica - 1)
-    if ready_file(deployment.run, name).exists():
-        return 0
-    print(f"{name} is not ready", file=sys.stderr)
-    return 1
+    silent_s = age_s(ready_file(deployment.run, name))
+    if silent_s is None:
+        print(f"{name} is not ready", file=sys.stderr)
+        return 1
+    if silent_s > deployment.supervision.silence_s:
+        print(f"{name} was ready and has given no sign of life for {silent_s:.0f} s", file=sys.stderr)
+        return 1
+    return 0

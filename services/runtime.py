@@ -19,8 +19,10 @@ from typing import Any, Protocol
 import uvloop
 
 from services.health import ready_file
+from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
 from services.streams import Stream
+from services.ticking import Ticker
 from services.transport import AddressError, Identity, Link, Listener, Receiver, listen
 
 READY_CHECK_S = 0.05
@@ -52,13 +54,15 @@ class Service(Protocol):
         """Close everything."""
 
 
-def serve(service: Service, run_folder: Path) -> int:
-    """Run a service until SIGTERM or SIGINT; a second signal cuts the drain short.
+def serve(service: Service, run_folder: Path, pulse: int | None = None) -> int:
+    """Run a service until SIGTERM or SIGINT; a second signal cuts the drain short, SIGUSR1 leaves it out. `pulse`: the
+    pipe for its signs of life.
 
     While it is ready, `{run}/{name}.ready` exists and holds its process id. Returns the process's exit status: 1 when
     it could not start or a callback crashed.
     """
-    return uvloop.run(_serve(service, ReadyFile(run_folder, service.name)))
+    ready = ReadyFile(run_folder, service.name)
+    return uvloop.run(_serve(service, ready, Pulse(ready.path, pulse)))
 
 
 class ReadyFile:
@@ -70,9 +74,9 @@ class ReadyFile:
 
     def __init__(self, run_folder: Path, service: str) -> None:
         self.about = ""
-        self._path = ready_file(str(run_folder), service)
+        self.path = ready_file(str(run_folder), service)
         self._said: str | None = None
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.remove()
 
     def update(self, missing: str) -> None:
@@ -86,16 +90,31 @@ class ReadyFile:
         else:
             log.info("ready")
             # Renamed into place: whoever sees the file reads all of it.
-            beside = self._path.with_suffix(".new")
+            beside = self.path.with_suffix(".new")
             beside.write_text(f"{os.getpid()}\n{self.about}\n")
-            beside.replace(self._path)
+            beside.replace(self.path)
 
     def remove(self) -> None:
-        """Not ready (any more)."""
-        self._path.unlink(missing_ok=True)
+        """Not ready (any more). A file of another living process stays: it drains, or has taken this one's place."""
+        with contextlib.suppress(FileNotFoundError):
+            owner = self.path.read_text().split()[:1]
+            if not (owner and _is_another(owner[0])):
+                self.path.unlink()
 
 
-async def _serve(service: Service, ready: ReadyFile) -> int:
+def _is_another(pid: str) -> bool:
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     loop = asyncio.get_running_loop()
     terminated, killed = asyncio.Event(), asyncio.Event()
     status = 0
@@ -115,8 +134,15 @@ async def _serve(service: Service, ready: ReadyFile) -> int:
         killed.set()
 
     loop.set_exception_handler(on_crash)
+
+    def on_hand_over() -> None:
+        terminated.set()
+        killed.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGUSR1, on_hand_over)
+    heart = Ticker(BEAT_S, pulse.beat)
     try:
         await service.start()
     except (StartError, AddressError) as error:
@@ -125,6 +151,8 @@ async def _serve(service: Service, ready: ReadyFile) -> int:
         return 1
     gc.collect()
     gc.freeze()
+    pulse.beat()
+    heart.start()
     readiness = loop.create_task(_keep_ready(service, ready))
     # A crash of the task itself would otherwise wait for its result to be asked for.
     readiness.add_done_callback(lambda task: task.cancelled() or task.result())
@@ -138,6 +166,7 @@ async def _serve(service: Service, ready: ReadyFile) -> int:
     for task in (drained, cut_short):
         task.cancel()
     await service.stop()
+    heart.close()
     log.info("stopped")
     return status
 

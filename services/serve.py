@@ -16,7 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `fairlead serve`."""
     parser.add_argument("service", choices=SERVICES)
     parser.add_argument("--replica", type=int, default=1, metavar="N", help="which of several (default: the first)")
-    parser.add_argument("--supervised", action="store_true", help="end when the process that started this one dies")
+    parser.add_argument(
+        "--pulse",
+        type=int,
+        metavar="FD",
+        help="where to give a sign of life each second; ends when the process that started this one dies",
+    )
     parser.add_argument(
         "--socket", type=int, metavar="FD", help="the listening socket of a gateway, given by what started it"
     )
@@ -24,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until told to stop. Exit status 2: the deployment cannot be used; 1: the service failed."""
-    if args.supervised:
+    if args.pulse is not None:
         runtime.die_with_parent()
     name = process_name(args.service, args.replica - 1)
     runtime.set_up_logging(name)
@@ -37,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
         # Imported by name, so that a gateway's process never loads torch nor an executor's an HTTP server.
         module = importlib.import_module(f"services.{args.service}.service")
         if args.service == "executor":
-            status: int = module.main(deployment)
+            status: int = module.main(deployment, args.pulse)
             return status
         arguments: list[Any] = [args.replica - 1] if args.replica > 1 or args.socket is not None else []
         if args.socket is not None:
             arguments.append(socket.socket(fileno=args.socket))
-        return runtime.serve(module.build(deployment, *arguments), Path(deployment.run))
+        return runtime.serve(module.build(deployment, *arguments), Path(deployment.run), args.pulse)
     except (SettingsError, runtime.StartError) as error:
         print(f"fairlead {args.service}: {error}", file=sys.stderr)
         return 2

@@ -101,6 +101,18 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return (self.admission,) if isinstance(self.admission, str) else self.admission
 
 
+class SupervisionSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """When `fairlead up` starts a process again, and when it gives one up."""
+
+    silence_s: Annotated[float, Meta(ge=2)] = 5.0
+    """How long a process may give no sign of life, which is due each second, before it is killed and started again."""
+    start_s: Annotated[float, Meta(ge=1)] = 600.0
+    """How long it may take to load what it needs before it gives the first one."""
+    crashes: Annotated[int, Meta(ge=0)] = 5
+    """How often a process may end by itself within `crash_window_s` and is started again; then it is given up."""
+    crash_window_s: Annotated[float, Meta(gt=0)] = 60.0
+
+
 class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of the traffic, for `fairlead policy plan`: arrivals, lengths and times, never text."""
 
@@ -198,6 +210,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     shared_store: SharedStoreSettings = SharedStoreSettings()
     http: HttpSettings = HttpSettings()
     streams: StreamSettings = StreamSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     traffic: TrafficSettings = TrafficSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     engine: EngineSettings = EngineSettings()

@@ -1,67 +1,35 @@
-"""`fairlead up`: starts the services, waits until they serve, starts a crashed one again, stops them in order.
+"""Starts the services, waits until they serve, starts a crashed or silent one again, stops them in order.
 
-Owns processes, their logs and the run folder. Knows nothing of requests, policies' meaning or tokens.
+A process that ends too often is given up: if a gateway can still serve without it the others go on, else all end with
+status 1 and the reason. Owns processes, their logs and the run folder. Knows nothing of requests, policies' meaning or
+tokens.
 """
 
-import argparse
-import contextlib
-import fcntl
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from services.children import Child, Place
+from services.control import Caller, Control
+from services.crashes import Crashes
 from services.files import replace
 from services.health import processes, ready_file
-from services.listening import bind
-from services.settings import REPOSITORY, STARTED, Deployment, SettingsError, child_environment, load_deployment
-from services.setup import Prepared, SetupError, prepare
+from services.rolling import RestartError, Rolling
+from services.settings import STARTED, Deployment
+from services.setup import Prepared
 
-LONGEST_SOCKET_PATH = 100
-START_LIMIT_S = 600.0
 STOP_LIMIT_S = 10.0
+"""How long a process may take to end beyond the time that its readers have."""
 POLL_S = 0.05
-CRASH_WINDOW_S = 60.0
-CRASHES_ALLOWED = 5
-FIRST_BACKOFF_S = 0.2
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `fairlead up`; each overrides its key of the deployment file."""
-    parser.add_argument("--policy", help="policy file; edit it while it runs")
-    parser.add_argument("--model", help="Hugging Face checkpoint folder, or demo")
-    parser.add_argument("--port", type=int, help="HTTP port; 0: any free one")
-    parser.add_argument("--data-dir", help="folder of keys, secrets and logs")
-    parser.add_argument("--record", metavar="DIR", help="write the event logs of both cores")
-    parser.add_argument("--check", action="store_true", help="assert every invariant of both cores after every event")
-    parser.add_argument("--deployment", type=Path, help="deployment file (default: ops/deployment.yaml)")
-    parser.add_argument("--prepare", action="store_true", help="make what is needed to start, then exit")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Serve until interrupted. Exit status 2: it could not start as asked; 1: a service failed."""
-    try:
-        deployment = _deployment(args)
-        with _lock(Path(deployment.data)):
-            prepared = prepare(deployment)
-            if args.prepare:
-                return 0
-            with _listening(deployment) as listening:
-                http = msgspec.structs.replace(deployment.http, port=listening.getsockname()[1])
-                return Supervisor(msgspec.structs.replace(deployment, http=http), prepared, listening).run()
-    except (SettingsError, SetupError) as error:
-        print(f"fairlead: {error}", file=sys.stderr)
-        return 2
+SETTLE_S = 2.0
+"""How long a process may be missing before the gateways know it."""
 
 
 class Supervisor:
@@ -69,12 +37,20 @@ class Supervisor:
 
     def __init__(self, deployment: Deployment, prepared: Prepared, listening: socket.socket) -> None:
         self._deployment = deployment
+        self._limits = deployment.supervision
         self._prepared = prepared
         self._listening = listening
         """Where clients connect. Held here and by every gateway: while none accepts, they wait."""
-        self._processes = processes(deployment)
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._crashes: deque[float] = deque()
+        self._places = {
+            name: Place(name, *which, Crashes(self._limits.crashes, self._limits.crash_window_s))
+            for name, which in processes(deployment).items()
+        }
+        self._departing: list[Child] = []
+        """Gateways whose successor is at work."""
+        self._rolling: tuple[Iterator[str], Caller] | None = None
+        self._has_served = False
+        self._failed = ""
+        self._judge_at_s: float | None = None
         self._stop = threading.Event()
         self._signals = 0
 
@@ -84,21 +60,16 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         print(self._prepared.model_line, flush=True)
         _write_deployment(self._deployment)
-        self._keep_last_logs()
+        self._clear()
+        control = Control(self._deployment.run)
         try:
-            for service in self._processes:
-                self._start(service)
-            failed = self._wait_until_ready()
-            if failed is None and not self._stop.is_set():
-                http = self._deployment.http
-                print(self._about_engine(), end="", flush=True)
-                print(self._prepared.welcome(self._deployment, f"http://{http.host}:{http.port}"), flush=True)
-                failed = self._watch()
+            self._watch(control)
         finally:
+            control.close()
             self._stop_all()
             shutil.rmtree(self._deployment.run, ignore_errors=True)
-        if failed is not None:
-            print(f"fairlead: {failed}", file=sys.stderr)
+        if self._failed:
+            _say(self._failed)
             return 1
         return 0
 
@@ -108,165 +79,214 @@ class Supervisor:
         self._stop.set()
         if self._signals > 1:
             # The second Ctrl-C of somebody who does not want to wait for the readers.
-            for child in self._children.values():
-                child.kill()
+            for child in self._children():
+                child.kill("was to end at once")
         else:
             print("\nfairlead: draining; once more to stop at once", file=sys.stderr, flush=True)
 
-    def _log(self, service: str) -> Path:
-        return Path(self._deployment.data) / "logs" / f"{service}.log"
+    def _children(self) -> list[Child]:
+        found = [child for place in self._places.values() for child in (place.child, place.successor)]
+        return [child for child in (*found, *self._departing) if child is not None]
 
-    def _keep_last_logs(self) -> None:
-        """Each start writes new logs; those of the start before stay beside them."""
-        for service in self._processes:
-            log = self._log(service)
+    def _log(self, name: str) -> Path:
+        return Path(self._deployment.data) / "logs" / f"{name}.log"
+
+    def _clear(self) -> None:
+        """Each start writes new logs; those of the start before stay beside them. Nobody is ready yet."""
+        for name in self._places:
+            log = self._log(name)
             log.parent.mkdir(exist_ok=True)
             if log.exists():
                 log.replace(log.with_suffix(".log.1"))
+            ready_file(self._deployment.run, name).unlink(missing_ok=True)
 
-    def _start(self, service: str) -> None:
-        kind, replica = self._processes[service]
-        number = ["--replica", str(replica + 1)] if replica else []
-        given = [self._listening.fileno()] if kind == "gateway" else []
-        number += [f"--socket={descriptor}" for descriptor in given]
-        with self._log(service).open("ab") as log:
-            self._children[service] = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "serve", kind, *number, "--supervised"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=given,
-                # `-m` puts the working folder before the standard library: a caller's `http.py` would be imported.
-                cwd=REPOSITORY,
-                env=child_environment(_deployment_file(self._deployment)),
-                # Its own session: Ctrl-C reaches the supervisor alone, which stops the services in order.
-                start_new_session=True,
-            )
+    def _begin(self, place: Place) -> Child:
+        gateway = place.service == "gateway"
+        descriptors = [self._listening.fileno()] if gateway else []
+        return Child(
+            place.name,
+            [
+                place.service,
+                *(["--replica", str(place.replica + 1)] if place.replica else []),
+                *(f"--socket={descriptor}" for descriptor in descriptors),
+            ],
+            log=self._log(place.name),
+            deployment=_deployment_file(self._deployment),
+            descriptors=descriptors,
+        )
 
-    def _wait_until_ready(self) -> str | None:
-        waiting = list(self._processes)
-        deadline = time.monotonic() + START_LIMIT_S
-        show = sys.stderr.isatty()
-        while waiting and not self._stop.wait(POLL_S):
-            for service in tuple(waiting):
-                if self._children[service].poll() is not None:
-                    return f"{service} ended while starting: {self._last_words(service)}"
-                if ready_file(self._deployment.run, service).exists():
-                    waiting.remove(service)
-            if show:
-                text = f"waiting for {', '.join(waiting)}" if waiting else ""
-                print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-            if time.monotonic() > deadline:
-                return f"{', '.join(waiting)} not ready after {START_LIMIT_S:.0f} s; logs: {self._deployment.data}/logs"
-        return None
+    # --- watching -------------------------------------------------------------------------------------------------
 
-    def _about_engine(self) -> str:
-        """What the executor says of itself; nothing if it has just lost its readiness again."""
+    def _watch(self, control: Control) -> None:
+        """Until it is told to stop, or nothing can be served any more."""
+        began_s = before_s = time.monotonic()
+        while not self._failed:
+            now = time.monotonic()
+            for place in self._places.values():
+                self._attend(place, now, now - before_s)
+            for child in tuple(self._departing):
+                if self._has_left(child, now):
+                    self._departing.remove(child)
+            self._judge(now)
+            self._answer(control)
+            if not self._has_served:
+                self._starting(now - began_s)
+            before_s = now
+            if self._stop.wait(POLL_S):
+                return
+
+    def _attend(self, place: Place, now: float, elapsed_s: float) -> None:
+        child = place.child
+        if child is None:
+            if not place.given_up and now >= place.start_at_s:
+                try:
+                    place.child = self._begin(place)
+                except OSError as error:
+                    # No process, no descriptor, no log: that may pass, as what makes a process end may.
+                    self._crashed(place, f"it cannot be started: {error}", now)
+            return
+        if child.status is not None:
+            child.bury()
+            place.child, place.successor = place.successor, None
+            if child.leaving_s is None and place.child is None:
+                status = child.status
+                if not self._has_served and status is not None and status >= 0:
+                    # Nothing has worked yet, and it says why: to try again would only hide the sentence.
+                    self._failed = f"{place.name} ended while starting: {child.last_words}"
+                else:
+                    self._crashed(place, child.last_words, now)
+            return
+        child.pulse.look(elapsed_s)
+        limit_s = self._limits.silence_s if child.pulse.num_beats else self._limits.start_s
+        if child.pulse.silent_s > limit_s:
+            _say(f"{place.name} has given no sign of life for {limit_s:g} s: it is stopped or stuck; killing it")
+            child.kill(f"gave no sign of life for {limit_s:g} s")
+        else:
+            self._has_left(child, now)
+
+    def _has_left(self, child: Child, now: float) -> bool:
+        """Whether a child that was asked to leave has; one that takes too long is killed."""
+        if child.status is not None:
+            child.bury()
+            return True
+        limit_s = self._leave_s
+        if child.leaving_s is not None and now - child.leaving_s > limit_s:
+            _say(f"{child.name} did not end within {limit_s:g} s; killing it")
+            child.kill(f"did not end within {limit_s:g} s")
+        return False
+
+    @property
+    def _leave_s(self) -> float:
+        return STOP_LIMIT_S + self._deployment.http.drain_s
+
+    def _crashed(self, place: Place, last_words: str, now: float) -> None:
+        """It ended by itself."""
+        pause_s = place.crashes.pause_s(now)
+        if pause_s is not None:
+            again = f" in {pause_s:g} s" if pause_s else ""
+            _say(f"{place.name} ended: {last_words}; starting it again{again}")
+            place.start_at_s = now + pause_s
+            return
+        place.given_up = (
+            f"{place.name} ended {place.crashes.count} times within {self._limits.crash_window_s:g} s and is not "
+            f"started again; the last time: {last_words}"
+        )
+        _say(place.given_up)
+        # The others hear of it by their streams: only then do they say whether they can do without.
+        self._judge_at_s = now + SETTLE_S
+
+    def _judge(self, now: float) -> None:
+        """Whether anything can be served without what was given up: a gateway knows."""
+        if self._judge_at_s is None or now < self._judge_at_s:
+            return
+        self._judge_at_s = None
+        lost = [place for place in self._places.values() if place.given_up]
+        names = ", ".join(place.name for place in lost)
+        if any(place.is_ready for place in self._places.values() if place.service == "gateway"):
+            _say(f"the others serve without {names}; `fairlead restart {names.replace(',', '')}` tries again")
+        elif lost:
+            sentences = "; ".join(place.given_up for place in lost)
+            self._failed = f"nothing can be served without {names}: {sentences}"
+
+    def _starting(self, for_s: float) -> None:
+        missing = [place.name for place in self._places.values() if not place.is_ready]
+        if sys.stderr.isatty():
+            text = f"waiting for {', '.join(missing)}" if missing else ""
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        if not missing:
+            http = self._deployment.http
+            executor = self._places["executor"].child
+            print((executor and executor.about) or "", end="", flush=True)
+            print(self._prepared.welcome(self._deployment, f"http://{http.host}:{http.port}"), flush=True)
+            self._has_served = True
+        elif for_s > self._limits.start_s:
+            logs = f"{self._deployment.data}/logs"
+            self._failed = f"{', '.join(missing)} not ready after {self._limits.start_s:g} s; logs: {logs}"
+
+    # --- starting again, when asked -------------------------------------------------------------------------------
+
+    def _answer(self, control: Control) -> None:
+        for caller, asked in control.questions():
+            known = {name for place in self._places.values() for name in (place.name, place.service)}
+            unknown = [name for name in asked.restart if name not in known]
+            if unknown:
+                caller.say(f"there is no {unknown[0]} here; there are: {', '.join(self._places)}", "failed")
+                caller.close()
+            elif self._rolling is not None or not self._has_served:
+                caller.say("services are being started just now; ask again when they are ready", "failed")
+                caller.close()
+            else:
+                wanted = [
+                    place
+                    for place in self._places.values()
+                    if not asked.restart or place.name in asked.restart or place.service in asked.restart
+                ]
+                rolling = Rolling(
+                    list(self._places.values()),
+                    self._begin,
+                    self._departing,
+                    start_s=self._limits.start_s,
+                    leave_s=self._leave_s,
+                )
+                self._rolling = rolling.steps(wanted), caller
+        if self._rolling is None:
+            return
+        steps, caller = self._rolling
         try:
-            return ready_file(self._deployment.run, "executor").read_text().partition("\n")[2]
-        except FileNotFoundError:
-            return ""
+            line = next(steps, None)
+        except RestartError as error:
+            _say(str(error))
+            caller.say(str(error), "failed")
+        else:
+            if line:
+                _say(line)
+                caller.say(line)
+            if line is not None:
+                return
+            caller.say("restarted", "done")
+        caller.close()
+        self._rolling = None
 
-    def _watch(self) -> str | None:
-        """Until asked to stop: start a crashed service again, with a pause that grows while crashes go on."""
-        while not self._stop.wait(POLL_S):
-            for service, child in self._children.items():
-                if child.poll() is None:
-                    continue
-                now = time.monotonic()
-                self._crashes.append(now)
-                while self._crashes[0] < now - CRASH_WINDOW_S:
-                    self._crashes.popleft()
-                print(f"fairlead: {service} ended: {self._last_words(service)}; starting it again", file=sys.stderr)
-                if len(self._crashes) > CRASHES_ALLOWED:
-                    return f"{len(self._crashes)} crashes within {CRASH_WINDOW_S:.0f} s; giving up"
-                if self._stop.wait(FIRST_BACKOFF_S * 2 ** (len(self._crashes) - 1)):
-                    return None
-                ready_file(self._deployment.run, service).unlink(missing_ok=True)
-                self._start(service)
-                break
-        return None
+    # --- stopping -------------------------------------------------------------------------------------------------
 
     def _stop_all(self) -> None:
         """Gateways first: their readers finish while the others still work for them. Who connects now is refused."""
         self._listening.close()
-        for service in reversed(self._processes):
-            child = self._children.get(service)
-            if child is None or child.poll() is not None:
-                continue
-            child.terminate()
-            limit = STOP_LIMIT_S + (self._deployment.http.drain_s if self._processes[service][0] == "gateway" else 0.0)
-            try:
-                child.wait(limit)
-            except subprocess.TimeoutExpired:
-                print(f"fairlead: {service} did not end within {limit:.0f} s; killing it", file=sys.stderr)
-                child.kill()
-                child.wait()
-
-    def _last_words(self, service: str) -> str:
-        log = self._log(service)
-        lines = log.read_text(errors="replace").strip().splitlines()
-        status = self._children[service].returncode
-        return f"{lines[-1] if lines else 'no word in its log'} (status {status}, log {log})"
+        children = [child for child in self._children() if child.status is None]
+        services = list(dict.fromkeys(place.service for place in self._places.values()))
+        for service in reversed(services):
+            now = time.monotonic()
+            of_service = [child for child in children if self._places[child.name].service == service]
+            for child in of_service:
+                if child.leaving_s is None:
+                    child.leave(now, signal.SIGTERM)
+            while of_service:
+                of_service = [child for child in of_service if not self._has_left(child, time.monotonic())]
+                time.sleep(POLL_S)
 
 
-def _deployment(args: argparse.Namespace) -> Deployment:
-    deployment = load_deployment(args.deployment)
-    overrides = {"policy": args.policy, "model": args.model, "data": args.data_dir, "record": args.record}
-    given = {
-        # A path on the command line starts at the caller's folder, one in the file at the repository.
-        key: value if (key, value) == ("model", "demo") else str(Path(value).expanduser().absolute())
-        for key, value in overrides.items()
-        if value is not None
-    }
-    http = deployment.http
-    if args.port is not None:
-        if not 0 <= args.port <= 65535:
-            raise SettingsError(f"--port {args.port}: a port is between 0 and 65535")
-        http = msgspec.structs.replace(http, port=args.port)
-    deployment = msgspec.structs.replace(
-        deployment, http=http, check=deployment.check or args.check, **given
-    ).resolved()
-    if len(deployment.run) + len("/scheduler.sock") > LONGEST_SOCKET_PATH:
-        # The kernel bounds a Unix socket's path at 108 bytes.
-        deployment = msgspec.structs.replace(
-            deployment,
-            run=tempfile.mkdtemp(prefix="fairlead-"),
-            streams=load_deployment(args.deployment).streams,
-        ).resolved()
-    return deployment
-
-
-@contextlib.contextmanager
-def _lock(data: Path) -> Iterator[None]:
-    """Hold the data folder for this process alone."""
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise SetupError(f"data folder {data}: {error.strerror}; name another with --data-dir") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SetupError(
-            f"data folder {data} is in use by another `fairlead up`; name another with --data-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _listening(deployment: Deployment) -> socket.socket:
-    """Where clients connect, whichever gateway accepts them."""
-    http = deployment.http
-    try:
-        return bind(http)
-    except OSError as error:
-        raise SetupError(
-            f"cannot listen on {http.host}:{http.port}: {error.strerror}; choose another with --port"
-        ) from error
+def _say(line: str) -> None:
+    print(f"fairlead: {line}", file=sys.stderr, flush=True)
 
 
 def _deployment_file(deployment: Deployment) -> Path:

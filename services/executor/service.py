@@ -7,6 +7,7 @@ imported by the engine's loader, in this process alone. Knows no tenant, no requ
 import logging
 import os
 import signal
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -20,6 +21,7 @@ from engine.memory import amount
 from services.blocking import BlockingStream
 from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
+from services.pulse import BEAT_S, Pulse
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
 from services.wire import AnyMessage
@@ -38,8 +40,9 @@ class _Stopped(BaseException):
     """SIGTERM or SIGINT came: unwinds whatever blocks. Not an Exception, so that nothing on the way keeps it."""
 
 
-def main(deployment: Deployment) -> int:
-    """Load the engine and serve steps until told to stop; the exit status is 1 when the engine fails.
+def main(deployment: Deployment, pulse: int | None = None) -> int:
+    """Load the engine and serve steps until told to stop; the exit status is 1 when the engine fails. `pulse`: the pipe
+    for its signs of life.
 
     Raises:
         StartError: the checkpoint or the streams' secret cannot be used.
@@ -54,6 +57,8 @@ def main(deployment: Deployment) -> int:
             raise StartError(str(error)) from error
         ready.about = describe(engine.info)
         log.info("%s", ready.about)
+        # Not before: to load may take minutes, and much of it lets no other thread run.
+        threading.Thread(target=_beat, args=(Pulse(ready.path, pulse),), daemon=True).start()
         executor = Executor(engine, deployment, ready)
         executor.metrics.start(deployment.telemetry, str(os.getpid()))
         try:
@@ -80,6 +85,15 @@ def describe(info: EngineInfo) -> str:
         f"KV pool: {kv_tokens:,} tokens, {kv_tokens / info.max_sequence_tokens:.1f} sequences of "
         f"{info.max_sequence_tokens:,}{pool}"
     )
+
+
+def _beat(pulse: Pulse) -> None:
+    """A step may take longer than a sign of life: another thread gives it. Whether steps end is the scheduler's to
+    see.
+    """
+    while True:
+        pulse.beat()
+        time.sleep(BEAT_S)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,54 @@
+import os
+import time
+from pathlib import Path
+
+from services.pulse import Listener, Pulse, age_s
+
+
+def test_a_process_that_beats_is_heard_and_one_that_does_not_is_silent_for_longer_and_longer(tmp_path: Path) -> None:
+    heard = Listener()
+    pulse = Pulse(tmp_path / "x.ready", heard.given)
+    heard.look(0.5)
+    heard.look(0.5)
+    assert (heard.num_beats, heard.silent_s) == (0, 1.0)
+    pulse.beat()
+    pulse.beat()
+    heard.look(0.5)
+    assert (heard.num_beats, heard.silent_s) == (2, 0.0)
+    os.close(heard.given)
+    heard.look(0.75)
+    assert heard.silent_s == 0.75
+    heard.close()
+    heard.close()
+
+
+def test_a_machine_that_slept_for_an_hour_is_no_silence_of_an_hour(tmp_path: Path) -> None:
+    heard = Listener()
+    heard.look(3600.0)
+    assert heard.silent_s == 1.0
+    heard.close()
+    os.close(heard.given)
+
+
+def test_nobody_who_listens_holds_up_whoever_beats(tmp_path: Path) -> None:
+    heard = Listener()
+    pulse = Pulse(tmp_path / "x.ready", heard.given)
+    for _ in range(70_000):  # more than a pipe holds
+        pulse.beat()
+    heard.close()
+    pulse.beat()
+    os.close(heard.given)
+
+
+def test_the_age_of_the_ready_file_is_that_of_the_last_sign_of_life(tmp_path: Path) -> None:
+    ready = tmp_path / "x.ready"
+    assert age_s(ready) is None
+    ready.write_text("1\n")
+    os.utime(ready, (0, time.time() - 50))
+    silent_s = age_s(ready)
+    assert silent_s is not None
+    assert silent_s >= 49
+    Pulse(ready).beat()
+    beaten_s = age_s(ready)
+    assert beaten_s is not None
+    assert beaten_s < 49
