@@ -5,14 +5,16 @@ Owns when and how a fault strikes, and when it counts as survived. Knows no requ
 
 import asyncio
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from ops.bench.chaos_house import Hurt, kill, stop
+from ops.bench.chaos_house import Hurt, kill, stop, wake
 from ops.bench.chaos_load import Load
+from services.settings import REPOSITORY
 
 MOST_PIECES = 400
 """Between two strikes, drawn evenly: some come while nothing has recovered from the last one yet."""
@@ -21,6 +23,7 @@ NEWBORN_SHARE = 0.15
 NEWBORN_S = 1.5
 JITTER_S = 0.03
 """Pieces come with steps; a fault does not."""
+ON_THE_WAY_S = 0.5
 
 
 class Strikes:
@@ -74,6 +77,52 @@ def _kills(*names: str) -> Strike:
     return strike
 
 
+def _stops(name: str, stopped_s: float) -> Strike:
+    """SIGSTOP: the process does nothing, but what it holds stays open. Woken after that time, if it is still there."""
+
+    async def strike(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
+        while strikes.num < count:
+            await load.pieces(int(draw.integers(1, MOST_PIECES)))
+            await asyncio.sleep(draw.uniform(0, JITTER_S))
+            pid = house.pids()[name]
+            stop(pid)
+            struck_s = time.monotonic()
+            strikes.num += 1
+            # What was on its way when it stopped still comes.
+            await asyncio.sleep(ON_THE_WAY_S)
+            waking = asyncio.get_running_loop().call_later(stopped_s - ON_THE_WAY_S, wake, pid)
+            await load.pieces(1)
+            strikes.pauses_s.append(time.monotonic() - struck_s)
+            # The woken one is awaited too: what it says then must not matter any more.
+            await asyncio.sleep(max(0.0, waking.when() - asyncio.get_running_loop().time()) + ON_THE_WAY_S)
+            await house.ready(name, not_pid=0)
+
+    return strike
+
+
+async def _restart(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
+    """All services, one process after the other, by the command for it.
+
+    Raises:
+        RuntimeError: it failed; it has what it said.
+    """
+    while strikes.num < count:
+        await load.pieces(int(draw.integers(1, MOST_PIECES)))
+        strikes.num += 1
+        struck_s = time.monotonic()
+        restarting = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.cli", "restart", "--data-dir", house.deployment.data),
+            cwd=REPOSITORY,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await restarting.communicate()
+        if restarting.returncode:
+            raise RuntimeError(f"this run is void: the restart failed: {said.decode()}")
+        await load.pieces(1)
+        strikes.pauses_s.append(time.monotonic() - struck_s)
+
+
 def _kill(house: Hurt, load: Load, name: str) -> int:
     """The pid of what was killed."""
     pid = house.pids()[name]
@@ -91,5 +140,10 @@ FAULTS = {
         Fault("kill-executor", _kills("executor")),
         Fault("kill-scheduler", _kills("scheduler")),
         Fault("kill-admission", _kills("admission")),
+        Fault("kill-gateway", _kills("gateway", "gateway-2")),
+        Fault("kill-any", _kills("scheduler", "gateway", "executor", "admission", "gateway-2")),
+        Fault("stop-executor", _stops("executor", 30.0)),
+        Fault("stop-scheduler", _stops("scheduler", 10.0)),
+        Fault("restart", _restart),
     )
 }

@@ -61,7 +61,7 @@ class Hurt:
             data=str(folder / "data"),
             policy=str(policy),
             check=check,
-            http=HttpSettings(port=0),
+            http=HttpSettings(port=0, gateways=2),
             engine=engine,
             telemetry=TelemetrySettings(metrics=metrics),
         ).resolved()
@@ -89,7 +89,7 @@ class Hurt:
         Raises:
             TimeoutError: there is none.
         """
-        return await _found(lambda: self.pids().get(name), not_pid)
+        return await _found(lambda: self.pids().get(name), name, not_pid)
 
     async def ready(self, name: str, *, not_pid: int) -> int:
         """The process that has taken the place of another, once it can work.
@@ -97,7 +97,7 @@ class Hurt:
         Raises:
             TimeoutError: there is none.
         """
-        return await _found(lambda: self.ready_pid(name), not_pid)
+        return await _found(lambda: self.ready_pid(name), name, not_pid)
 
     def ready_pid(self, name: str) -> int | None:
         """The process of a service that can work."""
@@ -121,11 +121,15 @@ class Hurt:
         return found
 
     def rss_bytes(self) -> dict[str, int]:
-        """Resident memory by process."""
-        found = {}
-        for name, pid in self.pids().items():
+        """Resident memory by process, those that the services have started included."""
+        names = {pid: name for name, pid in self.pids().items()}
+        found = dict.fromkeys(names.values(), 0)
+        for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                found[name] = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+                pid = int(folder.name)
+                owner = names.get(pid) or names.get(_parent(pid))
+                if owner is not None:
+                    found[owner] += int((folder / "statm").read_text().split()[1]) * PAGE_BYTES
         return found
 
     # --- books --------------------------------------------------------------------------------------------------------
@@ -177,11 +181,13 @@ class Hurt:
         return [f"{log.stem}: {line}" for log in logs for line in TROUBLE.findall(log.read_text(errors="replace"))]
 
 
-async def _found(look: Callable[[], int | None], not_pid: int) -> int:
-    async with asyncio.timeout(READY_S):
-        # Other processes can only be looked at.
-        while (pid := look()) is None or pid == not_pid:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
+async def _found(look: Callable[[], int | None], name: str, not_pid: int) -> int:
+    end_s = time.monotonic() + READY_S
+    # Other processes can only be looked at.
+    while (pid := look()) is None or pid == not_pid:
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"no {name} in place of {not_pid} within {READY_S:g} s")
+        await asyncio.sleep(LOOK_S)
     return pid
 
 

@@ -22,6 +22,8 @@ RETRY_S = 0.1
 """After a refusal."""
 PATIENCE_S = 180.0
 """After which a stream that says nothing counts as hanging."""
+LEAVE_S = 3.0
+"""At most, of those that leave."""
 MOST_SHOWN = 10
 CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 
@@ -46,16 +48,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.num = Counter[str]()
-        """complete, cut (with the gateway that was killed), wrong (of these two), refused, failed."""
+        """complete, cut (with the gateway that was killed), left (by a reader), wrong (of these), refused, failed."""
         self.num_by_kind = Counter[str]()
         """Of those that are complete."""
+        self.refusals = Counter[str]()
+        """By what was said."""
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
         """Of those that were answered to the end."""
-        self.cut_prompt_tokens = 0
-        self.cut_output_tokens = 0
-        """The most that may have been charged for those that were cut."""
+        self.part_prompt_tokens = 0
+        self.part_output_tokens = 0
+        """The most that may have been charged for those that were cut or left."""
         self.problems: list[str] = []
         """The first of them, in words."""
 
@@ -63,7 +67,13 @@ class Tally:
         """For a note."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.num_by_kind.items()))
         cut = f", {self.num['cut']} cut with their gateway" if self.num["cut"] else ""
+        cut += f", {self.num['left']} left by their readers" if self.num["left"] else ""
         return f"{self.num['complete']} whole streams ({kinds}) with {self.output_tokens} tokens{cut}"
+
+    def hung(self, text: str) -> None:
+        """Nobody heard anything, or a process did not come back."""
+        self.num["failed"] += 1
+        self.problems.insert(0, f"hung: {text}")
 
     def problem(self, what: str, ask: Ask, text: str) -> None:
         """Something that must not be."""
@@ -87,6 +97,8 @@ class Load:
         self.tally = Tally()
         self.over = False
         """Set: no stream is begun any more."""
+        self.leave_share = 0.0
+        """Of the readers of a paced run, those that leave at some moment, whether they have heard anything or not."""
         self.num_pieces = 0
         self.answers: dict[int, Said] = {}
         """The last of each request, by its place in the catalogue."""
@@ -106,6 +118,21 @@ class Load:
             for _ in range(self._num_streams):
                 tasks.create_task(self._read_on())
 
+    async def paced(self, rate: float) -> None:
+        """Begin `rate` streams a second on average, whatever becomes of them, until `over` is set; then as `run`.
+
+        No more than twice the usual number at a time, so that a machine that others slow down is not flooded.
+        """
+        room = asyncio.Semaphore(2 * self._num_streams)
+        async with asyncio.TaskGroup() as tasks:
+            while not self.over:
+                await asyncio.sleep(self._draw.exponential(1 / rate))
+                await room.acquire()
+                leaves = self._draw.random() < self.leave_share
+                leave_s = self._draw.uniform(0, LEAVE_S) if leaves else None
+                asking = tasks.create_task(self._ask(self._next(), leave_s))
+                asking.add_done_callback(lambda _: room.release())
+
     async def once(self) -> list[Said]:
         """Each request of the catalogue once, and its answer.
 
@@ -122,10 +149,18 @@ class Load:
         return [self.answers[number] for number in range(len(self._catalogue))]
 
     async def pieces(self, count: int) -> None:
-        """Wait for so many more."""
+        """Wait for so many more.
+
+        Raises:
+            TimeoutError: they do not come.
+        """
         goal = self.num_pieces + count
-        async with asyncio.timeout(PATIENCE_S), self._heard:
-            await self._heard.wait_for(lambda: self.num_pieces >= goal)
+        try:
+            async with asyncio.timeout(PATIENCE_S), self._heard:
+                await self._heard.wait_for(lambda: self.num_pieces >= goal)
+        except TimeoutError:
+            missing = goal - self.num_pieces
+            raise TimeoutError(f"{missing} of {count} pieces did not come within {PATIENCE_S:g} s") from None
 
     async def _empty(self) -> None:
         while self._waiting:
@@ -133,11 +168,14 @@ class Load:
 
     async def _read_on(self) -> None:
         while not self.over:
-            if not self._waiting:
-                self._waiting = self._draw.permutation(len(self._catalogue)).tolist()
-            await self._ask(self._waiting.pop())
+            await self._ask(self._next())
 
-    async def _ask(self, number: int) -> None:
+    def _next(self) -> int:
+        if not self._waiting:
+            self._waiting = self._draw.permutation(len(self._catalogue)).tolist()
+        return self._waiting.pop()
+
+    async def _ask(self, number: int, leave_s: float | None = None) -> None:
         ask = self._catalogue[number]
         said = Said.nothing(ask.num_choices)
         tally = self.tally
@@ -153,14 +191,18 @@ class Load:
             return made
 
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(PATIENCE_S if leave_s is None else leave_s):
                 await self._read(ask, said, aiohttp.TCPConnector(force_close=True, socket_factory=bound))
-        except RefusedError:
+        except RefusedError as error:
             tally.num["refused"] += 1
+            tally.refusals[str(error)] += 1
             await asyncio.sleep(RETRY_S)
         except FailureError as error:
             tally.problem("failed", ask, f"{error} after {sum(map(len, said.texts))} characters")
         except TimeoutError:
+            if leave_s is not None:
+                self._unfinished("left", number, said)
+                return
             tally.problem("failed", ask, f"nothing more within {PATIENCE_S:g} s after {said.texts}")
         except CUT as error:
             self._cut(number, said, port, error)
@@ -216,10 +258,15 @@ class Load:
         if port not in self.lost_ports:
             tally.problem("failed", ask, f"its connection broke ({error!r}), whose gateway was not killed")
             return
-        tally.num["cut"] += 1
+        self._unfinished("cut", number, said)
+
+    def _unfinished(self, what: str, number: int, said: Said) -> None:
+        """An answer that nobody reads on; what there is of it must be right."""
+        tally = self.tally
+        tally.num[what] += 1
         if self._right:
             right = self._right[number]
-            tally.cut_prompt_tokens += right.prompt_tokens
-            tally.cut_output_tokens += right.output_tokens
+            tally.part_prompt_tokens += right.prompt_tokens
+            tally.part_output_tokens += right.output_tokens
             if difference := said.contradicts(right):
-                tally.problem("wrong", ask, difference)
+                tally.problem("wrong", self._catalogue[number], difference)
