@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-import yaml
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, inspect
 
 from engine.demo import CHECKPOINT
 from engine.interface import EngineSettings
+from policies.document.problems import PolicyError
+from policies.document.reading import Reading
+from policies.document.tree import parse
+from services.files import read_document
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPLOYMENT_VARIABLE = "FAIRLEAD_DEPLOYMENT"
@@ -223,12 +226,15 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self.store != EMBEDDED_STORE and not self.store.startswith(SHARED_STORES):
             raise ValueError(
-                f"store is `{self.store}`; it must be `{EMBEDDED_STORE}`, or the address of a Redis server, which "
-                f"starts with {', '.join(SHARED_STORES)}"
+                # The address is not repeated: there may be a password in it.
+                f"store is neither `{EMBEDDED_STORE}` nor the address of a Redis server; "
+                f"such an address starts with {', '.join(SHARED_STORES)}"
             )
         admissions = self.streams.admissions
         if not admissions or len(set(admissions)) < len(admissions):
-            raise ValueError("streams.admission must be an address, or a list of different ones")
+            raise ValueError(
+                "streams.admission names no address, or one twice; an address, or a list of different ones, is needed"
+            )
         if len(admissions) > 1 and self.store == EMBEDDED_STORE:
             raise ValueError(
                 f"streams.admission has {len(admissions)} addresses, and processes that share no store are not fair"
@@ -279,6 +285,9 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_DEPLOYMENT = inspect.type_info(Deployment)
+
+
 def load_deployment(path: Path | None = None) -> Deployment:
     """The deployment of `path`, of `FAIRLEAD_DEPLOYMENT`, or of ops/deployment.yaml; relative paths start at the
     repository.
@@ -288,18 +297,26 @@ def load_deployment(path: Path | None = None) -> Deployment:
     """
     if path is None:
         path = Path(os.environ.get(DEPLOYMENT_VARIABLE) or REPOSITORY / "ops" / "deployment.yaml")
-    try:
-        deployment = msgspec.convert(yaml.safe_load(path.read_text()) or {}, Deployment)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
-        raise SettingsError(f"{path}: {error}") from error
+    deployment = _read(path)
     endpoint = deployment.telemetry.endpoint or os.environ.get(ENDPOINT_VARIABLE, "")
     if endpoint and urlsplit(endpoint).scheme not in OTLP_SCHEMES:
         allowed = "an address like http://host:4318 or grpc://host:4317"
         raise SettingsError(f"{path}: telemetry.endpoint: {endpoint!r} is no collector's address; allowed: {allowed}")
     telemetry = msgspec.structs.replace(deployment.telemetry, endpoint=endpoint)
     return msgspec.structs.replace(deployment, telemetry=telemetry)
+
+
+def _read(path: Path) -> Deployment:
+    try:
+        reading = Reading(parse(read_document(path), str(path)), _DEPLOYMENT, str(path))
+        if reading.problems:
+            raise PolicyError(reading.problems)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except PolicyError as error:
+        raise SettingsError(str(error)) from error
+    deployment: Deployment = reading.get(())
+    return deployment
 
 
 def deployment_of(data_dir: str | None) -> Deployment:

@@ -94,6 +94,8 @@ class Reading:
                 value = self._union(path, node, kind, extra)
             case inspect.StructType(), Mapping():
                 value = self._struct(path, node, kind)
+            case inspect.DictType(), Mapping():
+                value = self._dict(path, node, kind)
             case inspect.VarTupleType(), Listing():
                 value = self._list(path, node, kind, extra)
             case _, Scalar():
@@ -128,7 +130,30 @@ class Reading:
             if field.required and name not in found:
                 self._problem(path, node.at, f'the key "{name}" is missing', f"allowed: {allowed(field.type)}")
                 complete = False
-        return kind.cls(**values) if complete else UNSET
+        if not complete:
+            return UNSET
+        try:
+            return kind.cls(**values)
+        except ValueError as error:
+            # A rule between its values that the type itself keeps: `what is wrong; what is right`.
+            wrong, _, right = str(error).partition("; ")
+            self._problem(path, node.at, wrong, right)
+            return UNSET
+
+    def _dict(self, path: Path, node: Mapping, kind: inspect.DictType) -> Any:
+        values: dict[str, Any] = {}
+        found: dict[str, Position] = {}
+        complete = True
+        for key, value in node.entries:
+            name = key.text if isinstance(key, Scalar) else ""
+            if not name or name in found:
+                self._bad_key(path, key, name, (), found)
+                complete = False
+                continue
+            found[name] = key.at
+            values[name] = self._read((*path, name), value, kind.value_type, {})
+            complete = complete and values[name] is not UNSET
+        return values if complete else UNSET
 
     def _bad_key(self, path: Path, key: Node, name: str, fields: Iterable[str], found: dict[str, Position]) -> None:
         if name in found:
@@ -234,7 +259,7 @@ def _could_hold(kind: inspect.Type, node: Node) -> bool:
         return _could_hold(kind.type, node)
     match node:
         case Mapping():
-            return isinstance(kind, inspect.StructType)
+            return isinstance(kind, inspect.StructType | inspect.DictType)
         case Listing():
             return isinstance(kind, inspect.VarTupleType)
     match node.value():

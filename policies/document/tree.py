@@ -101,8 +101,8 @@ def parse(data: bytes, file: str) -> Node:
 
 def _decoded(data: bytes, file: str) -> str:
     if len(data) > MAX_BYTES:
-        wrong = f"the file has {len(data)} bytes"
-        _fail(file, Position(1, 1), "document", wrong, f"at most {MAX_BYTES} bytes are read")
+        wrong = f"the file has more than {MAX_BYTES} bytes"
+        _fail(file, Position(1, 1), "document", wrong, "a document has some thousand")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

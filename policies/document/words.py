@@ -22,13 +22,15 @@ def allowed(kind: inspect.Type, extra: dict[str, Any] | None = None) -> str:
         case inspect.FloatType():
             return _number("a number", kind, extra)
         case inspect.StrType():
-            return str(extra.get("words", "text"))
+            return str(extra.get("words", f"text of the form {kind.pattern}" if kind.pattern else "text"))
         case inspect.BoolType():
             return "true or false"
         case inspect.LiteralType(values=values):
             return listed(values) if len(values) == 1 else f"one of {listed(values)}"
         case inspect.VarTupleType(item_type=item, min_length=least):
             return f"a list of {f'at least {least} of ' if least else ''}({allowed(item)})"
+        case inspect.DictType(value_type=value):
+            return f"a mapping of names to ({allowed(value)})"
         case inspect.StructType(fields=fields, tag=str(tag), tag_field=str(tag_field)):
             return (
                 f"a mapping with the keys {listed([f'{tag_field}: {tag}', *(field.encode_name for field in fields)])}"
