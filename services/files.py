@@ -1,13 +1,41 @@
-"""Files that are replaced whole: a reader sees the old or the new content, never half."""
+"""Files that are replaced whole: a reader sees the old or the new content, never half. And how one that people write is
+read: without waiting for it, and not without end.
+"""
 
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from policies.document.tree import MAX_BYTES
+
 PRIVATE = 0o600
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_document(path: Path) -> bytes:
+    """All of a file that an operator names (a policy, tenants, a deployment, a password); of one that has more bytes
+    than any of them may, one byte more than that.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: a FIFO would keep its reader waiting for ever, a device may
+            have no end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb", closefd=True) as file:
+        kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+        if kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, f"it is {KINDS.get(kind, 'something else')}, not a regular file", str(path))
+        return file.read(MAX_BYTES + 1)
 
 
 def replace(path: Path, content: bytes, mode: int = PRIVATE) -> None:

@@ -21,7 +21,7 @@ from policies.document.problems import PolicyError
 from policies.document.schema import HashedKey, Tenant, Tenants
 from policies.document.tenants import KeyRing, digest, load_tenants
 from policies.document.tree import plain_value
-from services.files import replace
+from services.files import read_document, replace
 from services.settings import Deployment, SettingsError, load_deployment
 
 HEADER = "# Tenants and hashed API keys. Written by `fairlead keys`: comments do not survive its next change.\n"
@@ -217,7 +217,7 @@ def _new_key(project: str, scope: Scope = "inference") -> tuple[str, HashedKey]:
 
 def _read(path: Path) -> Tenants:
     try:
-        return load_tenants(path.read_bytes(), str(path))
+        return load_tenants(read_document(path), str(path))
     except FileNotFoundError:
         return Tenants()
 

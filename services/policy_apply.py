@@ -98,7 +98,7 @@ def _save(deployment: Deployment, new: Document, message: str) -> int:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return files.read_document(path)
     except OSError:
         return None
 

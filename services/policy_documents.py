@@ -12,6 +12,7 @@ from typing import NamedTuple
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
 from policies.document.schema import Policy
+from services.files import read_document
 from services.revisions import HistoryError, Revision, Revisions
 from services.settings import Deployment, SettingsError, deployment_of
 from services.traffic.reading import TrafficError
@@ -56,7 +57,7 @@ def from_file(path: Path) -> Document:
         PolicyError: it cannot be used.
     """
     try:
-        content = path.read_bytes()
+        content = read_document(path)
     except OSError as error:
         raise CommandError(f"{path}: cannot be read: {error.strerror}") from error
     return Document(str(path), content, load_policy(content, str(path)))

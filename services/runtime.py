@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import uvloop
 
+from services.files import read_document
 from services.health import ready_file
 from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
@@ -202,7 +203,7 @@ def read_secret(deployment: Deployment) -> bytes:
     """
     path = deployment.streams.secret_file
     try:
-        secret = Path(path).read_bytes()
+        secret = read_document(Path(path))
     except OSError as error:
         raise StartError(
             f"{path}: the secret of the streams cannot be read: {error.strerror}; `fairlead up` makes one"

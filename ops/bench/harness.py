@@ -26,6 +26,7 @@ BENCHMARKS = {
     "admission": "time of one admission decision, against a bare heap",
     "chaos": "streams, usage and what stays held while processes are killed, stopped and replaced",
     "collector": "what readers and memory see of a collector that is down, slow or wrong for a minute",
+    "damage": "500 kinds of damage to a policy, a tenants and a deployment file: refused with place and reason",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",

@@ -14,6 +14,7 @@ from pathlib import Path
 from policies.document.diff import changes
 from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
+from services.files import read_document
 from services.runtime import StartError, describe
 from services.transport import Stream
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
@@ -42,11 +43,18 @@ class PolicyFile:
     """Watches one file by looking at it: whatever way an editor saves (in place, or by renaming) is seen.
 
     A save is taken when the file has looked the same twice, so that half a file is not.
+
+    Args:
+        changed: told of each new content.
+        unreadable: told in a sentence when the file cannot be read any more.
     """
 
-    def __init__(self, path: Path, changed: Callable[[bytes], None]) -> None:
+    def __init__(self, path: Path, changed: Callable[[bytes], None], unreadable: Callable[[str], None]) -> None:
         self.path = path
+        self.problem = ""
+        """Why the file cannot be read; empty: it can, or has only just begun not to."""
         self._changed = changed
+        self._unreadable = unreadable
         self._content: bytes | None = None
         self._looked: Signature | None = None
         self._read: Signature | None = None
@@ -56,7 +64,7 @@ class PolicyFile:
     def read(self) -> bytes:
         """The file's content now; what `changed` is called for comes later. Raises `OSError`."""
         self._looked = self._read = _signature(self.path)
-        self._content = self.path.read_bytes()
+        self._content = read_document(self.path)
         return self._content
 
     def forget(self) -> None:
@@ -79,16 +87,20 @@ class PolicyFile:
             settled, self._looked = signature == self._looked, signature
             if not settled or signature == self._read:
                 return None
-            content = self.path.read_bytes()
+            content = read_document(self.path)
             if _signature(self.path) != signature:
                 return None
         except OSError as error:
             # Between the removal and the rename of an editor there is no file: the next look finds it.
             self._misses += 1
-            if self._misses == MISSES_TO_SAY:
-                log.warning("%s: cannot be read: %s; the policy stays as it is", self.path, error.strerror)
+            if self._misses >= MISSES_TO_SAY and not self.problem:
+                self.problem = f"{self.path}: cannot be read: {error.strerror}"
+                # Whatever it holds when it can be read again is a save, also if that is what was there before: whoever
+                # asks is then told that all is well.
+                self._content = self._read = None
             return None
         self._misses = 0
+        self.problem = ""
         self._read = signature
         if content == self._content:
             return None
@@ -96,11 +108,15 @@ class PolicyFile:
         return content
 
     async def _watch(self) -> None:
+        said = ""
         while True:
             await asyncio.sleep(POLL_S)
             content = await asyncio.to_thread(self.look)
             if content is not None:
                 self._changed(content)
+            if self.problem and self.problem != said:
+                self._unreadable(self.problem)
+            said = self.problem
 
 
 class PolicyRevisions:
@@ -143,6 +159,10 @@ class PolicyRevisions:
             return
         self._saved.append(document)
         self._propose_next()
+
+    def unreadable(self, why: str) -> None:
+        """The file cannot be read any more."""
+        self._reject(b"", why)
 
     def joined(self, stream: Stream) -> None:
         """A service has connected: it gets the revision in force, and takes part in the one proposed."""
@@ -222,7 +242,7 @@ class PolicyRevisions:
         self._apply(revision, document)
 
     def _reject(self, document: bytes, why: str) -> None:
-        log.error("the policy file was saved but not applied, revision %d stays in force:\n%s", self.revision, why)
+        log.error("the policy file cannot be used, revision %d stays in force:\n%s", self.revision, why)
         self._rejected(self.revision, document, why)
         self._announce(PolicyStatus(self.revision, "rejected", why))
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from services.admission.redis_limits import SCRIPT
 from services.admission.redis_operations import BatchAnswer, Encoded, read_answer
+from services.files import read_document
 from services.runtime import StartError
 from services.settings import Deployment
 
@@ -71,6 +72,9 @@ def _password(path: str) -> str | None:
     if not path:
         return None
     try:
-        return Path(path).read_text().strip()
+        return read_document(Path(path)).decode().strip()
     except OSError as error:
         raise StartError(f"{path}: the password of the store cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        # Said without the error's own words, which hold the bytes.
+        raise StartError(f"{path}: the password of the store is not UTF-8 text") from None

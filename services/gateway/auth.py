@@ -11,6 +11,7 @@ from policies.document.problems import PolicyError
 from policies.document.schema import HashedKey, Tenant
 from policies.document.tenants import KeyRing, load_tenants
 from services.errors import RequestError
+from services.files import read_document
 from services.runtime import StartError
 
 POLL_S = 1.0
@@ -27,7 +28,8 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read: Signature | None = None
-        self._ring: KeyRing | None = None
+        self.ring: KeyRing | None = None
+        """Of the last file that could be used; None: there was none yet."""
 
     def load(self) -> None:
         """Read the file for the first time.
@@ -45,8 +47,11 @@ class Keys:
             signature = _signature(self._path)
             if signature == self._read:
                 return ""
+            content = read_document(self._path)
+            if _signature(self._path) != signature:
+                return ""  # it is being written: the next look has it whole
             self._read = signature
-            self._ring = KeyRing(load_tenants(self._path.read_bytes(), str(self._path)))
+            self.ring = KeyRing(load_tenants(content, str(self._path)))
         except OSError as error:
             self._read = None
             return f"{self._path}: the tenants file cannot be read: {error.strerror}"
@@ -79,13 +84,13 @@ class Keys:
         if found is None and not self.refresh():  # a key is good from the moment it was made
             found = self._find(secret)
         if found is None:
-            revoked = self._ring is not None and self._ring.is_revoked(secret)
+            revoked = self.ring is not None and self.ring.is_revoked(secret)
             what = "was revoked" if revoked else "is not known here"
             raise RequestError("invalid_api_key", f"the API key {what}; ask the operator for a valid one")
         return found
 
     def _find(self, secret: str) -> tuple[Tenant, HashedKey] | None:
-        return self._ring.find(secret) if self._ring is not None else None
+        return self.ring.find(secret) if self.ring is not None else None
 
 
 def _signature(path: Path) -> Signature:

@@ -306,7 +306,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_file() -> None:
         (VALID.encode("utf-16"), "p.yaml:1:1: document: byte 0 is not UTF-8"),
         (b"a: " + b"[" * 5000, f"values are nested deeper than {MAX_DEPTH} levels"),
         (b"[" + b"a," * 200_000 + b"]", f"values up to here; at most {MAX_VALUES} values are read"),
-        (b"x" * (MAX_BYTES + 1), f"at most {MAX_BYTES} bytes are read"),
+        (b"x" * (MAX_BYTES + 1), f"has more than {MAX_BYTES} bytes"),
     ],
 )
 def test_what_is_not_a_document_is_said_in_one_line(text: bytes, words: str) -> None:

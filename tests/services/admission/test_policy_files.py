@@ -159,7 +159,7 @@ async def test_a_late_answer_about_an_aborted_revision_is_ignored(house) -> None
 def file(tmp_path: Path) -> PolicyFile:
     path = tmp_path / "policy.yaml"
     path.write_bytes(POLICY)
-    watched = PolicyFile(path, lambda content: None)
+    watched = PolicyFile(path, lambda content: None, lambda why: None)
     assert watched.read() == POLICY
     return watched
 
@@ -191,12 +191,42 @@ def test_a_missing_file_is_nothing_and_one_that_comes_back_is_seen(file: PolicyF
     assert looks(file) == [OTHER]
 
 
-def test_a_file_that_stays_away_is_warned_of_once(file: PolicyFile, caplog) -> None:
+def test_a_file_that_stays_away_is_a_problem_until_it_is_back_and_is_a_save_then(file: PolicyFile) -> None:
     file.path.unlink()
-    for _ in range(3 * policy_files.MISSES_TO_SAY):
+    for _ in range(policy_files.MISSES_TO_SAY - 1):
         assert file.look() is None
-    (warning,) = caplog.messages
-    assert f"{file.path}: cannot be read: No such file or directory; the policy stays as it is" in warning
+    assert file.problem == ""
+    assert file.look() is None
+    assert file.problem == f"{file.path}: cannot be read: No such file or directory"
+    file.path.write_bytes(POLICY)
+    assert looks(file) == [POLICY]
+    assert file.problem == ""
+
+
+def test_a_fifo_in_the_files_place_keeps_nobody_waiting(file: PolicyFile) -> None:
+    file.path.unlink()
+    os.mkfifo(file.path)
+    assert looks(file, policy_files.MISSES_TO_SAY + 1) == []
+    assert file.problem == f"{file.path}: cannot be read: it is a FIFO, not a regular file"
+
+
+async def test_a_file_that_cannot_be_read_is_told_once_as_a_refused_save(house, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(policy_files, "POLL_S", 0.001)
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(POLICY)
+    seen: asyncio.Queue[bytes] = asyncio.Queue()
+    told: asyncio.Queue[str] = asyncio.Queue()
+    file = PolicyFile(path, seen.put_nowait, told.put_nowait)
+    file.read()
+    file.start()
+    path.unlink()
+    house.revisions.unreadable(await asyncio.wait_for(told.get(), 5))
+    path.write_bytes(POLICY)
+    assert await asyncio.wait_for(seen.get(), 5) == POLICY
+    file.stop()
+    assert house.rejected == [(1, b"", f"{path}: cannot be read: No such file or directory")]
+    assert house.revisions.revision == 1
+    assert told.empty()
 
 
 def test_a_save_without_a_change_is_not_a_revision(file: PolicyFile) -> None:
@@ -218,7 +248,7 @@ async def test_the_watch_reports_a_save(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "policy.yaml"
     path.write_bytes(POLICY)
     seen: asyncio.Queue[bytes] = asyncio.Queue()
-    file = PolicyFile(path, seen.put_nowait)
+    file = PolicyFile(path, seen.put_nowait, lambda why: None)
     file.read()
     file.start()
     path.write_bytes(OTHER)
