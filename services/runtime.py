@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +50,9 @@ class Service(Protocol):
         """What is still missing before work can be done; empty when ready."""
 
     async def drain(self) -> None:
-        """Take no new work, return when the running work is done (or its limit has passed)."""
+        """Return when the work in hand is done, or the limit has passed; the gateway takes no new one meanwhile, the
+        others what comes: whoever sends it has nobody else.
+        """
 
     async def stop(self) -> None:
         """Close everything."""
@@ -170,6 +173,14 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     heart.close()
     log.info("stopped")
     return status
+
+
+async def until_idle(is_idle: Callable[[], bool], limit_s: float) -> None:
+    """Return when there is nothing left to do, or after `limit_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while not is_idle():  # noqa: ASYNC110  what ends is counted by a core, which tells nobody
+                await asyncio.sleep(READY_CHECK_S)
 
 
 async def _keep_ready(service: Service, ready: ReadyFile) -> None:

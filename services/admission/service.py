@@ -40,7 +40,7 @@ from services.admission.store import Kept
 from services.admission.stores import store_of
 from services.health import process_name
 from services.pump import Pump, open_event_log
-from services.runtime import describe, gateway_number, open_link, open_listener
+from services.runtime import describe, gateway_number, open_link, open_listener, until_idle
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
@@ -167,7 +167,8 @@ class AdmissionService:
         return "" if self._capacity.num_executors else "no executor"
 
     async def drain(self) -> None:
-        """Nothing to wait for: what waits is refused by the gateway when its stream closes."""
+        """Serve until nothing waits or runs, or for `http.drain_s`: gateways give what waits then to a successor."""
+        await until_idle(lambda: not (self._waiting or self._core.ledger.in_flight), self._deployment.http.drain_s)
 
     async def stop(self) -> None:
         """Close everything."""

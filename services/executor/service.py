@@ -6,12 +6,10 @@ imported by the engine's loader, in this process alone. Knows no tenant, no requ
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections import deque
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from engine.interface import Engine, EngineError, EngineInfo, Step
 from engine.load import load_engine
 from engine.memory import amount
 from services.blocking import BlockingStream
+from services.executor.departure import Departure, Stopped
 from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
 from services.pulse import BEAT_S, Pulse
@@ -36,10 +35,6 @@ LONGEST_LOOK_S = 0.002
 log = logging.getLogger(__name__)
 
 
-class _Stopped(BaseException):
-    """SIGTERM or SIGINT came: unwinds whatever blocks. Not an Exception, so that nothing on the way keeps it."""
-
-
 def main(deployment: Deployment, pulse: int | None = None) -> int:
     """Load the engine and serve steps until told to stop; the exit status is 1 when the engine fails. `pulse`: the pipe
     for its signs of life.
@@ -48,8 +43,8 @@ def main(deployment: Deployment, pulse: int | None = None) -> int:
         StartError: the checkpoint or the streams' secret cannot be used.
     """
     ready = ReadyFile(Path(deployment.run), "executor")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    departure = Departure(deployment.http.drain_s)
+    departure.heed_signals()
     try:
         try:
             engine = load_engine(deployment.model_folder, deployment.engine)
@@ -59,13 +54,13 @@ def main(deployment: Deployment, pulse: int | None = None) -> int:
         log.info("%s", ready.about)
         # Not before: to load may take minutes, and much of it lets no other thread run.
         threading.Thread(target=_beat, args=(Pulse(ready.path, pulse),), daemon=True).start()
-        executor = Executor(engine, deployment, ready)
+        executor = Executor(engine, deployment, ready, departure)
         executor.metrics.start(deployment.telemetry, str(os.getpid()))
         try:
             executor.run()
         finally:
             executor.metrics.stop()
-    except _Stopped:
+    except Stopped:
         log.info("stopped")
         return 0
     except EngineError as error:
@@ -96,21 +91,16 @@ def _beat(pulse: Pulse) -> None:
         time.sleep(BEAT_S)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    # The signal may come again while the first one unwinds.
-    for again in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(again, signal.SIG_IGN)
-    raise _Stopped
-
-
 class Executor:
     """An engine and its connection to the scheduler."""
 
-    def __init__(self, engine: Engine, deployment: Deployment, ready: ReadyFile) -> None:
+    def __init__(
+        self, engine: Engine, deployment: Deployment, ready: ReadyFile, departure: Departure | None = None
+    ) -> None:
         self._engine = engine
         self._deployment = deployment
         self._ready = ready
+        self._departure = departure or Departure(deployment.http.drain_s)
         self._secret = read_secret(deployment)
         # On a CPU a step is computed within `launch`: to launch the next one first would only delay its result.
         self._depth = 1 if engine.info.device.startswith("cpu") else engine.info.max_steps_in_flight
@@ -151,6 +141,7 @@ class Executor:
             finally:
                 stream.close()
             self._reset()
+            self._departure.work_left(num_steps=0, num_sequences=0)
 
     def _connect(self) -> BlockingStream:
         streams = self._deployment.streams
@@ -170,10 +161,11 @@ class Executor:
         while True:
             inbox.extend(self._receive(stream, inbox))
             # Launch ahead of collecting, as far as the engine overlaps steps.
-            while inbox and len(self._launched) < self._depth:
+            while inbox and len(self._launched) < self._depth and not self._departure.is_due:
                 self._take(stream, inbox.popleft())
             if self._launched:
                 self._collect(stream)
+            self._departure.work_left(num_steps=len(self._launched), num_sequences=len(self._held))
 
     def _receive(self, stream: BlockingStream, inbox: deque[AnyMessage]) -> list[AnyMessage]:
         if inbox:
@@ -211,6 +203,7 @@ class Executor:
         )
         self._drop(message.released)
         self._held.update(dict.fromkeys(start.sequence for start in message.starts))
+        self._departure.step_begins()
         try:
             self._engine.launch(step)
         except EngineError as error:

@@ -72,8 +72,6 @@ class Backend:
         self.levels: dict[str, Levels] = {}
         """How full each service is, as it said last."""
         self.running: dict[int, Running] = {}
-        self.on_idle: Callable[[], None] = _ignore
-        """Called when the last running request has ended."""
         self._traffic = Traffic(record)
         self._next = 0
         self._unheard: dict[int, tuple[Answer, Stream | None]] = {}
@@ -318,8 +316,6 @@ class Backend:
         del running.answer.running[running.request]
         for sequence in running.sequences:
             self._pump.choices.pop(sequence, None)
-        if not self.running:
-            self.on_idle()
 
     def _number(self, num_choices: int) -> int:
         """The id of the next request."""
@@ -337,7 +333,3 @@ class Backend:
     def _send(self, stream: Stream | None, message: Submit | InvalidRequest | Cancel | Stopped) -> None:
         if stream is not None and self._neighbours.is_connected(stream):
             stream.send(message)
-
-
-def _ignore() -> None:
-    """Nobody asked to be told."""

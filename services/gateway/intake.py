@@ -60,7 +60,7 @@ class Intake:
         self._keys = keys
         self._backend = backend
         self.draining = False
-        """No new requests; those running go on."""
+        """No new connections; what comes on those that are open is answered, and then they are closed."""
 
     def anyone(self, request: web.Request) -> Caller:
         """Who asks, by either dialect's header; errors as `Keys.find`."""
@@ -127,8 +127,6 @@ class Intake:
         if num_prompts > self._http.max_prompts:
             message = f"{name}: {num_prompts} {name}s in one request; at most {self._http.max_prompts} are allowed"
             raise RequestError("invalid_value", message, param=name)
-        if self.draining:
-            raise RequestError("draining", "this gateway is shutting down; try again elsewhere or in a moment")
         self._backend.check_open()
 
     def check_model(self, model: str) -> None:

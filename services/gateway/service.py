@@ -13,6 +13,7 @@ from services.gateway.api import Api
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
 from services.gateway.connection import Connection, watch
+from services.gateway.draining import Draining
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.tracing import Tracing
@@ -66,7 +67,7 @@ class GatewayService:
         self._server: asyncio.Server | None = None
         self._watches: list[asyncio.Task[None]] = []
         """Of the tenants file and of connections."""
-        self._idle = asyncio.Event()
+        self._draining = Draining()
         self.port = 0
         """The port listened on, once started."""
 
@@ -93,10 +94,11 @@ class GatewayService:
             open_link(self._deployment, address, identity, self._backend)
             for address in (*streams.admissions, streams.scheduler)
         ]
-        self._backend.on_idle = self._idle.set
         self.api.live.start()
         # Handlers are cancelled when their client goes: that is how its request ends at once.
-        runner = web.AppRunner(self.api.application(), handler_cancellation=True, shutdown_timeout=CLOSE_S)
+        application = self.api.application()
+        application.on_response_prepare.append(self._draining.say_goodbye)
+        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=CLOSE_S)
         self._runner = runner
         await runner.setup()
         listening = self._listening or self._listen()
@@ -115,18 +117,16 @@ class GatewayService:
         return "; ".join(self.api.missing())
 
     async def drain(self) -> None:
-        """Refuse new requests, let the running ones end within `http.drain_s`."""
+        """Accept nobody, let what runs end within `http.drain_s`."""
         self.api.intake.draining = True
-        self._idle.clear()
-        if self._backend.running:
-            try:
-                await asyncio.wait_for(self._idle.wait(), self._deployment.http.drain_s)
-            except TimeoutError:
-                limit_s = self._deployment.http.drain_s
-                message = f"the gateway is shutting down and the request took longer than {limit_s:g} s more"
-                self._backend.cancel_all(RequestError("draining", message))
-        # One turn for the handlers of the last answers to write their ends.
-        await asyncio.sleep(0)
+        self.api.live.close()
+        server = None if self._runner is None else self._runner.server
+        await self._draining.run(self._server, server, self._deployment.http.drain_s, self._cut_short)
+
+    def _cut_short(self) -> None:
+        limit_s = self._deployment.http.drain_s
+        message = f"the gateway is shutting down and the request took longer than {limit_s:g} s more"
+        self._backend.cancel_all(RequestError("draining", message))
 
     async def stop(self) -> None:
         """Close connections, links and the watch."""

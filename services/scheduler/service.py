@@ -24,7 +24,7 @@ from policies.events import (
 )
 from policies.scheduling.core import SchedulerCore
 from services.pump import Pump, open_event_log
-from services.runtime import describe, gateway_number, open_listener
+from services.runtime import describe, gateway_number, open_listener, until_idle
 from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
 from services.scheduler.early_cancels import EarlyCancels
@@ -106,7 +106,8 @@ class SchedulerService:
         return "" if self._executors else "no executor"
 
     async def drain(self) -> None:
-        """Nothing to wait for: the gateway has drained before."""
+        """Serve until nothing runs, or for `http.drain_s`: what runs then goes on in a successor, if there is one."""
+        await until_idle(lambda: not self._core.requests, self._deployment.http.drain_s)
 
     async def stop(self) -> None:
         """Close everything."""

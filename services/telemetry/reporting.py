@@ -1,7 +1,7 @@
 """How a service's metrics leave it: `/metrics` on a port of its own, and pushed to the collector if there is one.
 
 Owns both; what is counted is the service's matter. Neither ever keeps the service from serving: a port that is taken
-is a warning, and a collector that does not answer costs points, which are counted.
+is a warning and tried again, and a collector that does not answer costs points, which are counted.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.sending import METRICS, Sender, transport
 
 PUSH_S = 10.0
+RETRY_S = 1.0
 LAST_PUSH_S = 2.0
 
 Families = Callable[[], Awaitable[list[Family]]]
@@ -52,21 +53,23 @@ class Reporting:
         self._started_unix_ns = time.time_ns()
         self._runner: web.AppRunner | None = None
         self._sender: Sender | None = None
-        self._pushing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.port = 0
         """Where `/metrics` is; 0: nowhere."""
 
     async def start(self) -> None:
         """Listen and begin to push."""
-        await self._listen()
+        if self._port is not None and (taken := await self._listen(self._port)):
+            log.warning("no /metrics for now: %s; it is tried again; choose another with telemetry.metrics", taken)
+            self._tasks.append(asyncio.get_running_loop().create_task(self._listen_later(self._port)))
         if self._settings.endpoint:
             self._sender = Sender(transport(self._settings.endpoint, self._settings.headers))
-            self._pushing = asyncio.get_running_loop().create_task(self._push())
+            self._tasks.append(asyncio.get_running_loop().create_task(self._push()))
 
     async def stop(self) -> None:
         """Push once more and close."""
-        if self._pushing is not None:
-            self._pushing.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._sender is not None:
             self._put(await self._pushed())
             await self._sender.drain(LAST_PUSH_S)
@@ -74,10 +77,20 @@ class Reporting:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _listen(self) -> None:
-        port = self._settings.metrics.port_of(self._service)
-        if port is None:
-            return
+    @property
+    def _port(self) -> int | None:
+        return self._settings.metrics.port_of(self._service)
+
+    async def _listen_later(self, port: int) -> None:
+        """A process that starts while the one before it drains finds the port taken, and free soon after."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            if not await self._listen(port):
+                log.info("/metrics is at port %d now", self.port)
+                return
+
+    async def _listen(self, port: int) -> str:
+        """Returns what is in the way; empty: nothing."""
         app = web.Application()
         app.router.add_get("/metrics", self._serve)
         runner = web.AppRunner(app, access_log=None)
@@ -87,15 +100,10 @@ class Reporting:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             await runner.cleanup()
-            log.warning(
-                "no /metrics: %s:%d cannot be used: %s; choose another with telemetry.metrics",
-                host,
-                port,
-                error.strerror,
-            )
-            return
+            return f"{host}:{port} cannot be used: {error.strerror}"
         self._runner = runner
         self.port = int(runner.addresses[0][1])
+        return ""
 
     async def _serve(self, request: web.Request) -> web.Response:
         body, content_type = render(await self._families(), request.headers.get("accept", ""))

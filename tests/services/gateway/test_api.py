@@ -328,18 +328,6 @@ async def test_one_refused_prompt_ends_the_others_of_its_request(stage: Any) -> 
     assert await stage.backstage.cancelled(second.request)
 
 
-async def test_draining_refuses_new_requests_and_cuts_off_what_takes_too_long(stage: Any) -> None:
-    running = asyncio.create_task(stage.post(CHAT, stage.chat()))
-    [submit] = await stage.backstage.submitted()
-    drained = asyncio.create_task(stage.gateway.drain())
-    await asyncio.sleep(0)
-    assert (await stage.get("/readyz", ""))[1]["reasons"] == ["draining"]
-    assert (await stage.post(CHAT, stage.chat()))[1]["error"]["code"] == "draining"
-    await drained
-    assert (await running)[1]["error"]["code"] == "draining"
-    assert await stage.backstage.cancelled(submit.request)
-
-
 async def test_readiness_names_the_policy_the_last_save_and_what_is_missing(stage: Any) -> None:
     status, document, headers = await stage.get("/readyz", "")
     assert (status, document["ready"], document["policy"]["name"], document["policy"]["revision"]) == (

@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from services.settings import MetricsSettings, TelemetrySettings
 from services.telemetry import names
+from services.telemetry import reporting as reporting_of
 from services.telemetry.metrics import Family, Registry
 from services.telemetry.reporting import Reporting
 
@@ -40,14 +41,20 @@ async def test_metrics_are_served_in_the_form_asked_for() -> None:
     await reporting.stop()
 
 
-async def test_a_port_that_is_taken_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_port_that_is_taken_is_a_warning_and_is_listened_on_once_it_is_free(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting_of, "RETRY_S", 0.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         reporting = Reporting(settings(port=taken.getsockname()[1]), "scheduler", "0", families)
         await reporting.start()
-    assert reporting.port == 0
-    assert "no /metrics" in caplog.text
+        assert reporting.port == 0
+        assert "no /metrics" in caplog.text
+    async with asyncio.timeout(10):
+        while not reporting.port:  # noqa: ASYNC110  nothing else says it
+            await asyncio.sleep(0)
     await reporting.stop()
 
 
