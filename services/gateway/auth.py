@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 Signature = tuple[int, int, int]
 
+REFUSED = "the API key is not known here, or no longer valid; ask the operator for a valid one"
+"""Of all that is no key: who tries keys, or found one, does not learn that it was one once."""
+
 
 class Keys:
     """The keys of one tenants file."""
@@ -30,6 +33,8 @@ class Keys:
         self._read: Signature | None = None
         self.ring: KeyRing | None = None
         """Of the last file that could be used; None: there was none yet."""
+        self.num_refused = dict.fromkeys(("missing", "unknown", "revoked", "wrong_scope"), 0)
+        """Requests refused for their key, by reason."""
 
     def load(self) -> None:
         """Read the file for the first time.
@@ -78,6 +83,7 @@ class Keys:
         """
         secret = authorization[len(SCHEME) :].strip()
         if not authorization.lower().startswith(SCHEME) or not secret:
+            self.num_refused["missing"] += 1
             message = "no API key given; send the header `Authorization: Bearer YOUR_KEY` or `x-api-key: YOUR_KEY`"
             raise RequestError("invalid_api_key", message)
         found = self._find(secret)
@@ -85,8 +91,8 @@ class Keys:
             found = self._find(secret)
         if found is None:
             revoked = self.ring is not None and self.ring.is_revoked(secret)
-            what = "was revoked" if revoked else "is not known here"
-            raise RequestError("invalid_api_key", f"the API key {what}; ask the operator for a valid one")
+            self.num_refused["revoked" if revoked else "unknown"] += 1
+            raise RequestError("invalid_api_key", REFUSED)
         return found
 
     def _find(self, secret: str) -> tuple[Tenant, HashedKey] | None:

@@ -47,6 +47,10 @@ class Console:
         response.headers["x-accel-buffering"] = "no"
         await response.prepare(request)
         async for event, document in self._live.follow():
+            try:
+                self._intake.admin(request)
+            except RequestError:
+                break  # the key was revoked: the page asks again, and is told
             await response.write(b"event: %b\ndata: %b\n\n" % (event.encode(), document))
         return response
 

@@ -75,6 +75,7 @@ class Intake:
         """
         tenant, key = self.anyone(request)
         if key.scope == ADMIN:
+            self._keys.num_refused["wrong_scope"] += 1
             message = (
                 "this is an admin key: it opens the console and asks no model; "
                 "make a key for requests with `fairlead keys add --tenant NAME`"
@@ -90,6 +91,7 @@ class Intake:
         """
         _, key = self.anyone(request)
         if key.scope != ADMIN:
+            self._keys.num_refused["wrong_scope"] += 1
             message = (
                 "this needs an admin key, and the one given is for requests to the model; "
                 "make one with `fairlead keys add --admin`"

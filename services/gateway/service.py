@@ -59,7 +59,7 @@ class GatewayService:
             backend=self._backend,
             keeper=self.keeper,
         )
-        metrics = GatewayMetrics(self._backend, self.keeper)
+        metrics = GatewayMetrics(self._backend, self._keys, self.keeper)
         instance = str(self._backend.gateway)
         self._reporting = Reporting(deployment.telemetry, self.name, instance, metrics.families, pushed=metrics.own)
         self.links: list[Link] = []

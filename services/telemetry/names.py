@@ -111,6 +111,7 @@ LIMIT_DECISIONS = Metric("fairlead.limits.decisions", "1", ("dimension", "outcom
 REVISION = Metric("fairlead.policy.revision", "1", (), "The policy revision in force.")
 RELOADS = Metric("fairlead.policy.reloads", "1", ("outcome",), "Saves of the policy file, applied or rejected.")
 EXECUTORS_UP = Metric("fairlead.executor.up", "1", (), "Executors that are ready.")
+KEYS_REFUSED = Metric("fairlead.keys.refused", "1", ("reason",), "Requests refused for their API key.")
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
 REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")
 RECORDS_DROPPED = Metric("fairlead.telemetry.records_dropped", "1", (), "Records that did not reach the keeper.")

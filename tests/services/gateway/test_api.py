@@ -127,7 +127,7 @@ async def test_what_is_no_readable_request_is_refused_in_openais_shape_and_witho
         ("", "no API key"),
         ("Basic x", "no API key"),
         ("Bearer nope", "not known"),
-        ("Bearer fl-test-revoked", "revoked"),
+        ("Bearer fl-test-revoked", "not known"),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
