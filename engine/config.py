@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.interface import EngineError
+from engine.model_folder import read_document
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -73,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
         EngineError: the file is missing, unreadable or holds something else.
     """
     try:
-        decoded = msgspec.json.decode(path.read_bytes())
+        decoded = msgspec.json.decode(read_document(path))
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:

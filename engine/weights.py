@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from engine.config import read_json
 from engine.interface import EngineError
+from engine.model_folder import inside
 
+SUFFIX = ".safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
@@ -42,6 +44,11 @@ class Checkpoint:
             if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
                 raise EngineError(f"{self.folder / INDEX}: has no weight_map, which names the file of each tensor")
             names = sorted(set(named.values()))
+            wrong = next((name for name in names if name != Path(name).name or not name.endswith(SUFFIX)), None)
+            if wrong is not None:
+                raise EngineError(
+                    f"{self.folder / INDEX}: names the file {wrong!r}; only {SUFFIX} files of this folder are read"
+                )
         elif (self.folder / SINGLE).exists():
             names = [SINGLE]
         else:
@@ -50,7 +57,7 @@ class Checkpoint:
             )
         files: dict[str, tuple[Path, Any]] = {}
         for name in names:
-            path = self.folder / name
+            path = inside(self.folder / name)
             try:
                 reader: Any = safe_open(path, framework="pt")
             except FileNotFoundError as error:
