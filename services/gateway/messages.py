@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from services.errors import RequestError
+from services.gateway.json_bounds import check_parts
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -78,10 +79,11 @@ def check_turns(turns: list[ChatMessage]) -> None:
             raise RequestError("invalid_value", f"{name}: only an assistant calls tools, not a {turn.role}", param=name)
         for number, call in enumerate(turn.tool_calls or ()):
             called.add(call.id)
+            name = f"{place}.tool_calls[{number}].function.arguments"
             try:
+                check_parts(call.function.arguments.encode(), name)
                 call.for_template()
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                name = f"{place}.tool_calls[{number}].function.arguments"
+            except (msgspec.DecodeError, UnicodeError) as error:
                 message = f"{name} must be a JSON object, written as a string: {error}"
                 raise RequestError("invalid_value", message, param=name) from error
         name = f"{place}.tool_call_id"

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from engine.interface import MAX_LOGPROBS
 from services.errors import RequestError
 from services.gateway.bounds import out_of_bounds
+from services.gateway.json_bounds import check_parts
 from services.gateway.messages import ChatMessage, Role, check_turns
 from services.gateway.sampling import SamplingFields
 from services.gateway.structure import ResponseFormat, Structure, Tool, ToolChoice, read_structure
@@ -227,6 +228,7 @@ def read_completion(data: bytes) -> CompletionBody:
 
 def read_fields(data: bytes) -> dict[str, Any]:
     """A JSON object; errors as `read_chat`."""
+    check_parts(data, "the body")
     try:
         fields = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
