@@ -1,28 +1,28 @@
-"""Text to token ids and back, and chat templates. Torch-free: the gateway uses it.
+"""Text to token ids and back. Torch-free: the gateway uses it.
 
-Owns `tokenizer.json`, `tokenizer_config.json` and the chat template of a checkpoint folder; knows no requests.
+Owns `tokenizer.json` of a checkpoint folder; knows no requests.
 """
 
 import codecs
 import json
 import re
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import tokenizers
-from jinja2 import Template, TemplateError, meta
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
+from engine.chat_template import SETTINGS, token_text
 from engine.config import read_config, read_eos_ids, read_json, read_optional_json
-from engine.grammar.hermes import as_plain_messages
 from engine.interface import EngineError
+from engine.model_folder import read_document
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 SENTENCEPIECE_SPACE = "\u2581"
+EVERY_BYTE = frozenset(bytes([byte]) for byte in range(256) if byte not in (*range(0xC0, 0xC2), *range(0xF5, 0x100)))
+"""That can be in UTF-8."""
+NFC_SHRINKS = 4
+"""At most so many characters are composed to one."""
 
 
 class TextStream(Protocol):
@@ -47,7 +47,9 @@ class Tokenizer:
         if not path.exists():
             raise EngineError(f"{folder}: has no tokenizer.json, the file of the tokenizers library")
         try:
-            self._library = tokenizers.Tokenizer.from_file(str(path))
+            self._library = tokenizers.Tokenizer.from_buffer(read_document(path))
+        except EngineError:
+            raise
         except Exception as error:  # the library raises bare Exception
             raise EngineError(f"{path}: cannot be read: {error}") from error
         self._library.no_truncation()
@@ -55,12 +57,12 @@ class Tokenizer:
         self.vocabulary_size = config.vocabulary_size
         """Token ids are below it: rows of the model's embedding, at times more than the tokenizer names."""
         self.max_sequence_tokens = config.max_positions
-        self._settings = read_optional_json(folder / "tokenizer_config.json")
+        self._folder = folder
         self.eos_ids = read_eos_ids(folder) or self._named_eos()
-        self._template_knows_tools = False
-        self._template = self._load_template(folder)
         self._pieces = _byte_pieces(self._library, read_json(path), self.vocabulary_size)
         self._texts = None if self._pieces is None else [_whole_text(piece) for piece in self._pieces]
+        self._longest = _longest(self._pieces, read_json(path))
+        """Characters of a text that come to one token at most."""
         added = self._library.get_added_tokens_decoder()
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
 
@@ -78,28 +80,9 @@ class Tokenizer:
         ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
-        """The prompt of a conversation, opened for the assistant's turn.
-
-        A template that knows no tools is told of them in a system message of ours, and of calls and their answers in
-        the text of the turns, in the form of `engine.grammar.hermes`.
-
-        Raises:
-            EngineError: the model has no chat template, or its template refuses these messages.
-        """
-        if self._template is None:
-            raise EngineError("this model has no chat template; send a prompt to /v1/completions instead")
-        if not self._template_knows_tools:
-            messages, tools = as_plain_messages(messages, tools), ()
-        try:
-            known = {"tools": list(tools)} if tools else {}
-            return self._template.render(messages=messages, add_generation_prompt=True, **known)
-        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
-            raise EngineError(f"the model's chat template refuses these messages: {error}") from error
-
-    def encode_chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Token ids of a conversation; arguments and errors as of `render_chat`."""
-        return self.encode(self.render_chat(messages, tools), add_special_tokens=False)
+    def least_tokens(self, num_characters: int) -> int:
+        """A text of so many characters has at least so many tokens; 0 where nothing is known of that."""
+        return 0 if self._longest is None else num_characters // self._longest
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of whole outputs, without special tokens."""
@@ -122,30 +105,8 @@ class Tokenizer:
         return TableStream(self._pieces, self._texts)
 
     def _named_eos(self) -> frozenset[int]:
-        token_id = self._library.token_to_id(_content(self._settings.get("eos_token")))
+        token_id = self._library.token_to_id(token_text(read_optional_json(self._folder / SETTINGS).get("eos_token")))
         return frozenset() if token_id is None else frozenset((token_id,))
-
-    def _load_template(self, folder: Path) -> Template | None:
-        source = self._settings.get("chat_template")
-        if isinstance(source, list):  # several named ones
-            source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-        path = folder / "chat_template.jinja"
-        if path.exists():
-            source = path.read_text()
-        if source is None:
-            return None
-        # trim_blocks and lstrip_blocks: templates are written for transformers, which renders them so.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-        names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        special = {name: _content(self._settings[name]) for name in names if self._settings.get(name)}
-        try:
-            self._template_knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
-            return environment.from_string(source, globals=special)
-        except TemplateError as error:
-            raise EngineError(f"{folder}: the chat template cannot be read: {error}") from error
 
 
 class TableStream:
@@ -222,6 +183,19 @@ def _byte_pieces(library: tokenizers.Tokenizer, file: dict[str, Any], size: int)
     return pieces
 
 
+def _longest(pieces: list[bytes] | None, file: dict[str, Any]) -> int | None:
+    """Characters that one token stands for at most; None where some of a text may come to no token at all."""
+    normalizer = file.get("normalizer")
+    if pieces is None or (normalizer is not None and normalizer.get("type") != "NFC"):
+        return None
+    added = file.get("added_tokens", ())
+    greedy = any(token.get("lstrip") or token.get("rstrip") for token in added)
+    if greedy or '"Removed"' in json.dumps(file.get("pre_tokenizer")) or len({*pieces} & EVERY_BYTE) < len(EVERY_BYTE):
+        return None
+    longest = max(*map(len, pieces), *(len(token.get("content", "")) for token in added), 1)
+    return longest if normalizer is None else longest * NFC_SHRINKS
+
+
 def _byte_alphabet() -> dict[int, int]:
     """Code point to byte of GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -247,17 +221,3 @@ def _whole_text(piece: bytes) -> str | None:
         return piece.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _content(token: Any) -> str:
-    """A special token is written as its text or as an object with its text in `content`."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """As transformers renders it: without HTML escapes, characters as they are."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)

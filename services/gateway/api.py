@@ -19,6 +19,7 @@ from services.gateway.intake import Caller, Intake
 from services.gateway.live import Live
 from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
+from services.gateway.rendering import Rendering
 from services.gateway.replies import Replies, new_id
 from services.gateway.reports import Reports
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
@@ -40,6 +41,7 @@ class Api:
         *,
         tokenizer: Tokenizer,
         grammars: Grammars,
+        rendering: Rendering,
         keys: Keys,
         backend: Backend,
         keeper: KeeperLink | None,
@@ -47,7 +49,7 @@ class Api:
         self._http = http
         self._model = model
         self._tokenizer = tokenizer
-        self._prompts = Prompts(tokenizer)
+        self._prompts = Prompts(tokenizer, rendering, http.max_prompt_characters)
         self._grammars = grammars
         self._backend = backend
         self._replies = Replies(backend.revisions, http.max_head_bytes)
@@ -139,9 +141,7 @@ class Api:
         if grammar:
             await self._grammars.check(structure, grammar)
         messages = [message.for_template() for message in body.messages]
-        tools = structure.for_template()
-        size = sum(len(message["content"]) for message in messages) + len(tools) * len(grammar)
-        prompt = await self._prompts.chat(messages, tools, size)
+        prompt = await self._prompts.chat(messages, structure.for_template())
         return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)
 
     async def _complete(self, request: web.Request, caller: Caller) -> web.StreamResponse:

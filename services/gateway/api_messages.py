@@ -60,7 +60,4 @@ class MessagesApi:
         grammar = structure.grammar()
         if grammar:
             await self._grammars.check(structure, grammar)
-        messages = body.for_template()
-        tools = structure.for_template()
-        size = sum(len(message["content"]) for message in messages) + len(tools) * len(grammar)
-        return await self._prompts.chat(messages, tools, size)
+        return await self._prompts.chat(body.for_template(), structure.for_template())

@@ -4,10 +4,9 @@ Owns tokenising outside the loop and what is wrong with a prompt; knows no HTTP 
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
-from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from services.errors import RequestError
 
@@ -15,32 +14,65 @@ BACKGROUND_CHARACTERS = 16 * 2**10
 """Prompts longer than this are tokenised in a thread: in the loop they would make every stream wait."""
 
 
+T = TypeVar("T")
+
+
+class Renders(Protocol):
+    """What makes a prompt of a conversation."""
+
+    async def render(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+        """The prompt; raises `RequestError`."""
+
+
 class Prompts:
-    """Over one tokenizer."""
+    """Over one tokenizer and one chat template.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: of the model.
+        rendering: of its chat template.
+        max_characters: of a request, all its prompts together.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, rendering: Renders, max_characters: int) -> None:
         self._tokenizer = tokenizer
+        self._rendering = rendering
+        self._max_characters = max_characters
 
-    async def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], num_characters: int) -> list[int]:
-        """A conversation of about so many characters, through the model's chat template.
+    async def chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[int]:
+        """A conversation, through the model's chat template.
 
         Raises:
-            RequestError: the template refuses it, or makes of it nothing or what is no token of the model.
+            RequestError: the template refuses it, or makes of it nothing, too much or what is no token of the model.
         """
-        try:
-            prompt = await _work(num_characters, lambda: self._tokenizer.encode_chat(messages, tools))
-        except EngineError as error:
-            raise RequestError("invalid_value", f"messages: {error}", param="messages") from error
-        return self._checked(prompt, "messages")
+        text = await self._rendering.render(messages, tools)
+        self._check_size(len(text), "messages")
+        return await _work(
+            len(text), lambda: self._checked(self._tokenizer.encode(text, add_special_tokens=False), "messages")
+        )
 
     async def each(self, given: list[str] | list[list[int]], name: str) -> list[list[int]]:
         """The values of the parameter `name`, texts or token ids.
 
         Raises:
-            RequestError: one is empty or has an id that is no token of the model.
+            RequestError: one is empty or has an id that is no token of the model, or they are too long together.
         """
         size = sum(len(each) for each in given if isinstance(each, str))
+        self._check_size(max((len(each) for each in given if isinstance(each, str)), default=0), name)
+        if size > self._max_characters:
+            message = f"{name}: {size} characters in one request; at most {self._max_characters} are allowed"
+            raise RequestError("invalid_value", message, param=name)
         return await _work(size, lambda: [self._tokens(each, name) for each in given])
+
+    def _check_size(self, num_characters: int, name: str) -> None:
+        """Refuse a text that is too long for the model before it is tokenised, which takes a second a megabyte."""
+        limit = self._tokenizer.max_sequence_tokens
+        least = self._tokenizer.least_tokens(num_characters)
+        if least > limit:
+            message = (
+                f"a sequence here has at most {limit} tokens; {name} has a text of {num_characters} characters, "
+                f"which are at least {least}; shorten it"
+            )
+            raise RequestError("context_length_exceeded", message, param=name)
 
     def _tokens(self, prompt: str | list[int], name: str) -> list[int]:
         return self._checked(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, name)
@@ -57,5 +89,5 @@ class Prompts:
         return tokens
 
 
-async def _work(size: int, work: Callable[[], list[Any]]) -> list[Any]:
+async def _work(size: int, work: Callable[[], T]) -> T:
     return work() if size < BACKGROUND_CHARACTERS else await asyncio.to_thread(work)

@@ -16,6 +16,7 @@ from services.gateway.connection import Connection, watch
 from services.gateway.draining import Draining
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.rendering import Rendering
 from services.gateway.tracing import Tracing
 from services.health import process_name
 from services.listening import BACKLOG, bind
@@ -50,11 +51,13 @@ class GatewayService:
         """Of traces; None: nothing is traced."""
         self._backend = Backend(tokenizer, self._record, Tracing(deployment.model_name, self.keeper))
         self._grammars = Grammars(deployment.model_folder, tokenizer.vocabulary_size)
+        self._rendering = Rendering(deployment.model_folder, deployment.http.max_prompt_characters)
         self.api = Api(
             deployment.http,
             deployment.model_name,
             tokenizer=tokenizer,
             grammars=self._grammars,
+            rendering=self._rendering,
             keys=self._keys,
             backend=self._backend,
             keeper=self.keeper,
@@ -78,6 +81,10 @@ class GatewayService:
             StartError: the keys cannot be read, or the port is in use.
         """
         self._keys.load()
+        try:
+            await self._rendering.start()
+        except EngineError as error:
+            raise StartError(str(error)) from error
         await self._reporting.start()
         if self.keeper is not None:
             telemetry = self._deployment.telemetry
@@ -140,6 +147,7 @@ class GatewayService:
             await self._runner.shutdown()
             await self._runner.cleanup()
         await self._grammars.close()
+        await self._rendering.close()
         await asyncio.gather(*(link.close() for link in self.links))
         if self._store is not None:
             self._store.close()

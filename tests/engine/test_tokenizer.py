@@ -113,90 +113,15 @@ def test_other_vocabularies_go_through_the_library(checkpoint: Path) -> None:
     assert (pieces, rest) == (["fair", "lead", " rope", "s"], "")
 
 
-def test_chats_render_as_transformers_renders_them(demo: Path) -> None:
-    import transformers
-
-    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
-    reference = transformers.AutoTokenizer.from_pretrained(demo)
-    wanted = reference.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    tokenizer = Tokenizer.load(demo)
-    assert tokenizer.render_chat(chat) == wanted
-    assert tokenizer.encode_chat(chat) == reference.encode(wanted, add_special_tokens=False)
-
-
-def test_templates_have_what_transformers_gives_them(checkpoint: Path) -> None:
-    template = """
-{%- for message in messages %}
-    {%- if loop.index0 > 0 %}
-        {%- break %}
-    {%- endif %}
-    {{- eos_token }}{{ message | tojson }}
-{% endfor %}
-{{ strftime_now("%Y") | length }}{% if tools is defined %}tools{% endif %}"""
-    (checkpoint / "chat_template.jinja").write_text(template)
-    rendered = Tokenizer.load(checkpoint).render_chat([{"content": "<é>"}, {"content": "never"}])
-    assert rendered == '<|im_end|>{"content": "<é>"}\n4'
-
-
-TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {"type": "object"}}}
-CALLED = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [{"function": {"name": "now", "arguments": {"zone": "UTC"}}}],
-}
-ANSWERS = [
-    {"role": "tool", "content": "noon", "tool_call_id": "a"},
-    {"role": "tool", "content": "one", "tool_call_id": "b"},
-]
-
-
-def test_a_template_that_knows_tools_is_given_them(checkpoint: Path) -> None:
-    template = """{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}
-{%- for message in messages %}{{ message.role }}:{{ message.content }}
-{%- for call in message.tool_calls or [] %}{{ call.function.arguments | tojson }}{% endfor %};{% endfor %}"""
-    (checkpoint / "chat_template.jinja").write_text(template)
-    rendered = Tokenizer.load(checkpoint).render_chat([*CHAT[:1], CALLED, *ANSWERS], [TOOL])
-    assert rendered == f'now {CHAT[0]["role"]}:{CHAT[0]["content"]};assistant:{{"zone": "UTC"}};tool:noon;tool:one;'
-
-
-def test_a_template_that_knows_no_tools_is_told_of_them_in_turns_it_knows(demo: Path) -> None:
-    tokenizer = Tokenizer.load(demo)
-    system = {"role": "system", "content": "Be brief."}
-    rendered = tokenizer.render_chat([system, *CHAT[:1], CALLED, *ANSWERS], [TOOL])
-    turns = rendered.split("<|im_start|>")[1:]
-    assert [turn.split("\n")[0] for turn in turns] == ["system", "user", "assistant", "user", "assistant"]
-    assert "Be brief.\n\n" in turns[0]
-    assert '"description": "The time."' in turns[0]
-    assert '<tool_call>\n{"name": "now", "arguments": {"zone": "UTC"}}\n</tool_call>' in turns[2]
-    assert "<tool_response>\nnoon\n</tool_response>\n<tool_response>\none\n</tool_response>" in turns[3]
-    assert tokenizer.render_chat(CHAT[:1], [TOOL]).startswith("<|im_start|>system\nYou may call functions.")
-
-
-def test_of_several_templates_the_default_is_taken(checkpoint: Path) -> None:
-    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    change(checkpoint / "tokenizer_config.json", chat_template=several)
-    assert Tokenizer.load(checkpoint).render_chat(CHAT) == "yes"
-
-
-@pytest.mark.parametrize(
-    ("template", "sentence"),
-    [
-        ("{{ raise_exception('roles must alternate') }}", "refuses these messages: roles must alternate"),
-        ("{{ messages.append(1) }}", "refuses these messages"),
-        ("{{ ''.__class__.__mro__ }}", "refuses these messages"),
-        ("{{ messages[0]['content'] + 1 }}", "refuses these messages"),
-    ],
-)
-def test_a_template_can_refuse_and_cannot_reach_out(template: str, sentence: str, checkpoint: Path) -> None:
-    (checkpoint / "chat_template.jinja").write_text(template)
-    with pytest.raises(EngineError, match=sentence):
-        Tokenizer.load(checkpoint).encode_chat(CHAT)
-
-
-def test_a_model_without_a_template_says_what_to_use(checkpoint: Path) -> None:
-    change(checkpoint / "tokenizer_config.json", chat_template=None)
-    with pytest.raises(EngineError, match="no chat template; send a prompt to /v1/completions"):
-        Tokenizer.load(checkpoint).encode_chat(CHAT)
+def test_a_text_of_so_many_characters_has_at_least_so_many_tokens(checkpoint: Path) -> None:
+    tokenizer = Tokenizer.load(checkpoint)
+    for text in ("word " * 100, "x" * 500, " " * 500, "é" * 500):
+        assert 1 < tokenizer.least_tokens(len(text)) <= len(tokenizer.encode(text))
+    file = checkpoint / "tokenizer.json"
+    change(file, normalizer={"type": "NFC"})
+    assert Tokenizer.load(checkpoint).least_tokens(10_000) == pytest.approx(tokenizer.least_tokens(10_000) / 4, abs=1)
+    change(file, normalizer={"type": "Strip", "strip_left": True, "strip_right": True})
+    assert Tokenizer.load(checkpoint).least_tokens(10_000) == 0
 
 
 def test_end_tokens_fall_back_to_the_named_one(checkpoint: Path) -> None:
@@ -213,10 +138,4 @@ def test_an_unreadable_tokenizer_is_named(checkpoint: Path) -> None:
         Tokenizer.load(checkpoint)
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(EngineError, match=r"has no tokenizer\.json"):
-        Tokenizer.load(checkpoint)
-
-
-def test_an_unreadable_template_is_named(checkpoint: Path) -> None:
-    (checkpoint / "chat_template.jinja").write_text("{% if %}")
-    with pytest.raises(EngineError, match="the chat template cannot be read"):
         Tokenizer.load(checkpoint)

@@ -17,11 +17,15 @@ import openai
 import pytest
 from random_checkpoint import write_random_checkpoint
 
+from engine.chat_template import ChatTemplate
 from engine.interface import Logprobs
 from engine.tokenizer import Tokenizer
 from policies.admission.limits.items import LimitState
 from policies.commands import FinishReason
 from policies.document.tenants import digest
+from services.errors import RequestError
+from services.gateway import service as gateway_service
+from services.gateway.render_process import Conversation, render
 from services.gateway.service import GatewayService
 from services.settings import Deployment, HttpSettings, StreamSettings, TelemetrySettings
 from services.transport import Identity, Listener, Stream, listen
@@ -61,6 +65,27 @@ tenants:
     keys:
       - {{id: three, sha256: {digest(ADMIN_KEY)}, scope: admin}}
 """
+
+
+class RenderedHere:
+    """Renders chats in this process: the one that the gateway starts takes a while, and has tests of its own."""
+
+    def __init__(self, folder: Path, max_characters: int) -> None:
+        self._template = ChatTemplate.load(folder)
+        self._max_characters = max_characters
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def render(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+        assert self._template is not None
+        prompt = render(self._template, Conversation(messages, list(tools)), self._max_characters)
+        if prompt.problem:
+            raise RequestError("invalid_value", f"messages: {prompt.problem}", param="messages")
+        return prompt.text
 
 
 class Setup(NamedTuple):
@@ -246,6 +271,7 @@ class Stage:
         self.gateway = gateway
         self.backstage = backstage
         self.tokenizer = tokenizer
+        self.template = ChatTemplate.load(folder / "demo")
         self.folder = folder
         self.url = f"http://127.0.0.1:{gateway.port}"
         self.clients: list[openai.AsyncOpenAI] = []
@@ -336,8 +362,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def stage(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stage]:
     """As its parameter, a `Setup`, says."""
+    monkeypatch.setattr(gateway_service, "Rendering", RenderedHere)
     (tmp_path / "demo").symlink_to(checkpoint)
     (tmp_path / "tenants.yaml").write_text(TENANTS)
     (tmp_path / "streams.secret").write_bytes(SECRET)
