@@ -14,7 +14,7 @@ import argparse
 import os
 from collections import Counter
 
-from ops.bench.chaos_faults import FAULTS
+from ops.bench.chaos_faults import FAULTS, Fault
 from ops.bench.chaos_runs import Outcome, outcome
 from ops.bench.chaos_soak import SOAK, Growth, soak
 from ops.bench.harness import Row, UnmeasurableError, progress
@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             seen, growth = soak(arguments.minutes or SHORT_MINUTES, arguments.seed)
             rows += [*_rows(seen), _grows(growth)]
         else:
-            rows += _rows(outcome(FAULTS[name], arguments.kills or SHORT_KILLS, arguments.seed))
+            seen = outcome(FAULTS[name], arguments.kills or SHORT_KILLS, arguments.seed)
+            rows += [*_rows(seen), *_pauses(FAULTS[name], seen)]
         progress(number + 1, len(names))
     return rows
 
@@ -55,6 +56,15 @@ def _rows(seen: Outcome) -> list[Row]:
         _none(f"{seen.fault}: held in the end", "things", held, num, f"{seen.left}" if held else ""),
         _none(f"{seen.fault}: errors in logs", "lines", len(seen.trouble), num, "; ".join(seen.trouble[:5])),
     ]
+
+
+def _pauses(fault: Fault, seen: Outcome) -> list[Row]:
+    """Where there is a limit to them."""
+    if fault.pause_s is None:
+        return []
+    late = sum(pause_s > fault.pause_s for pause_s in seen.strikes.pauses_s)
+    note = f"longer than {fault.pause_s:g} s" if late else ""
+    return [_none(f"{fault.name}: not recovered in time", "strikes", late, seen.strikes.num, note)]
 
 
 def _grows(growth: Growth) -> Row:

@@ -52,6 +52,11 @@ class Fault(NamedTuple):
     name: str
     strike: Strike
     """Strike so often while the load goes on; returns when the last is survived."""
+    pause_s: float | None = None
+    """Somebody must have got a piece again by then; None: whenever."""
+    patient: bool = False
+    """The supervisor does not mind a silent process: what is stopped is woken, and finds that it was replaced or left.
+    """
 
 
 def _kills(*names: str) -> Strike:
@@ -142,8 +147,10 @@ FAULTS = {
         Fault("kill-admission", _kills("admission")),
         Fault("kill-gateway", _kills("gateway", "gateway-2")),
         Fault("kill-any", _kills("scheduler", "gateway", "executor", "admission", "gateway-2")),
-        Fault("stop-executor", _stops("executor", 30.0)),
-        Fault("stop-scheduler", _stops("scheduler", 10.0)),
+        Fault("stop-executor", _stops("executor", 30.0), pause_s=30.0),
+        Fault("stop-scheduler", _stops("scheduler", 10.0), pause_s=10.0),
+        Fault("wake-executor", _stops("executor", 30.0), patient=True),
+        Fault("wake-scheduler", _stops("scheduler", 10.0), patient=True),
         Fault("restart", _restart),
     )
 }

@@ -21,7 +21,14 @@ from engine.interface import EngineSettings
 from ops.bench import deployed
 from ops.bench.chaos_load import House
 from services.health import process_name, ready_file
-from services.settings import REPOSITORY, Deployment, HttpSettings, MetricsSettings, TelemetrySettings
+from services.settings import (
+    REPOSITORY,
+    Deployment,
+    HttpSettings,
+    MetricsSettings,
+    SupervisionSettings,
+    TelemetrySettings,
+)
 from services.usage_rows import CACHED, FILE, OUTPUT, PROMPT, REQUESTS, read_usage
 
 POLICY = REPOSITORY / "policies" / "fairlead.yaml"
@@ -31,6 +38,8 @@ limits:
   - {scope: key, dimension: total_tokens, rate_per_day: 1000000000}
   - {scope: tenant, dimension: requests, rate_per_min: 1000000}
 """
+MANY, WINDOW_S = 1000, 1.0
+"""Crashes within seconds that are no reason to wait, nor to give a process up: they are ours."""
 LOOK_S = 0.02
 READY_S = 120.0
 """For a process to be back."""
@@ -52,7 +61,9 @@ class Books(NamedTuple):
 class Hurt:
     """The services, started as a user starts them, in a folder of their own."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, *, engine: EngineSettings, check: bool) -> None:
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, *, engine: EngineSettings, check: bool, silence_s: float
+    ) -> None:
         policy = folder / "policy.yaml"
         policy.write_text(POLICY.read_text() + LIMITS)
         self.policy = policy
@@ -64,6 +75,7 @@ class Hurt:
             http=HttpSettings(port=0, gateways=2),
             engine=engine,
             telemetry=TelemetrySettings(metrics=metrics),
+            supervision=SupervisionSettings(silence_s=silence_s, crashes=MANY, crash_window_s=WINDOW_S),
         ).resolved()
         self.log = folder / "log"
         """What the supervisor says."""

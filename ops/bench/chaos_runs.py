@@ -28,6 +28,8 @@ NUM_ALONE = 4
 ENGINE = EngineSettings(threads=1, kv_pool_tokens=16384)
 """The clients and the other services need a core; and a pool of which every page is soon used, so that memory grows no
 more because of it."""
+SILENCE_S, PATIENT_S = 5.0, 3600.0
+"""After which a process that gives no sign of life is killed, unless it is to be woken again."""
 
 
 class Outcome(NamedTuple):
@@ -61,15 +63,18 @@ def outcome(fault: Fault, num_strikes: int, seed: int, *, num_asks: int = NUM_AS
             finally:
                 load.over = True
 
-    return outcome_of(fault.name, act, seed, num_asks=num_asks, check=check)
+    silence_s = PATIENT_S if fault.patient else SILENCE_S
+    return outcome_of(fault.name, act, seed, num_asks=num_asks, check=check, silence_s=silence_s)
 
 
-def outcome_of(name: str, act: Act, seed: int, *, num_asks: int = NUM_ASKS, check: bool = True) -> Outcome:
+def outcome_of(
+    name: str, act: Act, seed: int, *, num_asks: int = NUM_ASKS, check: bool = True, silence_s: float = SILENCE_S
+) -> Outcome:
     """Act on services of its own."""
     print(f"{name}, seed {seed}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-chaos-")))
-        house = Hurt(folder, stack, engine=ENGINE, check=check)
+        house = Hurt(folder, stack, engine=ENGINE, check=check, silence_s=silence_s)
         return uvloop.run(_story(house, name, act, seed, num_asks))
 
 
