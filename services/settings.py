@@ -152,6 +152,15 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return port + 10 * (int(number) - 1) if port and number else port
 
 
+class RecentSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What each gateway remembers of what is over, for the console and `fairlead explain`. The oldest goes first."""
+
+    tokens: Annotated[int, Meta(ge=1)] = 500_000
+    """Of ended requests; about 100 bytes each. A request counts as 20 tokens more than it has."""
+    steps: Annotated[int, Meta(ge=1)] = 20_000
+    """What a request of minutes has gone through; about a kilobyte each."""
+
+
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Where traces and metrics go, beside the console and /metrics."""
 
@@ -163,6 +172,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):
     metrics: MetricsSettings = MetricsSettings()
     tokens: bool = True
     """Record the way of every token. Without it there are no traces and no latencies."""
+    recent: RecentSettings = RecentSettings()
 
 
 class OutageSettings(Struct, frozen=True, forbid_unknown_fields=True):

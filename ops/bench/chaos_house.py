@@ -26,6 +26,7 @@ from services.settings import (
     Deployment,
     HttpSettings,
     MetricsSettings,
+    RecentSettings,
     SupervisionSettings,
     TelemetrySettings,
 )
@@ -40,6 +41,8 @@ limits:
 """
 MANY, WINDOW_S = 1000, 1.0
 """Crashes within seconds that are no reason to wait, nor to give a process up: they are ours."""
+RECENT = RecentSettings(tokens=20_000, steps=500)
+"""What is remembered on purpose is soon all it may be: what grows then is a leak."""
 LOOK_S = 0.02
 READY_S = 120.0
 """For a process to be back."""
@@ -74,7 +77,7 @@ class Hurt:
             check=check,
             http=HttpSettings(port=0, gateways=2),
             engine=engine,
-            telemetry=TelemetrySettings(metrics=metrics),
+            telemetry=TelemetrySettings(metrics=metrics, recent=RECENT),
             supervision=SupervisionSettings(silence_s=silence_s, crashes=MANY, crash_window_s=WINDOW_S),
         ).resolved()
         self.log = folder / "log"
@@ -133,16 +136,16 @@ class Hurt:
         return found
 
     def rss_bytes(self) -> dict[str, int]:
-        """Resident memory by process, those that the services have started included."""
+        """Resident memory by process; of what a service has started itself, its keeper, by a name made of its own."""
         names = {pid: name for name, pid in self.pids().items()}
-        found = dict.fromkeys(names.values(), 0)
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 pid = int(folder.name)
-                owner = names.get(pid) or names.get(_parent(pid))
-                if owner is not None:
-                    found[owner] += int((folder / "statm").read_text().split()[1]) * PAGE_BYTES
-        return found
+                name = names.get(pid) or (f"{names[parent]}'s keeper" if (parent := _parent(pid)) in names else "")
+                if name:
+                    found[name] = int((folder / "statm").read_text().split()[1]) * PAGE_BYTES
+        return dict(sorted(found.items()))
 
     # --- books --------------------------------------------------------------------------------------------------------
 

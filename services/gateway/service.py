@@ -90,7 +90,15 @@ class GatewayService:
             telemetry = self._deployment.telemetry
             instance = str(self._backend.gateway)
             await self.keeper.start(
-                KeeperSettings(GATEWAY, instance, "scheduler", endpoint=telemetry.endpoint, headers=telemetry.headers)
+                KeeperSettings(
+                    GATEWAY,
+                    instance,
+                    "scheduler",
+                    recent_tokens=telemetry.recent.tokens,
+                    recent_steps=telemetry.recent.steps,
+                    endpoint=telemetry.endpoint,
+                    headers=telemetry.headers,
+                )
             )
         self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
         loop = asyncio.get_running_loop()

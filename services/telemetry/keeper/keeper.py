@@ -13,6 +13,7 @@ from services.telemetry import names
 from services.telemetry.keeper.attainment import Attainment
 from services.telemetry.keeper.live import Live
 from services.telemetry.keeper.requests import Batch, Open, Request
+from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper.spans import Written as Finished
 from services.telemetry.keeper.steps import Steps
 from services.telemetry.keeper.verdict import Judge, Verdict
@@ -20,8 +21,9 @@ from services.telemetry.metrics import Exemplar, Registry
 from services.telemetry.records import AnyRecord, Began, Ended, Let, PolicyInForce, Step, Written
 from services.telemetry.stamps import CAUSES, FIRST_PARTS, TOKEN_PARTS
 
-RECENT_TOKENS = 500_000
-"""Tokens of ended requests that are kept for questions; about 80 bytes each."""
+REQUEST_TOKENS = 20
+"""As which a request counts beside its tokens: one that has none takes memory too, and there may be any number of them.
+"""
 NS = 1e9
 NO_CLASS = "none"
 
@@ -99,18 +101,19 @@ class Keeper:
 
     Args:
         unix_s: the time now, since 1970.
-        scheduler: names the scheduler in the ids of steps.
+        settings: how much is remembered, and who is asked about.
     """
 
-    def __init__(self, unix_s: Callable[[], float], scheduler: str) -> None:
+    def __init__(self, unix_s: Callable[[], float], settings: KeeperSettings) -> None:
         self.registry = Registry()
         self.open = Open()
-        self.steps = Steps(scheduler)
+        self.steps = Steps(settings.scheduler, settings.recent_steps)
         self.judge = Judge()
         self.live = Live()
         self.recent: OrderedDict[str, Finished] = OrderedDict()
         """By id of the answer, the oldest first."""
         self._recent_tokens = 0
+        self._most_recent_tokens = settings.recent_tokens
         self._unix_s = unix_s
         self._metrics = TokenMetrics(self.registry)
         self._dropped = self.registry.counter(names.DROPPED)
@@ -167,7 +170,7 @@ class Keeper:
 
     def _remember(self, one: Finished) -> None:
         self.recent[one.request.began.answer_id] = one
-        self._recent_tokens += one.num_tokens
-        while self._recent_tokens > RECENT_TOKENS and len(self.recent) > 1:
+        self._recent_tokens += one.num_tokens + REQUEST_TOKENS
+        while self._recent_tokens > self._most_recent_tokens and len(self.recent) > 1:
             _, oldest = self.recent.popitem(last=False)
-            self._recent_tokens -= oldest.num_tokens
+            self._recent_tokens -= oldest.num_tokens + REQUEST_TOKENS

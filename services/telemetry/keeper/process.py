@@ -31,7 +31,7 @@ class KeeperProcess:
 
     def __init__(self, settings: KeeperSettings) -> None:
         self._settings = settings
-        self._keeper = Keeper(time.time, settings.scheduler)
+        self._keeper = Keeper(time.time, settings)
         self._started_unix_ns = time.time_ns()
         # Both clocks of one host; the wall clock may be set, so it is looked at with every batch.
         self._ahead_ns = 0

@@ -11,6 +11,9 @@ class KeeperSettings(msgspec.Struct):
     """Of the service: `service.instance.id`."""
     scheduler: str
     """Names the scheduler in the ids of steps."""
+    recent_tokens: int = 500_000
+    """Of ended requests, kept for questions."""
+    recent_steps: int = 20_000
     descriptor: int = -1
     """Of the socket to the gateway."""
     endpoint: str = ""

@@ -18,8 +18,6 @@ from services.telemetry.attributes import attributes_of
 from services.telemetry.keeper.requests import Request
 from services.telemetry.records import Began, Step
 
-NEWEST = 20_000
-"""Steps that are kept: what a request of minutes has gone through."""
 MOST_LINKS = 32
 """More of them tell nobody more, and a message has thousands of steps."""
 
@@ -41,10 +39,11 @@ class Known(msgspec.Struct):
 
 
 class Steps:
-    """The steps of one scheduler as a gateway saw them."""
+    """The steps of one scheduler as a gateway saw them: so many of the newest."""
 
-    def __init__(self, scheduler: str) -> None:
+    def __init__(self, scheduler: str, most: int) -> None:
         self._scheduler = scheduler
+        self._most = most
         self._known: OrderedDict[Key, Known] = OrderedDict()
 
     def note(self, step: Step, request_of: Callable[[int], Request | None]) -> None:
@@ -84,7 +83,7 @@ class Steps:
 
     def _add(self, key: Key, known: Known) -> None:
         self._known[key] = known
-        if len(self._known) > NEWEST:
+        if len(self._known) > self._most:
             self._known.popitem(last=False)
 
     def _ids(self, key: Key) -> tuple[bytes, bytes]:

@@ -6,18 +6,20 @@ import pytest
 from services.telemetry.keeper.answers import Now, answer
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.live import NO_CLASS, OTHER
+from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.records import Asked, Ended, PolicyInForce, Step
 from tests.services.telemetry.records import began, let, step
 
 MS = 10**6
+SETTINGS = KeeperSettings("gateway", "1", "scheduler")
 
 
 class Told:
     """A keeper at a time that the test sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: KeeperSettings = SETTINGS) -> None:
         self.unix_s = 1000.0
-        self.keeper = Keeper(lambda: self.unix_s, "scheduler")
+        self.keeper = Keeper(lambda: self.unix_s, settings)
         self.keeper.take(PolicyInForce(1, "simple", [("paid", 0.5, 0.1)]))
 
     def serve(self, request: int, tenant: str, written_ms: list[int]) -> None:
@@ -158,3 +160,19 @@ def test_a_clock_that_was_set_back_loses_nothing(told: Told) -> None:
     told.serve(2, "acme", [10])
     told.unix_s += 30
     assert told.figures()["classes"]["paid"]["requests_per_s"] == 2 / 5
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 80])
+def test_no_flood_of_requests_is_remembered_without_end_not_even_of_those_without_tokens(num_tokens: int) -> None:
+    told = Told(KeeperSettings("gateway", "1", "scheduler", recent_tokens=1000, recent_steps=10))
+    for request in range(200):
+        told.serve(request, "acme", list(range(1, num_tokens + 1)))
+    assert len(told.keeper.recent) == 1000 // (num_tokens + 20)
+    assert told.ask(Asked(0, "recent"))[0]["id"] == "answer-199"
+
+
+def test_a_request_too_large_to_be_remembered_beside_others_is_remembered_alone() -> None:
+    told = Told(KeeperSettings("gateway", "1", "scheduler", recent_tokens=10))
+    for request in (1, 2):
+        told.serve(request, "acme", [1, 2, 3])
+    assert list(told.keeper.recent) == ["answer-2"]

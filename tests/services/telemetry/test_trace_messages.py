@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from policies.scheduling.causes import Cause
 from services.telemetry import names
 from services.telemetry.keeper.keeper import Keeper
+from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper.spans import SPANS_OF_A_MESSAGE, Spans, in_groups, trace_messages
 from services.telemetry.records import Ended, PolicyInForce
 from tests.services.telemetry.records import began, let, step
@@ -17,7 +18,7 @@ TOKENS, REQUESTS = 3000, 40
 
 
 def test_no_message_is_larger_than_a_collector_takes_and_none_is_lost() -> None:
-    keeper = Keeper(time.time, "scheduler")
+    keeper = Keeper(time.time, KeeperSettings("gateway", "1", "scheduler"))
     spans = Spans("1", lambda stamp_ns: stamp_ns, keeper.steps)
     keeper.take(PolicyInForce(1, "slai", [("paid", 9.0, 9.0)], otherwise=1.0))
     requests = np.arange(1, REQUESTS + 1)
@@ -41,7 +42,7 @@ def test_no_message_is_larger_than_a_collector_takes_and_none_is_lost() -> None:
 
 
 def test_a_decode_says_how_often_it_lost_its_blocks() -> None:
-    keeper = Keeper(time.time, "scheduler")
+    keeper = Keeper(time.time, KeeperSettings("gateway", "1", "scheduler"))
     spans = Spans("1", lambda stamp_ns: stamp_ns, keeper.steps)
     keeper.take(began(1))
     keeper.take(let(1))
