@@ -60,6 +60,10 @@ FAIRNESS = {
 """The published run with a predictor used a mean of falling weights, whatever the text says."""
 RPM = "rpm_"
 LIMITED = tuple(f"{RPM}{rate}" for rate in (5, 10, 15, 20, 30))
+ONE_RUN = frozenset({"fcfs", "lcf", *LIMITED})
+"""Of these the authors made one run and counted it by both costs: all but LCF go by no cost, and theirs of LCF knows
+the linear one alone.
+"""
 LIMIT = "[{{scope: tenant, dimension: requests, rate_per_min: {rate}, algorithm: sliding_log}}]"
 """Who is over it is refused, not queued, and nobody tries again."""
 
@@ -71,8 +75,7 @@ def document(policy: str, cost: Cost) -> bytes:
         name=policy,
         limits=LIMIT.format(rate=policy.removeprefix(RPM)) if limited else "[]",
         fairness=FAIRNESS["fcfs" if limited else policy],
-        # Without counters nothing is decided by it, and one run is judged by both.
-        cost=COSTS["weighted_tokens" if limited or policy == "fcfs" else cost],
+        cost=COSTS["weighted_tokens" if policy in ONE_RUN else cost],
         pool=POOL_TOKENS,
         cycle=CYCLE_STEPS,
         minibatch=MINIBATCH_TOKENS,

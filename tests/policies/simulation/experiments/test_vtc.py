@@ -64,11 +64,12 @@ def test_every_policy_is_a_valid_document_for_replays_and_every_published_case_i
     assert set(COSTS) == {case.cost for case in CASES}
 
 
-def test_a_run_is_made_once_and_judged_by_both_costs_where_it_decides_by_none() -> None:
+def test_a_run_is_made_once_and_judged_by_both_costs_where_the_authors_made_one() -> None:
     found = vtc.points(options(*OWN), SEED, None)
     assert sum(len(one.cases) for one in found) == len(CASES)
-    fcfs = next(one for one in found if one.cases[0] == Case(REAL, "fcfs"))
-    assert fcfs.cases == [Case(REAL, "fcfs"), Case(REAL, "fcfs", "quadratic")]
+    for name in ("fcfs", "lcf", "rpm_5"):
+        one_run = next(one for one in found if one.cases[0] == Case(REAL, name))
+        assert one_run.cases == [Case(REAL, name), Case(REAL, name, "quadratic")]
     assert [one.cases for one in found if Case(REAL, "vtc", "quadratic") in one.cases] == [
         [Case(REAL, "vtc", "quadratic")]
     ]
@@ -155,8 +156,12 @@ def test_no_policy_of_a_replay_can_serve() -> None:
 # --- with the published trace ------------------------------------------------------------------------------------
 
 NOT_HELD = "order of avg_diff, real trace, quadratic"
-"""By the profiled cost the predictor's average came out 1 % above plain VTC's, not below; both are near the published
-ones. The three are closer to each other than step times that differ by a hundredth move each.
+"""By the profiled cost the predictor's average comes out 1 % above plain VTC's, not below; both are near the published
+ones. Which of the two is smaller is chance. In an independent loop, which gives plain VTC the same 326.0, 60 runs whose
+step times differ by less than 1 % came to 332 (standard deviation 20) without the predictor and 338 (18) with it, and
+the published order held in 23 of them. With what the authors' loop does otherwise (no lift in an empty queue, tokens
+charged again when any request ends, predictions not rounded, 32 tokens of the pool for each tenant in the batch) it
+held in 12 of 33 to 34 of 60. What was published is one run of each.
 """
 
 
