@@ -2,7 +2,7 @@
 
 import grpc
 
-from services.telemetry.sending import METRICS, TIMEOUT_S, TRACES, RefusedError
+from services.telemetry.sending import METRICS, TIMEOUT_S, TRACES, RefusedError, Taken, taken
 
 GRPC_METHODS = {
     TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -31,15 +31,16 @@ class GrpcTransport:
             signal: self._channel.unary_unary(method) for signal, method in GRPC_METHODS.items()
         }
 
-    async def send(self, signal: str, body: bytes) -> None:
+    async def send(self, signal: str, body: bytes) -> Taken:
         """As `Transport.send`."""
         try:
-            await self._calls[signal](
+            said = await self._calls[signal](
                 body, timeout=TIMEOUT_S, metadata=self._metadata, compression=grpc.Compression.Gzip
             )
         except grpc.aio.AioRpcError as error:
             sentence = f"grpc://{self._target}: {error.code().name} {error.details() or ''}".rstrip()
             raise RefusedError(sentence, retry=error.code() in RETRYABLE_GRPC) from error
+        return taken(signal, said)
 
     async def close(self) -> None:
         """As `Transport.close`."""
