@@ -81,6 +81,7 @@ class Executor:
         self._longest_waiting = rules.longest_piece(started=False)
         self._longest_started = rules.longest_piece(started=True)
         self.decode_stages = rules.decode_stages()
+        self.decodes_of_stage = rules.decodes_of_stage()
         self.may_carry = min(self._longest_started, self._longest_waiting) < UNLIMITED
         self.step_time.reweigh(rules.step_time_weight)
         self.waiting.rebuild(rules.waiting_lines(), rules.requeue, self.is_carried)

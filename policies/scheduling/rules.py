@@ -5,8 +5,10 @@ Owns the shape of the rules. `policies/document/compile.py` makes them; nothing 
 
 from math import floor
 
+import numpy as np
 from msgspec import Struct
 
+from policies.commands import BoolArray
 from policies.scheduling.deadlines import OffsetRule
 from policies.scheduling.lengths.lengths import LengthRule
 from policies.scheduling.orders import Line, WaitingKey
@@ -163,6 +165,10 @@ class SchedulingRules(Struct, frozen=True):
                     return due, stage.index
                 due = stage.index if due is None else due
         return None
+
+    def decodes_of_stage(self) -> BoolArray:
+        """By a stage's index, and last (index -1) for the carry-over stage: whether what it plans are decodes."""
+        return np.array([*(isinstance(stage, DecodeRule) for stage in self.stages), False], np.bool_)
 
     def waiting_lines(self) -> tuple[Line, ...]:
         """Distinct lines of the stages that start sequences."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.interface import EngineInfo, Logprobs, SequenceStart
-from policies.commands import Int32Array, Int64Array, StartStep
+from policies.commands import BoolArray, Int32Array, Int64Array, StartStep
 from policies.events import StepEnded
 from policies.simulation.step_shape import StepShape, shape_of
 from services.transport import Stream
@@ -87,10 +87,19 @@ class Executor:
         """Longest sequence that the pool and the model allow."""
         return min(self.info.max_sequence_tokens, self.kv_tokens)
 
-    def start(self, command: StartStep, starts: list[SequenceStart], *, token_budget: int, kv_use: float) -> None:
-        """Send a plan, made with this budget and leaving this share of the KV blocks in use."""
+    def start(
+        self,
+        command: StartStep,
+        starts: list[SequenceStart],
+        *,
+        token_budget: int,
+        decodes_of_stage: BoolArray,
+        kv_use: float,
+    ) -> None:
+        """Send a plan, made by these rules and leaving this share of the KV blocks in use."""
         plan = command.plan
-        decodes = plan.samples & (plan.num_tokens == 1) & (plan.positions > 0)
+        # By the stage, not by its size: the last piece of a prompt may be a single token too.
+        decodes = decodes_of_stage[plan.stages]
         num_decodes = int(np.count_nonzero(decodes))
         ends, size = plan.positions + plan.num_tokens, self.info.block_tokens
         fills = (ends // size > plan.positions // size).nonzero()[0]

@@ -310,12 +310,14 @@ class SchedulerService:
             case StartStep():
                 executor = self._executors.get(command.executor)
                 if executor is not None:
+                    planned = self._core.executors[command.executor]
                     starts = zip(command.plan.starts, command.plan.cached, strict=True)
                     executor.start(
                         command,
                         [self._sequences.start(*start) for start in starts],
                         token_budget=self._core.rules.token_budget,
-                        kv_use=self._core.executors[command.executor].blocks.use,
+                        decodes_of_stage=planned.decodes_of_stage,
+                        kv_use=planned.blocks.use,
                     )
             case Deliver():
                 self._deliver(command)

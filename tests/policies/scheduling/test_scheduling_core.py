@@ -254,3 +254,16 @@ def test_a_random_router_gives_every_executor_its_share_and_the_same_again(world
     assert routes(2) != first
     assert set(first[:100]) == {1, 2}, "the first one is too small for these"
     assert all(50 < first[100:].count(executor) < 85 for executor in range(3))
+
+
+def test_the_stage_of_a_row_says_whether_it_is_a_piece_of_a_prompt_however_short(world):
+    w = world("sarathi")
+    w.join(max_steps_in_flight=1)
+    budget = w.core.rules.token_budget
+    w.release(1, prompt=budget + 1, output=3)
+    kinds = []
+    while 1 not in w.finished:
+        kinds.append(w.core.executors[0].decodes_of_stage[w.plans[-1].plan.stages].tolist())
+        w.end_step()
+    assert [plan.plan.num_tokens.tolist() for plan in w.plans] == [[budget], [1], [1], [1]]
+    assert kinds == [[False], [False], [True], [True]]

@@ -15,6 +15,9 @@ from services.wire_parts import LogprobColumns
 from services.wire_steps import StepMessage, StepResult
 
 GATEWAYS = (3, 9)
+DECODES, PROMPTS = 0, 1
+"""Stages."""
+MADE = {"token_budget": 8, "decodes_of_stage": np.array([True, False, False]), "kv_use": 0.5}
 
 
 def info() -> EngineInfo:
@@ -28,7 +31,7 @@ def plan(sequences: list[int], samples: list[bool]) -> StepPlan:
         positions=np.arange(rows, dtype=np.int32),
         num_tokens=np.array([1 if sample else 7 for sample in samples], np.int32),
         samples=np.array(samples, np.bool_),
-        stages=np.zeros(rows, np.int8),
+        stages=np.array([DECODES if sample and row else PROMPTS for row, sample in enumerate(samples)], np.int8),
         num_new_blocks=np.ones(rows, np.int32),
         new_blocks=np.arange(rows, dtype=np.int32),
         starts=[],
@@ -69,7 +72,7 @@ async def executor(recorder) -> Executor:
 
 
 async def test_a_plan_reaches_the_executor_as_bytes_and_its_result_finds_it(executor) -> None:
-    executor.start(StartStep(4, 1, 2, plan([5, 6, 7], [True, False, True])), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 1, 2, plan([5, 6, 7], [True, False, True])), [], **MADE)
     message = await executor.theirs.message(StepMessage)
     assert np.frombuffer(message.sequences, np.int64).tolist() == [5, 6, 7]
     assert np.frombuffer(message.samples, np.bool_).tolist() == [True, False, True]
@@ -79,9 +82,18 @@ async def test_a_plan_reaches_the_executor_as_bytes_and_its_result_finds_it(exec
     assert (step.plan.revision, step.plan.num_prefill_tokens, step.plan.num_decode_tokens) == (2, 8, 1)
 
 
+async def test_the_last_piece_of_a_prompt_is_a_piece_of_a_prompt_even_if_it_is_one_token(executor) -> None:
+    mixed = plan([5, 6, 7, 8], [True, True, True, True])
+    mixed.stages[:] = [DECODES, PROMPTS, DECODES, -1]
+    executor.start(StartStep(4, 1, 2, mixed), [], **MADE)
+    step, _ = executor.finish(result(1, [70, 80, 90, 91], launched_ns=0, computed_ns=1000))
+    assert (step.plan.num_prefill_tokens, step.plan.num_decode_tokens) == (2, 2)
+    assert step.plan.chunks == [(6, 1), (8, 1)]
+
+
 async def test_step_time_counts_from_the_end_of_the_step_before_when_that_is_later(executor) -> None:
     for step in (1, 2):
-        executor.start(StartStep(4, step, 1, plan([5], [True])), [], token_budget=8, kv_use=0.5)
+        executor.start(StartStep(4, step, 1, plan([5], [True])), [], **MADE)
     executor.finish(result(1, [7], launched_ns=0, computed_ns=1_000_000_000))
     _, event = executor.finish(result(2, [7], launched_ns=500_000_000, computed_ns=1_250_000_000))
     assert event.step_time_s == 0.25
@@ -89,7 +101,7 @@ async def test_step_time_counts_from_the_end_of_the_step_before_when_that_is_lat
 
 async def test_the_age_of_a_result_is_bounded_whatever_the_clocks_say(executor) -> None:
     for step in (1, 2):
-        executor.start(StartStep(4, step, 1, plan([5], [True])), [], token_budget=8, kv_use=0.5)
+        executor.start(StartStep(4, step, 1, plan([5], [True])), [], **MADE)
     _, old = executor.finish(result(1, [7], launched_ns=0, computed_ns=1))
     _, future = executor.finish(result(2, [7], launched_ns=0, computed_ns=time.monotonic_ns() + 10**12))
     assert (old.ended_ago_s, future.ended_ago_s) == (1.0, 0.0)
@@ -98,7 +110,7 @@ async def test_the_age_of_a_result_is_bounded_whatever_the_clocks_say(executor) 
 async def test_a_result_out_of_order_or_of_another_size_is_an_error(executor) -> None:
     with pytest.raises(ResultError, match="a result of step 1; expected none"):
         executor.finish(result(1, [], launched_ns=0, computed_ns=1))
-    executor.start(StartStep(4, 2, 1, plan([5], [True])), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 2, 1, plan([5], [True])), [], **MADE)
     with pytest.raises(ResultError, match="a result of step 3; expected step 2"):
         executor.finish(result(3, [7], launched_ns=0, computed_ns=1))
     with pytest.raises(ResultError, match="step 2 sampled 1 tokens, its result has 8 bytes of tokens and 2 flags"):
@@ -107,9 +119,7 @@ async def test_a_result_out_of_order_or_of_another_size_is_an_error(executor) ->
 
 async def test_tokens_go_to_their_gateways_in_one_frame_each(executor, sequences) -> None:
     first, second = (request(gateway) for gateway in GATEWAYS)
-    executor.start(
-        StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], token_budget=8, kv_use=0.5
-    )
+    executor.start(StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], **MADE)
     step, _ = executor.finish(result(1, [10, 20, 11], launched_ns=50, computed_ns=100))
     delivery = Delivery(Deliver(4, 1, np.array([0, 1, 2], np.int32), np.array([0, 1, 2], np.int8)), step, sequences)
     frames = dict(delivery.frames())
@@ -124,9 +134,7 @@ async def test_tokens_go_to_their_gateways_in_one_frame_each(executor, sequences
 
 async def test_log_probabilities_go_with_their_tokens(executor, sequences) -> None:
     first, second = (request(gateway) for gateway in GATEWAYS)
-    executor.start(
-        StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], token_budget=8, kv_use=0.5
-    )
+    executor.start(StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], **MADE)
     ended = result(1, [10, 20, 11], launched_ns=50, computed_ns=100)
     flat = Logprobs(np.array([2, 0, 1], np.int8), np.array([10, 7, 11], np.int32), np.array([1, 2, 3], np.float32))
     ended.logprobs = LogprobColumns.pack(flat)
@@ -145,7 +153,7 @@ async def test_log_probabilities_go_with_their_tokens(executor, sequences) -> No
 
 
 async def test_log_probabilities_of_another_number_of_rows_are_an_error(executor) -> None:
-    executor.start(StartStep(4, 1, 1, plan([5], [True])), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 1, 1, plan([5], [True])), [], **MADE)
     ended = result(1, [7], launched_ns=0, computed_ns=1)
     ended.logprobs = LogprobColumns(b"", b"", b"")
     with pytest.raises(ResultError, match="step 1: log-probabilities of 0 rows where there are 1"):
@@ -154,9 +162,7 @@ async def test_log_probabilities_of_another_number_of_rows_are_an_error(executor
 
 async def test_vectors_go_to_their_gateways_and_their_tokens_are_not_charged(executor, sequences) -> None:
     first, second = (request(gateway) for gateway in GATEWAYS)
-    executor.start(
-        StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], token_budget=8, kv_use=0.5
-    )
+    executor.start(StartStep(4, 1, 6, plan([first, second, first + 1], [True, True, True])), [], **MADE)
     returned = result(1, [10, 20, 11], launched_ns=50, computed_ns=100)
     returned.vectors = {second: b"second", first + 1: b"first", 99: b"cancelled meanwhile"}
     step, _ = executor.finish(returned)
@@ -172,7 +178,7 @@ async def test_a_token_was_ready_when_the_one_before_was_computed(executor, sequ
     first = request(GATEWAYS[0])
     ready = []
     for number in (1, 2):
-        executor.start(StartStep(4, number, 1, plan([first], [True])), [], token_budget=8, kv_use=0.5)
+        executor.start(StartStep(4, number, 1, plan([first], [True])), [], **MADE)
         step, _ = executor.finish(result(number, [10], launched_ns=0, computed_ns=100 * number))
         delivery = Delivery(Deliver(4, number, np.array([0], np.int32), np.zeros(1, np.int8)), step, sequences)
         ready += [np.frombuffer(frame.ready_ns, np.int64).tolist() for _, frame in delivery.frames()]
@@ -185,9 +191,7 @@ async def test_the_first_token_of_a_request_says_what_its_first_start_found(exec
         sequences.start(sequence, num_cached)
     hits = []
     for number in (1, 2):
-        executor.start(
-            StartStep(4, number, 1, plan([first, first + 1, second], [True] * 3)), [], token_budget=8, kv_use=0.5
-        )
+        executor.start(StartStep(4, number, 1, plan([first, first + 1, second], [True] * 3)), [], **MADE)
         step, _ = executor.finish(result(number, [7, 8, 9], launched_ns=0, computed_ns=number))
         command = Deliver(4, number, np.arange(3, dtype=np.int32), np.zeros(3, np.int8))
         delivery = Delivery(command, step, sequences)
@@ -201,7 +205,7 @@ async def test_the_first_token_says_the_pieces_of_the_prompt_also_a_last_one_of_
     for number, num_made in ((1, 0), (2, 1), (3, 1)):
         rows = plan([first], [bool(num_made)])
         rows.positions[:] = 7 * (number - 1)
-        executor.start(StartStep(4, number, 1, rows), [], token_budget=8, kv_use=0.5)
+        executor.start(StartStep(4, number, 1, rows), [], **MADE)
         step, _ = executor.finish(result(number, [7] * num_made, launched_ns=number, computed_ns=number))
         sequences.note_chunks(step)
         command = Deliver(4, number, np.arange(num_made, dtype=np.int32), np.zeros(num_made, np.int8))
@@ -213,7 +217,7 @@ async def test_the_first_token_says_the_pieces_of_the_prompt_also_a_last_one_of_
 async def test_the_rows_that_fill_a_block_are_noted_with_their_plan(executor) -> None:
     rows = plan([5, 6, 7], [True, True, False])
     rows.positions[:] = (15, 14, 10)
-    executor.start(StartStep(4, 1, 1, rows), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 1, 1, rows), [], **MADE)
     step, _ = executor.finish(result(1, [70, 80], launched_ns=0, computed_ns=1000))
     assert (step.plan.filling.tolist(), step.plan.filled_to.tolist()) == ([5, 7], [16, 17])
 
@@ -221,7 +225,7 @@ async def test_the_rows_that_fill_a_block_are_noted_with_their_plan(executor) ->
 async def test_a_plans_copies_reach_the_executor(executor) -> None:
     rows = plan([5], [True])
     rows.copied, rows.copies = np.array([3, 4], np.int32), np.array([8, 9], np.int32)
-    executor.start(StartStep(4, 1, 1, rows), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 1, 1, rows), [], **MADE)
     message = await executor.theirs.message(StepMessage)
     copies = [np.frombuffer(each, np.int32).tolist() for each in (message.copied, message.copies)]
     assert copies == [[3, 4], [8, 9]]
@@ -229,7 +233,7 @@ async def test_a_plans_copies_reach_the_executor(executor) -> None:
 
 async def test_a_sequence_starts_again_with_its_prompt_and_the_tokens_delivered(executor, sequences) -> None:
     first = request(GATEWAYS[0])
-    executor.start(StartStep(4, 1, 1, plan([first, first + 1], [True, True])), [], token_budget=8, kv_use=0.5)
+    executor.start(StartStep(4, 1, 1, plan([first, first + 1], [True, True])), [], **MADE)
     step, _ = executor.finish(result(1, [10, 11], launched_ns=0, computed_ns=1))
     Delivery(Deliver(4, 1, np.array([1], np.int32), np.zeros(1, np.int8)), step, sequences)
     starts = [sequences.start(first, 0), sequences.start(first + 1, 0)]
