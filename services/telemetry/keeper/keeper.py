@@ -107,7 +107,7 @@ class Keeper:
     def __init__(self, unix_s: Callable[[], float], settings: KeeperSettings) -> None:
         self.registry = Registry()
         self.open = Open()
-        self.steps = Steps(settings.scheduler, settings.recent_steps)
+        self.steps = Steps(settings.scheduler, settings.instance, settings.recent_steps)
         self.judge = Judge()
         self.live = Live()
         self.recent: OrderedDict[str, Finished] = OrderedDict()

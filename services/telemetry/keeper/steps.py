@@ -1,8 +1,9 @@
 """Steps as spans of their own: those in which a kept request had a part, linked to the requests that this gateway had
 in them, as their spans are linked to it.
 
-Owns the newest steps. A step's trace has ids that follow from its number and the start of its scheduler, so that
-whoever refers to it needs no answer, and none is given twice: backends keep one span of an id.
+Owns the newest steps. A step's ids follow from its number and the start of its scheduler, so that whoever refers to it
+needs no answer. Its trace is the same for all gateways; in it each has a span of its own, with links to the requests
+that only it knows: backends keep one span of an id.
 """
 
 import hashlib
@@ -41,8 +42,9 @@ class Known(msgspec.Struct):
 class Steps:
     """The steps of one scheduler as a gateway saw them: so many of the newest."""
 
-    def __init__(self, scheduler: str, most: int) -> None:
+    def __init__(self, scheduler: str, gateway: str, most: int) -> None:
         self._scheduler = scheduler
+        self._gateway = int.from_bytes(hashlib.blake2b(gateway.encode(), digest_size=8).digest(), "big")
         self._most = most
         self._known: OrderedDict[Key, Known] = OrderedDict()
 
@@ -69,7 +71,7 @@ class Steps:
             known.requests.append(request.began)
 
     def link(self, key: Key) -> Span.Link:
-        """To a step's span."""
+        """To a step's span of this gateway."""
         trace_id, span_id = self._ids(key)
         return Span.Link(trace_id=trace_id, span_id=span_id)
 
@@ -89,7 +91,7 @@ class Steps:
     def _ids(self, key: Key) -> tuple[bytes, bytes]:
         epoch, executor, step = key
         digest = hashlib.blake2b(f"{self._scheduler}/{epoch}/{executor}/{step}".encode(), digest_size=24).digest()
-        return digest[:16], digest[16:]
+        return digest[:16], (int.from_bytes(digest[16:], "big") ^ self._gateway).to_bytes(8, "big")
 
     def _span(self, key: Key, known: Known, wall_ns: Callable[[int], int]) -> Span:
         _, executor, number = key

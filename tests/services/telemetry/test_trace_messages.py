@@ -57,3 +57,24 @@ def test_a_decode_says_how_often_it_lost_its_blocks() -> None:
     )
     attributes = {one.key: one.value.int_value for one in decode.attributes}
     assert attributes[names.NUM_PREEMPTIONS] == 2
+
+
+def test_a_step_of_two_gateways_is_one_trace_with_a_span_of_each_that_links_to_its_own_requests() -> None:
+    made = []
+    for gateway, request in (("1", 1), ("2", 2)):
+        keeper = Keeper(time.time, KeeperSettings("gateway", gateway, "scheduler"))
+        spans = Spans(gateway, lambda stamp_ns: stamp_ns, keeper.steps)
+        keeper.take(PolicyInForce(1, "slai", [("paid", 9.0, 9.0)], otherwise=1.0))
+        keeper.take(replace(began(request), span_id=bytes([request] * 8)))
+        keeper.take(let(request))
+        for number in (1, 2):
+            keeper.take(step(number, [request], [number * 100 + 95]))
+        keeper.take(Ended(request, "finished", "", 2, 999))
+        made.append([span for one in spans.resource_spans(keeper.batch()) for span in one.scope_spans[0].spans])
+    steps = [[span for span in spans if span.name == names.STEP] for spans in made]
+    assert [span.trace_id for span in steps[0]] == [span.trace_id for span in steps[1]]
+    assert len({span.span_id for spans in steps for span in spans}) == 4
+    for request, (spans, its_steps) in enumerate(zip(made, steps, strict=True), start=1):
+        assert {link.span_id for span in its_steps for link in span.links} == {bytes([request] * 8)}
+        (token,) = (span for span in spans if span.name == names.TOKEN)
+        assert token.links[0].span_id in {span.span_id for span in its_steps}
