@@ -87,6 +87,10 @@ def in_words(story: dict[str, Any]) -> list[str]:
     if story["ttft_s"] is not None:
         gap = "" if story["longest_gap_s"] is None else f"; longest gap between tokens {_ms(story['longest_gap_s'])}"
         lines.append(f"First token after {_ms(story['ttft_s'])}, all after {_ms(story['total_s'])}{gap}.")
+    elif story["output_tokens"]:
+        lines.append(
+            f"Not streamed: the whole answer after {_ms(story['total_s'])}; its class promises nothing of that."
+        )
     promises = {name: (ttft_s, tbt_s) for name, ttft_s, tbt_s in story["promises"]}
     for slo, part in story["missed"].items():
         ttft_s, tbt_s = promises.get(story["class"], (0.0, 0.0))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from services.clocks import ClockDifference
 from services.errors import RequestError
 from services.gateway.policy import Revisions
-from services.gateway.streams import Answer
+from services.gateway.streams import Answer, StreamedAnswer
 from services.telemetry.context import new_span_id, parents, traceparent_of
 from services.telemetry.keeper_link import KeeperLink
 from services.telemetry.records import Began, Ended, Let, PolicyInForce, Step, Written
@@ -85,6 +85,7 @@ class Tracing:
                     num_choices=len(submit.sampling),
                     received_ns=submit.received_ns,
                     tokenized_ns=submit.tokenized_ns,
+                    streamed=isinstance(answer, StreamedAnswer),
                 )
             )
 

@@ -52,6 +52,8 @@ class Began(Record, frozen=True):
     num_choices: int
     received_ns: int
     tokenized_ns: int
+    streamed: bool = True
+    """Its reader gets tokens as they come; else all of them with the last."""
 
 
 class Let(Record, frozen=True):

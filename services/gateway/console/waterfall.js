@@ -36,7 +36,7 @@ function heading(story) {
     ["Tenant", story.tenant], ["Class", story.class || "–"], ["Outcome", story.code ? `${story.outcome}: ${story.code}` : story.outcome],
     ["Ended", clock(story.ended_unix_s)], ["Policy", story.policy ? `${story.policy}@${story.revision}` : "–"],
     ["Prompt", `${story.prompt_tokens} tokens${story.prefix_hit_tokens ? `, ${story.prefix_hit_tokens} of them cached` : ""}`],
-    ["Output", `${story.output_tokens} tokens`], ["First token", duration(story.ttft_s)], ["Longest gap", duration(story.longest_gap_s)],
+    ["Output", `${story.output_tokens} tokens`], ["First token", story.streamed ? duration(story.ttft_s) : "not streamed"], ["Longest gap", duration(story.longest_gap_s)],
     ["Whole answer", duration(story.total_s)], ["Slow reader", duration(story.slow_reader_s)], ["Trace", story.trace_id],
   ];
   return h("div", { class: "card" }, back(), h("h1", {}, story.id),

@@ -90,6 +90,7 @@ def line(one: Written, now: Now) -> dict[str, Any]:
         "ended_unix_s": None if ended is None else now.unix_of(ended.ended_ns),
         "prompt_tokens": request.began.prompt_tokens,
         "output_tokens": sum(len(output.stamps()) for output in request.outputs.values()),
+        "streamed": request.began.streamed,
         "ttft_s": one.verdict.ttft_s,
         "longest_gap_s": one.verdict.longest_gap_s,
         "missed": one.verdict.missed,

@@ -78,15 +78,16 @@ class TokenMetrics:
         self.usage.add(began.prompt_tokens - request.prefix_hit_tokens, "prompt")
         self.usage.add(request.prefix_hit_tokens, "cached")
         self.usage.add(ended.output_tokens, "output")
+        num_tokens = sum(len(output.stamps()) for output in request.outputs.values())
+        duration_s = (ended.ended_ns - began.received_ns) / NS
+        if num_tokens:
+            self.duration.observe(duration_s, name)
         if verdict.ttft_s is None:
             return
         self.first.observe(verdict.ttft_s, name)
         self.first.exemplify(Exemplar(verdict.ttft_s, began.trace_id, unix_s), name)
         for part, spent_ns in zip(FIRST_PARTS, verdict.first_parts, strict=True):
             self.first_parts.observe(spent_ns / NS, name, part)
-        duration_s = (ended.ended_ns - began.received_ns) / NS
-        self.duration.observe(duration_s, name)
-        num_tokens = sum(len(output.stamps()) for output in request.outputs.values())
         if num_tokens > len(request.outputs):
             self.per_token.observe((duration_s - verdict.ttft_s) / (num_tokens - len(request.outputs)), name)
         for slo in verdict.checked:

@@ -77,6 +77,9 @@ class Live:
             ours, gaps_s = second.of(slo_class), np.concatenate(gaps_ns) / NS
             ours.num_tokens += len(gaps_s)
             ours.gaps = _added(ours.gaps, gaps_s)
+        for request, num_tokens in batch.whole:
+            second.of(request.slo_class).num_tokens += num_tokens
+            second.tenants[request.began.tenant] += num_tokens
         for output, is_first in batch.begun:
             request = output.request
             ours = second.of(request.slo_class)
@@ -85,8 +88,9 @@ class Live:
             if is_first:
                 # A prompt is served when its first token comes; what the prefix cache had cost nothing.
                 second.tenants[request.began.tenant] += max(0, request.began.prompt_tokens - request.prefix_hit_tokens)
-                first_s = (output.first_written_ns - request.began.received_ns) / NS
-                ours.first = _added(ours.first, np.array([first_s]))
+                if request.began.streamed:
+                    first_s = (output.first_written_ns - request.began.received_ns) / NS
+                    ours.first = _added(ours.first, np.array([first_s]))
 
     def ended(self, request: Request, verdict: Verdict, unix_s: float) -> None:
         """A request is over."""

@@ -111,6 +111,8 @@ class Batch(msgspec.Struct):
     """[m + 1], of those slices."""
     begun: list[tuple[Output, bool]] = []
     """Outputs whose first token is in the batch, with whether it is their request's first."""
+    whole: list[tuple[Request, int]] = []
+    """Tokens of answers that were written whole, likewise: nobody waited between two of them."""
 
 
 class Open:
@@ -124,6 +126,7 @@ class Open:
         self._outputs: dict[int, Output] = {}
         self._steps: list[Step] = []
         self._begun: list[tuple[Output, bool]] = []
+        self._whole: list[tuple[Request, int]] = []
         self._written: list[tuple[int, Written]] = []
         """With the number of steps before it in this batch."""
 
@@ -186,7 +189,8 @@ class Open:
             if output is not None:
                 self._take(output, NO_TOKENS, np.empty(0, np.int64), times, (owners, got, before))
         begun, self._begun = self._begun, []
-        return _batch(owners, got, before, begun)
+        whole, self._whole = self._whole, []
+        return _batch(owners, got, before, begun, whole)
 
     def _note(self, step: Step) -> None:
         for request, num_tokens in step.prefix_hits:
@@ -230,7 +234,9 @@ class Open:
         previous = np.concatenate(([output.last_written_ns], table[:-1, WRITTEN]))
         first = not output.last_written_ns
         output.last_written_ns = int(table[-1, WRITTEN])
-        if len(table) > first:
+        if not output.request.began.streamed:
+            self._whole.append((output.request, len(table) - first))
+        elif len(table) > first:
             owners, got, before = out
             owners.append(output.request)
             got.append(table[first:])
@@ -271,13 +277,17 @@ def _groups(sequences: Int64Array) -> Iterator[tuple[int, NDArray[np.intp]]]:
 
 
 def _batch(
-    owners: list[Request], got: list[Int64Array], before: list[Int64Array], begun: list[tuple[Output, bool]]
+    owners: list[Request],
+    got: list[Int64Array],
+    before: list[Int64Array],
+    begun: list[tuple[Output, bool]],
+    whole: list[tuple[Request, int]],
 ) -> Batch:
     bounds = np.cumsum([0, *map(len, got)]).tolist()
     if not got:
         empty = np.empty(0, np.int64)
-        return Batch(np.empty((0, NUM_PARTS), np.int64), empty, empty, [], [0], begun)
+        return Batch(np.empty((0, NUM_PARTS), np.int64), empty, empty, [], [0], begun, whole)
     table, previous = np.concatenate(got), np.concatenate(before)
     gaps = np.maximum(table[:, WRITTEN] - previous, 0)
     causes = np.clip(table[:, CAUSE], 0, len(CAUSES) - 1)
-    return Batch(token_parts(previous, table[:, : WRITTEN + 1]), causes, gaps, owners, bounds, begun)
+    return Batch(token_parts(previous, table[:, : WRITTEN + 1]), causes, gaps, owners, bounds, begun, whole)

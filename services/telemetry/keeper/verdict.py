@@ -1,7 +1,8 @@
 """What an ended request shows about its class's promises, which part of the wait is to blame, and what is kept of it.
 
-A promise is broken by the first token or by the longest gap. To blame is the part that was longest beyond what that
-part usually takes in this class: the compute of a slow model is nobody's fault, a wait for it is.
+A promise is broken by the first token or by the longest gap. An answer that is not streamed is written whole: its
+reader waits for no token but the last, and no promise of tokens can be looked at. To blame is the part that was longest
+beyond what that part usually takes in this class: the compute of a slow model is nobody's fault, a wait for it is.
 """
 
 import msgspec
@@ -24,6 +25,7 @@ class Verdict(msgspec.Struct):
     """Of one request; times in seconds."""
 
     ttft_s: float | None
+    """None: its reader got no token, or all of them at once."""
     longest_gap_s: float | None
     missed: dict[str, str]
     """Broken promise (`ttft`, `tbt`) and the part to blame."""
@@ -52,6 +54,9 @@ class Judge:
         promises = {name: (ttft_s, tbt_s) for name, ttft_s, tbt_s in policy.classes} if policy else {}
         ttft_s, tbt_s = promises.get(request.slo_class, (float("inf"), float("inf")))
         parts = request.first_parts()
+        if not request.began.streamed:
+            kept = self._kept(request, policy, missed=False)
+            return Verdict(None, None, {}, (), kept, () if parts is None else tuple(parts.tolist()))
         missed: dict[str, str] = {}
         checked = []
         first_s = None

@@ -52,7 +52,8 @@ async def test_no_part_is_negative_and_none_holds_the_difference_of_the_clocks(s
         backstage.send("scheduler", RequestEnded(submit.request, "finished", 5))
 
     backstage.script = serve
-    await stage.post("/v1/chat/completions", stage.chat())
+    async for _ in await stage.client().chat.completions.create(**stage.chat(stream=True)):
+        pass
     keeper = stage.gateway.keeper
     (line,) = msgspec.json.decode(await keeper.ask("recent"))
     story = msgspec.json.decode(await keeper.ask("request", line["id"]))

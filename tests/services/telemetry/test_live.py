@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
+from services.telemetry import names
 from services.telemetry.keeper.answers import Now, answer
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.live import NO_CLASS, OTHER
 from services.telemetry.keeper.settings import KeeperSettings
-from services.telemetry.records import Asked, Ended, PolicyInForce, Step
+from services.telemetry.records import Asked, Ended, PolicyInForce, Step, Written
 from tests.services.telemetry.records import began, let, step
 
 MS = 10**6
@@ -176,3 +177,24 @@ def test_a_request_too_large_to_be_remembered_beside_others_is_remembered_alone(
     for request in (1, 2):
         told.serve(request, "acme", [1, 2, 3])
     assert list(told.keeper.recent) == ["answer-2"]
+
+
+def test_an_answer_that_is_not_streamed_breaks_and_keeps_no_promise_of_tokens(told: Told) -> None:
+    told.keeper.take(msgspec.structs.replace(began(1), streamed=False, received_ns=0))
+    told.keeper.take(let(1))
+    for number in (1, 2, 3):
+        told.keeper.take(written(1, number, 0))
+    told.keeper.take(Written([1], 900 * MS))
+    told.keeper.take(Ended(1, "finished", "", 3, 901 * MS))
+    told.keeper.batch()
+    figures = told.figures()
+    assert {name: figure for name, figure in figures["classes"]["paid"].items() if figure is not None} == {
+        "requests_per_s": 1 / 5,
+        "tokens_per_s": 3 / 5,
+    }
+    assert figures["tenants"] == {"acme": (3 + 5) / 5}
+    (line,) = told.ask(Asked(0, "recent"))
+    assert (line["streamed"], line["ttft_s"], line["missed"], line["output_tokens"]) == (False, None, {}, 3)
+    counted = {family.name for family in told.keeper.registry.families() if family.points}
+    assert names.REQUEST_DURATION.name in counted
+    assert not counted & {metric.name for metric in (names.TIME_TO_FIRST_TOKEN, names.TOKEN_GAP, names.SLO_KEPT)}
