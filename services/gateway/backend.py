@@ -23,6 +23,7 @@ from services.gateway.tracing import Origin, Tracing
 from services.gateway.traffic import Traffic
 from services.streams import Stream
 from services.traffic.rows import RequestRow
+from services.troubles import Troubles
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -63,6 +64,12 @@ class Texts(Protocol):
 class Backend:
     """Receiver of both streams."""
 
+    @property
+    def degraded(self) -> list[str]:
+        """What cannot be kept at the moment, here and at the services, in sentences."""
+        said = [f"{name}: {each}" for name, levels in self.levels.items() for each in levels.troubles]
+        return [*(f"gateway: {each}" for each in self.troubles.sentences), *said]
+
     def __init__(self, texts: Texts, record: Callable[[RequestRow], None], tracing: Tracing) -> None:
         self.gateway = secrets.randbits(GATEWAY_BITS)
         """Upper half of every request id: tells this gateway from others and from an earlier start of itself."""
@@ -71,6 +78,8 @@ class Backend:
         self.capacity: Capacity | None = None
         self.levels: dict[str, Levels] = {}
         """How full each service is, as it said last."""
+        self.troubles = Troubles()
+        """Of this process."""
         self.running: dict[int, Running] = {}
         self._traffic = Traffic(record)
         self._next = 0
