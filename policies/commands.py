@@ -60,6 +60,21 @@ class Release(Command):
     """Of the leaf it was charged at, with its prompt."""
 
 
+class Resume(Command):
+    """Send a request in flight to the scheduler again: whoever computed it was lost."""
+
+    request: int
+    slo_class: str
+    waited_s: float
+
+
+class Strand(Command):
+    """Nobody computes a request in flight; its gateway may send it again for a while."""
+
+    request: int
+    attempt: int
+
+
 class Reserve(Command):
     """Take all of these from the store, or nothing; answered by `Reserved` or `OverLimit`."""
 
@@ -230,6 +245,8 @@ AnyCommand = (
     | Adjust
     | Queue
     | Release
+    | Resume
+    | Strand
     | Refuse
     | Counted
     | Withdraw

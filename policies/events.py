@@ -34,6 +34,8 @@ class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
     """Produced so far, all choices together."""
     cached_tokens: int = 0
     """Of the prompt, found in the prefix cache."""
+    attempt: int = 0
+    """As in `Arrived`, of what is computed."""
 
 
 class Started(Event, frozen=True):
@@ -83,6 +85,14 @@ class Arrived(Event, frozen=True):
     """The client said how many output tokens it wants at most; else `max_output_tokens` is what there is room for."""
     output_tokens: int | None = None
     """How many each choice will produce; None: nobody knows, which is so wherever it is not a replay."""
+    resent: bool = False
+    """Its gateway has sent it before, and lost whom it sent it to, or the scheduler."""
+    attempt: int = 0
+    """How often whoever computed it was lost."""
+    made_tokens: int = 0
+    """Output that its client has, over all choices: what was made beyond that is made again."""
+    waited_s: float = 0.0
+    """Since it came to its gateway, where it was sent before."""
 
 
 class Invalid(Event, frozen=True):
@@ -126,11 +136,13 @@ class Restored(Event, frozen=True):
 class SchedulerHolds(Event, frozen=True):
     """The scheduler is there again, and this is all that it has of what was released to it before.
 
-    What is in flight here and not in the list is settled as delivered so far; what is listed and not known here is
-    taken up.
+    What is in flight here and not in the list is settled as delivered so far, or stranded; what is listed and not known
+    here is taken up.
     """
 
     requests: tuple[HeldAtScheduler, ...]
+    resume_s: float = 0.0
+    """As in `SchedulerLost`."""
 
 
 class CountersShared(Event, frozen=True):
@@ -183,10 +195,19 @@ class RequestFinished(Event, frozen=True):
     output_tokens: int
     """Tokens that count, all choices together: what the reader got, after stop strings."""
     outcome: str = "finished"
+    attempt: int = 0
+    """As in `Arrived`, of what has ended."""
+    resume_s: float = 0.0
+    """It was cancelled because its gateway's stream broke: how long the gateway may still go on with it."""
 
 
 class SchedulerLost(Event, frozen=True):
-    """The scheduler's stream closed: whatever was in flight is settled as delivered so far."""
+    """The scheduler is gone, with all that was in flight."""
+
+    resume_s: float = 0.0
+    """How long gateways may go on with what was in flight, before that is settled as delivered so far; 0: it is settled
+    now.
+    """
 
 
 # --- scheduling --------------------------------------------------------------------------------------------------
@@ -232,6 +253,10 @@ class Released(Event, frozen=True):
     key_tokens: int = 0
     output_tokens: int | None = None
     """How many it will produce; None: nobody knows, which is so wherever it is not a replay."""
+    made_tokens: tuple[int, ...] = ()
+    """Output that each choice has from a scheduler that was lost; empty: none."""
+    ended: tuple[int, ...] = ()
+    """Choices that ended there, by number."""
 
 
 class StepEnded(Event, frozen=True):

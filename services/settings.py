@@ -97,6 +97,8 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """A neighbour is pinged each second; one that says nothing for so long is taken for dead and its stream closed."""
     lease_s: Annotated[float, Meta(gt=0)] = 30.0
     """How long admission waits for a scheduler that went away before it settles what that had in flight."""
+    resume_s: Annotated[float, Meta(ge=0)] = 30.0
+    """How long a request waits for a scheduler or an admission process that was lost, before it ends with an error."""
     allow_plaintext: bool = False
     """Allow tcp:// beyond this machine: streams are authenticated, but not encrypted yet."""
 

@@ -86,6 +86,16 @@ class Submit(Message, tag="submit"):
     """An embedding is wanted (`engine.interface.POOLINGS`): one choice, whose only token is neither shown nor paid."""
     declared: bool = True
     """The client said how many output tokens it wants at most."""
+    resent: bool = False
+    """It was sent before, and whoever had it was lost; who has it still takes no notice."""
+    attempt: int = 0
+    """How often the scheduler that had it was lost."""
+    scheduler_epoch: int = 0
+    """Which start of the scheduler is to go on with it; 0: none had it."""
+    outputs: list[bytes] = []
+    """Of each choice, what its client has of it, int32; empty: nothing. What follows is made."""
+    ended: list[int] = []
+    """Choices that have ended with that, by number."""
 
 
 class InvalidRequest(Message, tag="invalid"):
@@ -165,6 +175,8 @@ class Admitted(Message, tag="admitted"):
     """Of the time it waited, by cause: `limits`, `fairness` (others' turn), `window` (its turn, and no room)."""
     counter: float = 0.0
     """Its tenant's in the fair queue, at its release."""
+    attempt: int = 0
+    """As in `Submit`."""
 
 
 # --- tokens and usage: scheduler -> gateway, admission -----------------------------------------------------------
@@ -209,7 +221,9 @@ class TokenFrame(Message, tag="tokens"):
 
 
 class RequestEnded(Message, tag="ended"):
-    """Scheduler -> gateway and admission: terminal for a released request."""
+    """Scheduler -> gateway and admission: terminal for a released request. Admission -> gateway: nobody computes it;
+    it may be sent again. Gateway -> admission, when the scheduler is lost: its client has all of it.
+    """
 
     request: int
     outcome: str
@@ -220,6 +234,8 @@ class RequestEnded(Message, tag="ended"):
     """None: not said, as by an earlier version and to admission."""
     number: int = 0
     """To admission: counts the ends since the scheduler's start; 0: not said."""
+    attempt: int = 0
+    """As in `Submit`: which one has ended."""
 
 
 class EndsKept(Message, tag="ends_kept"):
@@ -257,6 +273,8 @@ class Capacity(Message, tag="capacity"):
     """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
     levels: Levels | None = None
     """To gateways, once a second. None: this message says nothing of them."""
+    resumes: bool = False
+    """Whoever says so takes requests that were sent before (`Submit.resent`)."""
 
 
 # --- policy revisions: admission -> scheduler, gateways ----------------------------------------------------------

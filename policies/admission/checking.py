@@ -20,6 +20,7 @@ def check(core: "AdmissionCore") -> None:
     check_queue(core.queue)
     core.ledger.check()
     core.lateness.check()
+    core.ends.check()
     core.intake.check(core.queue.waiting, core.ledger.in_flight)
     core.sizes.check({*core.queue.waiting, *core.ledger.in_flight, *core.intake.pending})
     twice = core.recovery.unclaimed.keys() & core.intake.taken.keys()

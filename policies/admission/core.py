@@ -14,12 +14,13 @@ from policies.admission.auto_window import AutoWindow, followed
 from policies.admission.checking import check
 from policies.admission.cost import Bound
 from policies.admission.drain import ServiceRate
+from policies.admission.ends import Ends
 from policies.admission.expectation import expectation
 from policies.admission.fairness import FairQueue
 from policies.admission.intake import Intake
 from policies.admission.kinds import LeastCounter
 from policies.admission.lateness import Lateness
-from policies.admission.ledger import NOTHING_DONE, Charge, Ledger
+from policies.admission.ledger import Charge, Ledger
 from policies.admission.nodes import Queued
 from policies.admission.recovery import Recovery
 from policies.admission.rules import AdmissionRules
@@ -27,7 +28,7 @@ from policies.admission.shared import hear
 from policies.admission.sizes import Sizes
 from policies.admission.turns import Turns
 from policies.admission.window import Window, share
-from policies.commands import CancelReleased, Command, Refuse, Release, WakeAt, Withdraw
+from policies.commands import Command, Refuse, Release, WakeAt, Withdraw
 from policies.document.compile import compile_admission
 from policies.document.loading import load_policy
 from policies.events import (
@@ -76,6 +77,7 @@ class AdmissionCore:
         self._turns = Turns()
         self._wakes_at: float | None = None
         self.unit_bound = Bound()
+        self.ends = Ends(self)
         self.recovery = Recovery(self)
 
     def handle(self, event: AdmissionEvent, now: float) -> list[Command]:
@@ -113,16 +115,17 @@ class AdmissionCore:
                 if event.request not in self.intake.pending:
                     self.intake.count(event, self.rules, None, now, commands)
             case RequestFinished():
-                self.finish(event.request, event.output_tokens, event.outcome, now, commands)
+                self.ends.finished(event, now, commands)
             case CancelRequested():
                 self._cancel(event, now, commands)
             case CapacityChanged():
                 self._set_capacity(event, now)
             case SchedulerLost():
-                self.recovery.agree((), now, commands)
+                self.ends.scheduler_lost(event, now, commands)
+                self.recovery.nobody_came(commands)
                 self._set_capacity(CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0), now)
             case SchedulerHolds():
-                self.recovery.agree(event.requests, now, commands)
+                self.recovery.agree(event, now, commands)
             case Restored():
                 self.recovery.restore(event.state, now)
             case Woke():
@@ -182,7 +185,9 @@ class AdmissionCore:
 
     def _arrive(self, event: Arrived, now: float, commands: list[Command]) -> None:
         request = event.request
-        if request in self.queue.waiting or request in self.ledger.in_flight or request in self.intake.pending:
+        if request in self.queue.waiting or request in self.intake.pending:
+            return
+        if (event.resent and self.ends.resent(event, commands)) or request in self.ledger.in_flight:
             return
         refusal = self._refusal(event, now, now)
         if refusal is not None and refusal.code in refusals.MISTAKES:
@@ -190,11 +195,11 @@ class AdmissionCore:
         elif refusal is not None:
             commands.append(refusal)
         else:
-            expected_tokens = self.sizes.expected_tokens(event)
+            expected_tokens, since_s = self.sizes.expected_tokens(event), now - event.waited_s
             # Whatever fits has been released, so whoever waits waits for room.
             saturated = bool(self.queue.waiting)
-            if not self.intake.ask(event, self.rules, expected_tokens, now, commands, is_saturated=saturated):
-                self._enqueue(event, expected_tokens, now, now)
+            if not self.intake.ask(event, self.rules, expected_tokens, since_s, commands, is_saturated=saturated):
+                self._enqueue(event, expected_tokens, since_s, now)
 
     def _reserved(self, event: Reserved, now: float, commands: list[Command]) -> None:
         pending = self.intake.reserved(event, commands)
@@ -235,30 +240,7 @@ class AdmissionCore:
             commands.append(Withdraw(event.request, event.reason))
             self.intake.settle(event.request, commands, num_requests=1)
             return
-        charge = self.ledger.in_flight.get(event.request)
-        if charge is not None and not charge.cancelled:
-            charge.cancelled = True
-            commands.append(CancelReleased(event.request, event.reason))
-
-    def finish(self, request: int, output_tokens: int, outcome: str, now: float, commands: list[Command]) -> None:
-        """Settle a request in flight, if it is."""
-        charge = self.ledger.in_flight.get(request)
-        if charge is None:
-            return
-        refund_prompt = outcome in NOTHING_DONE and not output_tokens
-        if self.auto_window is not None:
-            self.auto_window.finished(request)
-        if refund_prompt:
-            self.unit_bound.refunds_prompts()
-        refund = self.ledger.close(charge, output_tokens, refund_prompt=refund_prompt)
-        if refund:
-            self.queue.refund(charge.leaf, charge.weight, refund)
-        self.lateness.ended(request, now)
-        self.window.give_back(charge.place)
-        self.queue.end(charge.leaf, now)
-        self.sizes.ended(charge, outcome)
-        commands.append(charge.settlement(outcome))
-        self.intake.settle(request, commands, int(not refund_prompt), charge.prompt_tokens, output_tokens)
+        self.ends.cancel(event, now, commands)
 
     def _set_capacity(self, event: CapacityChanged, now: float) -> None:
         if event.num_executors:
@@ -284,6 +266,7 @@ class AdmissionCore:
 
     def _expire(self, now: float, commands: list[Command]) -> None:
         ttl_s = self.rules.queue.ttl_s
+        self.ends.expire(now, commands)
         self.intake.expire(now, ttl_s, commands)
         for queued, refusal in self.lateness.overdue(now):
             self._drop(queued, now)
@@ -357,9 +340,11 @@ class AdmissionCore:
         since = self.intake.oldest_s()
         if self.queue.waiting:
             since = min(since, next(iter(self.queue.waiting.values())).arrived_at_s)
-        if since == inf:
+        deadline = min(self.ends.earliest_s(), self.lateness.next_due_s())
+        if since != inf:
+            deadline = min(deadline, since + self.rules.queue.ttl_s)
+        if deadline == inf:
             return
-        deadline = min(since + self.rules.queue.ttl_s, self.lateness.next_due_s())
         # An earlier wake-up still pending finds the newer deadline itself: one command per wake, not one per event.
         if self._wakes_at is None or deadline < self._wakes_at:
             self._wakes_at = deadline

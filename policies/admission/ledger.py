@@ -59,6 +59,8 @@ class Charge(Struct, gc=False, eq=False):
     """Of the prompt, found in the prefix cache."""
     cancelled: bool = False
     """A cancel has been passed on."""
+    attempt: int = 0
+    """How often whoever computed it was lost: the end of an earlier attempt is not its end."""
 
     @classmethod
     def of(cls, queued: Queued, cost: Cost, predicted_tokens: int, place: Place, slo_class: str) -> "Charge":

@@ -4,14 +4,13 @@ Owns what follows from the rows that an earlier process left, and from what the 
 know streams or stores, nor which of the two was away.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from policies.admission.fairness import FairQueue
 from policies.admission.intake import Taken
-from policies.admission.ledger import LOST, Charge
+from policies.admission.ledger import Charge
 from policies.admission.nodes import Branch, Leaf, Node, Queued
 from policies.admission.saved import (
     CHARGE,
@@ -27,7 +26,7 @@ from policies.admission.saved import (
     TakenRow,
 )
 from policies.commands import CancelReleased, Command
-from policies.events import HeldAtScheduler
+from policies.events import HeldAtScheduler, SchedulerHolds
 
 if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
@@ -96,8 +95,8 @@ class Recovery:
         charge = self._open(queued, row.predicted_tokens, row.size_tokens, row.slo_class)
         if row.request in progress:
             found = progress[row.request]
-            charge.cancelled = found.is_cancelled
-            self._catch_up(charge, found.output_tokens, found.cached_tokens)
+            charge.cancelled, charge.attempt = found.is_cancelled, found.attempt
+            self.catch_up(charge, found.output_tokens, found.cached_tokens)
 
     def _restore_taken(self, row: TakenRow) -> None:
         taken = Taken(row.request, row.items, row.expected_tokens, row.most_tokens, row.num_choices)
@@ -133,23 +132,35 @@ class Recovery:
 
     # --- after the scheduler, or the stream to it, was away -------------------------------------------------------
 
-    def agree(self, held: Sequence[HeldAtScheduler], now: float, commands: list[Command]) -> None:
+    def agree(self, event: SchedulerHolds, now: float, commands: list[Command]) -> None:
         """This is all that the scheduler has. Charge for what is there and was not charged for here; what is not there
         never got there, or went with the scheduler before this one.
         """
+        held, ends = event.requests, self._core.ends
         there = {each.request for each in held}
         in_flight = self._core.ledger.in_flight
         for charge in [charge for charge in in_flight.values() if charge.request not in there]:
-            self._core.finish(charge.request, charge.output_tokens, LOST, now, commands)
+            # Whoever got nothing yet loses nothing by coming anew.
+            is_begun = charge.output_tokens or charge.attempt
+            ends.lose(charge, event.resume_s if is_begun else 0.0, now, commands)
         for each in held:
             charge = in_flight.get(each.request) or self._take_up(each)
-            self._catch_up(charge, each.output_tokens, each.cached_tokens)
+            if each.attempt < charge.attempt:
+                continue  # the end of what was lost, told once more
+            charge.attempt = each.attempt
+            ends.stranded.pop(each.request, None)
+            self.catch_up(charge, each.output_tokens, each.cached_tokens)
             self._core.intake.reached(each.request, each.output_tokens, commands)
             if charge.cancelled:
                 # The cancel was passed on, and may have gone with the stream.
                 commands.append(CancelReleased(each.request, "cancelled"))
+        self.nobody_came(commands)
+
+    def nobody_came(self, commands: list[Command]) -> None:
+        """Whoever waited when the process before this one ended got nothing, and has taken nothing until it is sent
+        again.
+        """
         for request in list(self.unclaimed):
-            # It waited when the process before this one ended, and nobody got anything.
             self._claim(request)
             self._core.intake.settle(request, commands, num_requests=0)
 
@@ -195,7 +206,8 @@ class Recovery:
         core.ledger.open(charge)
         return charge
 
-    def _catch_up(self, charge: Charge, output_tokens: int, cached_tokens: int) -> None:
+    def catch_up(self, charge: Charge, output_tokens: int, cached_tokens: int) -> None:
+        """A request has so many tokens in all, whatever was heard of them."""
         core = self._core
         refund = -core.ledger.catch_up(charge, output_tokens)
         for _, saved in core.ledger.hits([(charge.request, cached_tokens)]):

@@ -40,6 +40,13 @@ def too_long(request: int, tenant: str, prompt_tokens: int, max_output_tokens: i
     return Refuse(request, TOO_LONG, sentence, tenant=tenant)
 
 
+def settled(event: Arrived) -> Refuse:
+    """It is to be gone on with, and was charged for and settled because nobody did for too long."""
+    made = f"after {event.made_tokens} tokens"
+    sentence = f"the scheduler was lost {made}, and the request was given up meanwhile; try again"
+    return Refuse(event.request, "scheduler_lost", sentence, tenant=event.tenant)
+
+
 def no_capacity(request: int, tenant: str, without_s: float) -> Refuse:
     """There is no executor, and has not been for a while."""
     sentence = f"No executor has been available for {without_s:.0f} s; retry in 1 s."

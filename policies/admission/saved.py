@@ -13,7 +13,7 @@ from policies.admission.ledger import Charge
 from policies.admission.limits.items import LimitItem
 from policies.admission.nodes import Branch, Node
 from policies.admission.shared import SEPARATOR
-from policies.commands import Adjust, Command, Queue, Refuse, Release, Settle, Withdraw
+from policies.commands import Adjust, Command, Queue, Refuse, Release, Resume, Settle, Withdraw
 from policies.document.fairness import Level
 from policies.events import AdmissionEvent, Arrived, PolicyApplied, Reserved, SchedulerHolds, Started, TokensProduced
 
@@ -79,6 +79,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: int
     cached_tokens: int
     is_cancelled: bool
+    attempt: int = 0
 
 
 class TakenRow(msgspec.Struct, frozen=True, array_like=True):
@@ -126,7 +127,7 @@ class Saved:
                 self._unix_minus_core_s = event.wall_s - now
         for command in commands:
             match command:
-                case Release():
+                case Release() | Resume():
                     self._requests[command.request] = None
                     self._produced = True
                 case Queue() | Adjust() | Refuse() | Withdraw():
@@ -147,7 +148,7 @@ class Saved:
         rows[PROGRESS] = _encoder.encode(
             [
                 # As `Progress`: a tuple is made in half the time.
-                (charge.request, charge.output_tokens, charge.cached_tokens, charge.cancelled)
+                (charge.request, charge.output_tokens, charge.cached_tokens, charge.cancelled, charge.attempt)
                 for charge in self._core.ledger.in_flight.values()
             ]
         )

@@ -34,7 +34,7 @@ from policies.scheduling.checking import Snapshot, Totals, check_executor, snaps
 from policies.scheduling.executor import Executor
 from policies.scheduling.lengths.lengths import Lengths, coverage_of, following
 from policies.scheduling.plans import finish_plan
-from policies.scheduling.prefixes import prefix_of
+from policies.scheduling.releases import begin
 from policies.scheduling.rules import SchedulingRules
 from policies.scheduling.stages import Draft
 from policies.scheduling.state import Request, Sequence
@@ -148,21 +148,10 @@ class SchedulerCore:
     def _release(self, event: Released, now: float, commands: list[Command]) -> None:
         if event.request in self.requests:
             return
-        request = Request(event.request, event.gateway, event.num_choices, event.owner)
+        request, sequences = begin(event, now, self._num_released)
+        self._num_released += event.num_choices
         self.requests[request.id] = request
-        for index in range(event.num_choices):
-            self._num_released += 1
-            sequence = Sequence(
-                event.request + index,
-                request,
-                number=self._num_released,
-                arrived_s=now - event.waited_s,
-                prompt_tokens=event.prompt_tokens,
-                max_output_tokens=event.max_output_tokens,
-                slo_class=event.slo_class,
-                prefix=prefix_of(event),
-                true_tokens=event.output_tokens,
-            )
+        for sequence in sequences:
             _, sequence.tbt_s = self.rules.slo(sequence.slo_class)
             sequence.priority, _ = self.rules.slo(sequence.slo_class)
             sequence.stalled = self._stalls.is_left_out(event.gateway)

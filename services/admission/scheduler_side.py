@@ -17,6 +17,8 @@ from services.wire import Cancel, Capacity, Dispatch, EndsKept, Holds, RequestEn
 
 LOST = "scheduler_lost"
 """The outcome of what a scheduler had that is gone, or has it no more."""
+GATEWAY_LOST = "gateway_lost"
+"""The code of what a scheduler cancelled because its stream to the gateway broke."""
 MOST_UNKEPT = 100_000
 """Ends that the store has not kept; a scheduler tells of no more than so many again."""
 
@@ -33,6 +35,8 @@ class SchedulerSide:
         handle: the core's.
         settled: told (epoch of the scheduler, number) of an end after the core has heard of it; 0: it is a new start.
         changed: told of the capacity, from when work can be released on.
+        lease_s: how long it may be away.
+        resume_s: how long gateways may go on with what it had.
     """
 
     def __init__(
@@ -41,12 +45,14 @@ class SchedulerSide:
         settled: Callable[[int, int], None],
         changed: Callable[[Capacity], None],
         lease_s: float,
+        resume_s: float,
     ) -> None:
         self.stream: Stream | None = None
         self._handle = handle
         self._settled = settled
         self._changed = changed
         self._lease_s = lease_s
+        self._resume_s = resume_s
         self._lease: asyncio.TimerHandle | None = None
         self._agrees = False
         """On this connection: both know what the scheduler holds."""
@@ -56,8 +62,10 @@ class SchedulerSide:
         """The newest of its ends that is settled."""
         self._kept_number = 0
         """The newest of its ends that is settled for good."""
-        self._unkept: dict[int, int] = {}
-        """Requests whose ends are settled and not for good, by number: the scheduler would tell of them again."""
+        self._unkept: dict[int, tuple[int, int]] = {}
+        """Requests, with the attempt, whose ends are settled and not for good, by number: the scheduler would tell of
+        them again.
+        """
         self._expired: dict[int, None] = {}
         """Requests of that start that are settled because it was away for too long."""
 
@@ -65,6 +73,10 @@ class SchedulerSide:
     def epoch(self) -> int:
         """Of the scheduler that is connected; 0: none is."""
         return 0 if self.stream is None else self.stream.peer.epoch
+
+    def agrees_on(self, epoch: int) -> bool:
+        """Both know what is in flight, and it is this start of the scheduler; 0: whichever."""
+        return self._agrees and epoch in (0, self._epoch)
 
     def begin(self, kept: Kept) -> None:
         """Go on from what an earlier process of this admission knew."""
@@ -109,11 +121,15 @@ class SchedulerSide:
                 self._changed(message)
             case Holds():
                 self._agrees = True
-                over = {*self._expired, *self._unkept.values()}
-                held = [each for each in message.requests if each.request not in over]
+                over = set(self._unkept.values())
+                held = [
+                    each
+                    for each in message.requests
+                    if each.request not in self._expired and (each.request, each.attempt) not in over
+                ]
                 # What it does not have by now never reached it, and will not: the stream before this one is closed.
                 self._expired = {each.request: None for each in message.requests if each.request in self._expired}
-                self._handle(SchedulerHolds(tuple(held)))
+                self._handle(SchedulerHolds(tuple(held), self._resume_s))
             case _ if not self._agrees:
                 pass
             case Usage():
@@ -121,10 +137,19 @@ class SchedulerSide:
                 self._handle(TokensProduced(sequences, message.prefix_hits))
             case RequestEnded():
                 self._expired.pop(message.request, None)
-                self._handle(RequestFinished(message.request, message.output_tokens, message.outcome))
+                self._handle(
+                    RequestFinished(
+                        message.request,
+                        message.output_tokens,
+                        message.outcome,
+                        message.attempt,
+                        # The gateway itself may be well, and connect again.
+                        self._resume_s if message.code == GATEWAY_LOST else 0.0,
+                    )
+                )
                 if message.number > self._ends_number:
                     self._ends_number = message.number
-                    self._unkept[message.number] = message.request
+                    self._unkept[message.number] = message.request, message.attempt
                     if len(self._unkept) > MOST_UNKEPT:
                         del self._unkept[next(iter(self._unkept))]
                     self._settled(self._epoch, message.number)
@@ -153,8 +178,8 @@ class SchedulerSide:
 
     def _expire(self) -> None:
         self._lease = None
-        log.warning("the scheduler was away for %g s: what it had in flight is settled as lost", self._lease_s)
+        log.warning("the scheduler was away for %g s: what it had in flight is lost", self._lease_s)
         self._lost()
 
     def _lost(self) -> None:
-        self._handle(SchedulerLost())
+        self._handle(SchedulerLost(self._resume_s))

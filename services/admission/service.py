@@ -24,11 +24,13 @@ from policies.commands import (
     Refuse,
     Release,
     Reserve,
+    Resume,
     Settle,
+    Strand,
     Withdraw,
 )
-from policies.events import Arrived, CancelRequested, CapacityChanged, Invalid, Restored
-from services.admission.answers import queued, refused
+from policies.events import CancelRequested, CapacityChanged, Invalid, RequestFinished, Restored
+from services.admission.answers import admitted, arrived, queued, refused
 from services.admission.followed_revisions import FollowedRevisions
 from services.admission.history import History
 from services.admission.journal import Journal
@@ -36,6 +38,7 @@ from services.admission.metrics import APPLIED, REJECTED, AdmissionMetrics
 from services.admission.policy_files import PolicyFile, PolicyRevisions, first_document
 from services.admission.reports import Reports
 from services.admission.scheduler_side import LOST, SchedulerSide
+from services.admission.sent_again import SentAgain
 from services.admission.store import Kept
 from services.admission.stores import store_of
 from services.health import process_name
@@ -46,7 +49,6 @@ from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
 from services.ticking import TELL_S, Ticker
 from services.transport import Identity, Link, Listener, Stream
-from services.troubles import Troubles
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -69,7 +71,6 @@ from services.wire import (
 from services.wire_operator import ReportAsked
 from services.wire_parts import Levels
 
-INT32_BYTES = 4
 ADMISSION, OPERATOR = "admission", "operator"
 """Somebody at a shell, who asks and looks on."""
 
@@ -91,30 +92,36 @@ class AdmissionService:
         self._deployment = deployment
         self._replica = replica
         self._core = AdmissionCore()
-        self._troubles = Troubles()
-        event_log = open_event_log(deployment, self.name, self._troubles)
-        self._pump = Pump(self._core, self._perform, event_log=event_log, check=deployment.check)
-        self._history = History(deployment.data, self._troubles)
+        self._pump = Pump(
+            self._core,
+            self._perform,
+            event_log=open_event_log(deployment, self.name),
+            check=deployment.check,
+        )
+        self._history = History(deployment.data)
         self._proposed = PolicyRevisions(deployment.policy, self._apply, self._rejected)
         self._followed = FollowedRevisions(deployment.policy, self._pump.apply)
         self._revisions: PolicyRevisions | FollowedRevisions = self._followed if replica else self._proposed
         self._file = PolicyFile(Path(deployment.policy), self._proposed.saved, self._proposed.unreadable)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue, self._troubles)
+        self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue)
         self._reports = Reports(self._core, self._pump, self._store)
         self._metrics = AdmissionMetrics(self._core)
         self._pump.observers.append(self._metrics.look)
         # Several may share a store: each is another instance, and so is each start.
-        self._reporting = Reporting(
-            deployment.telemetry, self.name, secrets.token_hex(4), self._families, troubles=self._troubles
-        )
-        self._journal = Journal(self._store, Saved(self._core), self._kept, self._troubles)
+        self._reporting = Reporting(deployment.telemetry, self.name, secrets.token_hex(4), self._families)
+        self._journal = Journal(self._store, Saved(self._core), self._kept)
         self._pump.observers.append(self._journal.observe)
         self._scheduler = SchedulerSide(
-            self._pump.handle, self._journal.settled, self._set_capacity, deployment.streams.lease_s
+            self._pump.handle,
+            self._journal.settled,
+            self._set_capacity,
+            deployment.streams.lease_s,
+            deployment.streams.resume_s,
         )
-        self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0)
+        self._again = SentAgain(self._core, self._pump.handle, self._gateways, self._submitted, self._scheduler)
+        self._capacity = Capacity(num_executors=0, kv_tokens=0, max_sequence_tokens=0, resumes=True)
         self._listener: Listener | None = None
         self._ticker = Ticker(TELL_S, self._tell_levels)
         self._links: list[Link] = []
@@ -183,6 +190,7 @@ class AdmissionService:
         for link in self._links:
             await link.close()
         self._scheduler.close()
+        self._again.close()
         self._reports.close()
         self._pump.close()
         await self._journal.close()
@@ -199,6 +207,7 @@ class AdmissionService:
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
             stream.send(self._capacity)
+            self._again.opened(gateway)
         elif stream.peer.service == OPERATOR:
             return
         elif stream.peer.service != ADMISSION:
@@ -216,6 +225,7 @@ class AdmissionService:
         elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._revisions.left(stream)
+            self._again.closed(gateway)
             for request in [request for request in self._waiting if request >> 32 == gateway]:
                 self._pump.handle(CancelRequested(request, "gateway_lost"))
         elif stream.peer.service == ADMISSION:
@@ -232,13 +242,19 @@ class AdmissionService:
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """Messages become events."""
         match message:
+            case RequestEnded() if gateway_number(stream) is not None:
+                # The scheduler is lost, and its client has all of it: what the gateway counted is what it is charged.
+                self._pump.handle(
+                    RequestFinished(message.request, message.output_tokens, message.outcome, message.attempt)
+                )
             case Usage() | RequestEnded() | Holds() | Capacity():
                 self._scheduler.received(stream, message)
             case Submit():
-                self._submitted(message)
+                self._again.came(message)
             case InvalidRequest():
                 self._pump.handle(Invalid(message.request, message.tenant, message.project, message.key, message.tier))
             case Cancel():
+                self._again.cancelled(message.request)
                 self._pump.handle(CancelRequested(message.request, message.reason))
             case PolicyPrepared():
                 self._revisions.prepared(stream, message)
@@ -251,22 +267,9 @@ class AdmissionService:
 
     def _submitted(self, submit: Submit) -> None:
         self._waiting[submit.request] = Waiting(submit, time.monotonic_ns())
-        self._pump.handle(
-            Arrived(
-                request=submit.request,
-                tenant=submit.tenant,
-                tier=submit.tier,
-                prompt_tokens=len(submit.prompt) // INT32_BYTES,
-                max_output_tokens=0 if submit.pooling else submit.max_output_tokens,
-                num_choices=len(submit.sampling),
-                weight=submit.weight,
-                project=submit.project,
-                key=submit.key,
-                service_tier=submit.service_tier,
-                allowed_classes=submit.allowed_classes,
-                declared=submit.declared,
-            )
-        )
+        self._pump.handle(arrived(submit, self._again.waited_s(submit)))
+        if submit.resent and submit.request in self._core.ledger.in_flight:
+            self._waiting.pop(submit.request, None)  # it was no news
 
     def _restore(self, kept: Kept) -> None:
         if kept.rows:
@@ -281,9 +284,10 @@ class AdmissionService:
         self._scheduler.kept(epoch, number)
 
     def _set_capacity(self, capacity: Capacity) -> None:
-        self._capacity = capacity
+        self._again.agreed()
+        self._capacity = msgspec.structs.replace(capacity, resumes=True)
         for gateway in self._gateways.values():
-            gateway.send(capacity)
+            gateway.send(self._capacity)
         num_admissions = len(self._deployment.streams.admissions)
         self._pump.handle(
             CapacityChanged(
@@ -293,8 +297,7 @@ class AdmissionService:
 
     def _tell_levels(self) -> None:
         if self._gateways and self._pump.revision:
-            levels = Levels(queued=queued_by_class(self._core), troubles=self._troubles.sentences)
-            told = msgspec.structs.replace(self._capacity, levels=levels)
+            told = msgspec.structs.replace(self._capacity, levels=Levels(queued=queued_by_class(self._core)))
             for gateway in self._gateways.values():
                 gateway.send(told)
 
@@ -318,8 +321,10 @@ class AdmissionService:
 
     def _perform(self, command: Command) -> None:
         match command:
-            case Release():
+            case Release() | Resume():
                 self._release(command)
+            case Strand():
+                self._again.stranded(command.request, command.attempt)
             case Queue():
                 self._to_gateway(command.request, queued(command))
             case Refuse():
@@ -342,34 +347,22 @@ class AdmissionService:
             case _:
                 raise TypeError(f"admission cannot perform a {type(command).__name__}")
 
-    def _release(self, command: Release) -> None:
+    def _release(self, command: Release | Resume) -> None:
         waiting = self._waiting.pop(command.request)
         released_ns = time.monotonic_ns()
-        gateway = command.request >> 32
         self._scheduler.send(
             Dispatch(
                 submit=waiting.submit,
                 slo_class=command.slo_class,
                 waited_s=command.waited_s,
-                gateway=gateway,
+                gateway=command.request >> 32,
                 queued_ns=waiting.queued_ns,
                 released_ns=released_ns,
             )
         )
-        self._to_gateway(
-            command.request,
-            Admitted(
-                command.request,
-                command.slo_class,
-                self._revisions.revision,
-                waiting.queued_ns,
-                released_ns,
-                self._scheduler.epoch,
-                command.limits,
-                command.waits_s,
-                command.counter,
-            ),
-        )
+        told = admitted(command, self._revisions.revision, self._scheduler.epoch, waiting.submit.attempt)
+        told.queued_ns, told.released_ns = waiting.queued_ns, released_ns
+        self._to_gateway(command.request, told)
 
     def _refuse(self, command: Refuse) -> None:
         # Of an invalid request nothing waits here.

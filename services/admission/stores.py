@@ -6,10 +6,9 @@ from services.admission.redis_store import RedisStore
 from services.admission.shared_counters import SharedCounters
 from services.admission.store import Answer, Store
 from services.settings import EMBEDDED_STORE, Deployment
-from services.troubles import Troubles
 
 
-def store_of(deployment: Deployment, instance: str, answer: Answer, queue: FairQueue, troubles: Troubles) -> Store:
+def store_of(deployment: Deployment, instance: str, answer: Answer, queue: FairQueue) -> Store:
     """The one that the deployment names, as this instance of admission has it; `queue` is whose counters are shared.
 
     Raises:
@@ -17,4 +16,4 @@ def store_of(deployment: Deployment, instance: str, answer: Answer, queue: FairQ
     """
     if deployment.store == EMBEDDED_STORE:
         return EmbeddedStore(deployment.data, answer)
-    return RedisStore(deployment, instance, answer, SharedCounters(queue), troubles)
+    return RedisStore(deployment, instance, answer, SharedCounters(queue))

@@ -115,7 +115,6 @@ class Api:
         document = {
             "ready": not reasons,
             "reasons": reasons,
-            "degraded": self._backend.degraded,
             "policy": revisions.now,
             "last_save": revisions.last_save,
             "model": self._model,

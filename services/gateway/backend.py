@@ -14,16 +14,17 @@ from engine.tokenizer import TextStream
 from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
 from services.gateway.frames import Pump
-from services.gateway.neighbours import ADMISSION, Neighbours
+from services.gateway.neighbours import ADMISSION, SCHEDULER, Neighbours
 from services.gateway.policy import Revisions
 from services.gateway.questions import Questions
-from services.gateway.streams import Answer, Choice, Running
+from services.gateway.resuming import EXECUTOR, Resuming
+from services.gateway.running import Running
+from services.gateway.streams import Answer, Choice
 from services.gateway.told import Told
 from services.gateway.tracing import Origin, Tracing
 from services.gateway.traffic import Traffic
 from services.streams import Stream
 from services.traffic.rows import RequestRow
-from services.troubles import Troubles
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -64,22 +65,16 @@ class Texts(Protocol):
 class Backend:
     """Receiver of both streams."""
 
-    @property
-    def degraded(self) -> list[str]:
-        """What cannot be kept at the moment, here and at the services, in sentences."""
-        said = [f"{name}: {each}" for name, levels in self.levels.items() for each in levels.troubles]
-        return [*(f"gateway: {each}" for each in self.troubles.sentences), *said]
-
-    def __init__(self, texts: Texts, record: Callable[[RequestRow], None], tracing: Tracing) -> None:
+    def __init__(self, texts: Texts, record: Callable[[RequestRow], None], tracing: Tracing, resume_s: float) -> None:
         self.gateway = secrets.randbits(GATEWAY_BITS)
         """Upper half of every request id: tells this gateway from others and from an earlier start of itself."""
         self.texts = texts
         self.revisions = Revisions()
         self.capacity: Capacity | None = None
+        self.max_sequence_tokens = 0
+        """Of the executors that there are, or were last; 0: there were none."""
         self.levels: dict[str, Levels] = {}
         """How full each service is, as it said last."""
-        self.troubles = Troubles()
-        """Of this process."""
         self.running: dict[int, Running] = {}
         self._traffic = Traffic(record)
         self._next = 0
@@ -89,6 +84,7 @@ class Backend:
         self.tracing = tracing
         self._pump = Pump(self._choice_ended, tracing)
         self._neighbours = Neighbours()
+        self._resuming = Resuming(self._neighbours, self.running, self._hand_on, self._fail, resume_s)
         self.questions = Questions(self._neighbours.admission)
 
     # --- what the HTTP side asks --------------------------------------------------------------------------------
@@ -97,6 +93,11 @@ class Backend:
     def num_discarded(self) -> int:
         """Tokens that came for nobody, since the start."""
         return self._pump.num_discarded
+
+    @property
+    def num_resumed(self) -> int:
+        """Requests that went on at another scheduler, since the start."""
+        return self._resuming.num_resumed
 
     def missing(self) -> list[str]:
         """What keeps new requests from being served, in words; empty when nothing does."""
@@ -108,36 +109,41 @@ class Backend:
         return reasons
 
     def check_open(self) -> None:
-        """Whether a request can be handed on.
+        """Whether a request can be handed on, now or soon: whoever was there a moment ago may be back in time.
 
         Raises:
             RequestError: a stream is down or nothing is known of the executors yet.
         """
-        if not self._neighbours.has_admission:
+        briefly_away = self._resuming.is_briefly_away
+        if not self._neighbours.has_admission and not briefly_away(ADMISSION):
             raise RequestError("admission_lost", "admission cannot be reached at the moment; try again")
-        if self._neighbours.scheduler is None:
+        if self._neighbours.scheduler is None and not briefly_away(SCHEDULER):
             raise RequestError("no_capacity", "the scheduler cannot be reached at the moment; try again")
-        if self.capacity is None or not self.capacity.max_sequence_tokens:
+        has_executor = self.capacity is not None and self.capacity.max_sequence_tokens > 0
+        if not (has_executor or (self.max_sequence_tokens and briefly_away(EXECUTOR))):
             raise RequestError("no_capacity", "no executor is ready yet; try again")
 
     def submit(self, submits: Sequence[Submit], answer: Answer, stops: Sequence[str], origin: Origin) -> None:
         """Give each Submit its id and hand it on; the answer gets their choices in this order."""
-        admission = self._neighbours.admission()
         for submit in submits:
-            num_choices = len(submit.sampling)
-            submit.request = request = self._number(num_choices)
-            running = Running(request, num_choices, answer, admission)
+            submit.request = request = self._number(len(submit.sampling))
+            running = Running(submit, answer)
             self.running[request] = answer.running[request] = running
-            self._unheard[request] = (answer, admission)
             answer.unheard[request] = None
             for sequence in running.sequences:
                 self._pump.choices[sequence] = answer.add(running, self.texts.stream(), stops)
         answer.on_written = self.tracing.written
         self.tracing.begin(submits, answer, origin)
         now = self.revisions.now
+        admission = self._neighbours.admission()
         for submit in submits:
             self._traffic.arrived(submit, 0 if now is None else now.revision)
-            self._send(admission, submit)
+            running = self.running[submit.request]
+            if admission is None:
+                self._unheard[submit.request] = (answer, None)
+                self._resuming.wait(running)
+            else:
+                self._hand_on(running, admission, submit)
 
     async def count_invalid(self, tenant: Tenant, key: HashedKey) -> Counted:
         """Have a wrong request counted against its caller's limits.
@@ -174,6 +180,10 @@ class Backend:
             self._send(self._neighbours.scheduler, cancel)
         answer.fail(failure)
 
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        self._resuming.close()
+
     def cancel_all(self, failure: RequestError) -> None:
         """End everything."""
         for running in list(self.running.values()):
@@ -184,6 +194,7 @@ class Backend:
     def opened(self, stream: Stream) -> None:
         """A stream is up."""
         self._neighbours.opened(stream)
+        self._resuming.opened(stream)
 
     def stalled(self, stream: Stream) -> None:
         """A service does not read."""
@@ -201,19 +212,18 @@ class Backend:
         log.warning("stream to %s lost: %s", stream.peer.service, reason)
         if stream.peer.service == ADMISSION:
             # Running requests go on without it; its backlog is gone.
-            failure = "admission was lost while the request waited; try again"
-            self._fail_all(
-                "admission_lost", failure, lambda running: not running.admitted and running.admission is stream
-            )
+            sentence = "admission was lost while the request waited; try again"
+            self._resuming.admission_lost(stream, RequestError("admission_lost", sentence))
             unheard = [
                 (request, by) for waiting in (self._unheard, self._counting) for request, (_, by) in waiting.items()
             ]
             for request, by in unheard:
-                if by is stream:
+                waiting = self.running.get(request)
+                if by is stream and not (waiting is not None and waiting.is_parked):
                     self._heard(request)
         else:
-            failure = "the scheduler was lost while the request ran; try again"
-            self._fail_all("scheduler_lost", failure, lambda running: running.admitted)
+            sentence = "the scheduler was lost while the request ran; try again"
+            self._resuming.scheduler_lost(stream, RequestError("scheduler_lost", sentence))
             self._traffic.lost_but(self.running)
 
     def received(self, stream: Stream, message: AnyMessage) -> None:
@@ -225,18 +235,25 @@ class Backend:
                 if message.request in self._unheard:
                     answering, _ = self._unheard[message.request]
                     answering.told.queued(message)
+                if message.request in self.running:
+                    self._resuming.heard(self.running[message.request])
             case Admitted():
                 self._heard(message.request).admitted(message)
                 self.tracing.let(message, stream.clock)
                 self._admitted(message)
             case Refused():
                 self._refused(message)
+            case RequestEnded() if stream.peer.service == ADMISSION and self._resuming.stranded(stream, message):
+                pass
             case RequestEnded():
                 self._request_ended(message)
             case Capacity() if message.levels is not None:
                 self.levels[stream.peer.service] = message.levels
             case Capacity():
+                num_before = 0 if self.capacity is None else self.capacity.num_executors
                 self.capacity = message
+                self.max_sequence_tokens = message.max_sequence_tokens or self.max_sequence_tokens
+                self._resuming.told(stream, message, num_before)
             case Report():
                 self.questions.answered(message)
             case PolicyPrepare() | PolicyCommit() | PolicyAbort() | PolicyNow() | PolicyStatus():
@@ -283,14 +300,17 @@ class Backend:
 
     def _admitted(self, message: Admitted) -> None:
         running = self.running.get(message.request)
-        if running is None:
+        if running is None or message.attempt != running.submit.attempt:
             return
-        running.admitted = True
         scheduler = self._neighbours.scheduler
         if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
-            # Released to a scheduler that was lost before this message came: nobody else will end it.
-            self._traffic.gone(message.request, "lost", "scheduler_lost")
-            self._fail(message.request, RequestError("scheduler_lost", "the scheduler was lost; try again"))
+            failure = RequestError("scheduler_lost", "the scheduler was lost; try again")
+            self._resuming.missed_by(scheduler, running, failure)
+            if message.request not in self.running:
+                self._traffic.gone(message.request, "lost", "scheduler_lost")
+            return
+        running.admitted = running.was_admitted = True
+        self._resuming.heard(running)
 
     def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
         running = choice.running
@@ -300,10 +320,15 @@ class Backend:
             self._send(self._neighbours.scheduler, Stopped(sequence, choice.num_tokens))
         if running.num_open == 0:
             self._forget(running)
+            self._resuming.finished(running)
+            if running.submit.resent:
+                # Should what was sent twice come there twice, nobody waits for it.
+                self._send(self._neighbours.scheduler, Cancel(running.request, "finished"))
 
     def _request_ended(self, message: RequestEnded) -> None:
         """The scheduler is done with a request. After a whole answer nothing is left here to end."""
         self._traffic.ended(message)
+        self._resuming.ended(message.request)
         if message.request not in self.running:
             return
         code = message.code or ("cancelled" if message.outcome == "cancelled" else "internal_error")
@@ -315,14 +340,10 @@ class Backend:
         if running is not None:
             self.cancel(running.answer, failure)
 
-    def _fail_all(self, code: str, message: str, which: Callable[[Running], bool]) -> None:
-        for running in list(self.running.values()):
-            if running.request in self.running and which(running):
-                self.cancel(running.answer, RequestError(code, message))
-
     def _forget(self, running: Running) -> None:
         del self.running[running.request]
         del running.answer.running[running.request]
+        self._resuming.gone(running)
         for sequence in running.sequences:
             self._pump.choices.pop(sequence, None)
 
@@ -340,5 +361,13 @@ class Backend:
         return None if counted.done() else counted
 
     def _send(self, stream: Stream | None, message: Submit | InvalidRequest | Cancel | Stopped) -> None:
-        if stream is not None and self._neighbours.is_connected(stream):
-            stream.send(message)
+        """To a service, or whoever is in its place by now."""
+        there = None if stream is None else self._neighbours.again(stream)
+        if there is not None:
+            there.send(message)
+
+    def _hand_on(self, running: Running, admission: Stream, submit: Submit) -> None:
+        running.admission = admission
+        if running.request in running.answer.unheard:
+            self._unheard[running.request] = (running.answer, admission)
+        admission.send(submit)

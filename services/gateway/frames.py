@@ -68,7 +68,7 @@ class Pump:
                 self.num_discarded += 1
                 continue
             if choice.direct and finish == GOES_ON:
-                choice.num_tokens += 1
+                choice.keep(token)
                 text = choice.push(token)
                 if text:
                     encoded = encode(text)
@@ -80,10 +80,10 @@ class Pump:
                         choice.direct = False
                         continue
                 # One look in sixteen: a few chunks above the mark are no matter, a call for each token is.
-                if not choice.num_tokens & 15 and choice.protocol.writing_paused:  # type: ignore[union-attr]
+                if not len(choice.output) & 15 and choice.protocol.writing_paused:  # type: ignore[union-attr]
                     choice.answer.hold()
             elif finish not in UNCOUNTED:
-                choice.num_tokens += 1
+                choice.keep(token)
                 reason = choice.take(token, finish)
                 touched[choice.answer] = None
                 held_back.append((row, choice.answer))

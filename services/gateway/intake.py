@@ -196,9 +196,7 @@ class Intake:
     def _room(self, prompt_tokens: int, body: Asked) -> int:
         """Output tokens that a request may make."""
         asked = body.maximum
-        capacity = self._backend.capacity
-        limit = self._tokenizer.max_sequence_tokens
-        limit = min(limit, capacity.max_sequence_tokens) if capacity is not None else limit
+        limit = min(self._tokenizer.max_sequence_tokens, self._backend.max_sequence_tokens)
         if prompt_tokens + (asked or 1) > limit:
             wanted = f"{prompt_tokens} prompt tokens and at most {asked or 1} of output"
             message = f"a sequence here has at most {limit} tokens; this request has {wanted}; shorten one of them"

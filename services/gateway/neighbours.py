@@ -14,19 +14,20 @@ class Neighbours:
     def __init__(self) -> None:
         self._streams: dict[tuple[str, str], Stream] = {}
         self._stalled: dict[Stream, None] = {}
+        self._resumes: dict[Stream, bool] = {}
+        """Whether it takes requests that were sent before, of those who have said so or not."""
         self._turn = 0
 
     def opened(self, stream: Stream) -> None:
         """A stream is up."""
-        self._streams[stream.peer.service, stream.peer.instance] = stream
+        self._streams[_place(stream)] = stream
 
     def closed(self, stream: Stream) -> bool:
         """A stream is down; False: it is an older connection, replaced meanwhile."""
         self._stalled.pop(stream, None)
-        place = (stream.peer.service, stream.peer.instance)
-        if self._streams.get(place) is not stream:
+        if not self.is_connected(stream):
             return False
-        del self._streams[place]
+        del self._streams[_place(stream)]
         return True
 
     def stalled(self, stream: Stream) -> None:
@@ -44,7 +45,26 @@ class Neighbours:
 
     def is_connected(self, stream: Stream) -> bool:
         """Whether messages for it arrive."""
-        return self._streams.get((stream.peer.service, stream.peer.instance)) is stream
+        return self.again(stream) is stream
+
+    def again(self, stream: Stream) -> Stream | None:
+        """The stream to the same place, if it was connected anew; None: nobody is there."""
+        return self._streams.get(_place(stream))
+
+    def has(self, service: str) -> bool:
+        """Whether there is a stream to it."""
+        return bool(self._of(service))
+
+    def told(self, stream: Stream, *, resumes: bool) -> None:
+        """A service said whether it takes requests that were sent before."""
+        if self.is_connected(stream):
+            for gone in [each for each in self._resumes if _place(each) == _place(stream) and each is not stream]:
+                del self._resumes[gone]
+            self._resumes[stream] = resumes
+
+    def resumes(self, stream: Stream) -> bool | None:
+        """Whether it takes, or took, requests that were sent before; None: it has not said."""
+        return self._resumes.get(stream)
 
     def missing(self) -> list[str]:
         """What is not there or does not read, in words."""
@@ -70,3 +90,7 @@ class Neighbours:
 
     def _of(self, service: str) -> list[Stream]:
         return [stream for (name, _), stream in self._streams.items() if name == service]
+
+
+def _place(stream: Stream) -> tuple[str, str]:
+    return stream.peer.service, stream.peer.instance

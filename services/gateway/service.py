@@ -49,7 +49,8 @@ class GatewayService:
         self._store: Store | None = None
         self.keeper = KeeperLink() if deployment.telemetry.tokens else None
         """Of traces; None: nothing is traced."""
-        self._backend = Backend(tokenizer, self._record, Tracing(deployment.model_name, self.keeper))
+        tracing = Tracing(deployment.model_name, self.keeper)
+        self._backend = Backend(tokenizer, self._record, tracing, deployment.streams.resume_s)
         self._grammars = Grammars(deployment.model_folder, tokenizer.vocabulary_size)
         self._rendering = Rendering(deployment.model_folder, deployment.http.max_prompt_characters)
         self.api = Api(
@@ -64,14 +65,7 @@ class GatewayService:
         )
         metrics = GatewayMetrics(self._backend, self._keys, self.keeper)
         instance = str(self._backend.gateway)
-        self._reporting = Reporting(
-            deployment.telemetry,
-            self.name,
-            instance,
-            metrics.families,
-            troubles=self._backend.troubles,
-            pushed=metrics.own,
-        )
+        self._reporting = Reporting(deployment.telemetry, self.name, instance, metrics.families, pushed=metrics.own)
         self.links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -107,9 +101,7 @@ class GatewayService:
                     headers=telemetry.headers,
                 )
             )
-        self._store = open_store(
-            self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic, self._backend.troubles
-        )
+        self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
         loop = asyncio.get_running_loop()
         self._watches.append(loop.create_task(self._keys.watch()))
         streams = self._deployment.streams
@@ -166,6 +158,7 @@ class GatewayService:
         await self._grammars.close()
         await self._rendering.close()
         await asyncio.gather(*(link.close() for link in self.links))
+        self._backend.close()
         if self._store is not None:
             self._store.close()
         if self.keeper is not None:

@@ -5,6 +5,7 @@ Knows neither HTTP requests nor other services.
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -14,10 +15,10 @@ from services.errors import RequestError
 from services.gateway.calls import CallReader
 from services.gateway.chunks import http_chunk, tail_of
 from services.gateway.logprobs import LoggedText, Position
+from services.gateway.running import Running
 from services.gateway.shapes import ChoiceText, Ending, Shape, Totals, whole_calls
 from services.gateway.text import StoppingText
 from services.gateway.told import Told
-from services.streams import Stream
 
 REASONS = {FinishReason.STOP.value: "stop", FinishReason.LENGTH.value: "length"}
 HIGH_WATER_BYTES = 64 * 2**10
@@ -30,20 +31,6 @@ class HttpProtocol(Protocol):
     @property
     def writing_paused(self) -> bool:
         """The transport holds more than its high-water mark."""
-
-
-class Running:
-    """A request between its Submit and its end: the choices `request .. request + num_choices - 1` of an answer."""
-
-    def __init__(self, request: int, num_choices: int, answer: "Answer", admission: Stream | None) -> None:
-        self.request = request
-        self.sequences = range(request, request + num_choices)
-        self.num_open = num_choices
-        self.answer = answer
-        self.admission = admission
-        """The process that it was given to."""
-        self.admitted = False
-        """The scheduler has it: it no longer depends on admission."""
 
 
 class Answer:
@@ -93,6 +80,7 @@ class Answer:
         """A further choice, made by one of the answer's requests."""
         choice = Choice(running, len(self.choices), text, stops)
         self.choices.append(choice)
+        running.choices.append(choice)
         self.num_open += 1
         return choice
 
@@ -259,9 +247,10 @@ class Choice:
         "finish_reason",
         "held",
         "index",
+        "keep",
         "logged",
         "num_shown",
-        "num_tokens",
+        "output",
         "prefix",
         "protocol",
         "push",
@@ -291,8 +280,9 @@ class Choice:
         self.push = text.push
         self.stopping = StoppingText(text, stops) if stops else None
         self.calls = CallReader(answer.shape.call_id) if answer.shape.calls else None
-        self.num_tokens = 0
-        """Output tokens counted: the end-of-sequence token and the one that completes a stop string included."""
+        self.output = array("i")
+        """Tokens counted: the end-of-sequence token and the one that completes a stop string included."""
+        self.keep = self.output.append
         self.held = ""
         """Text that no reader was given yet."""
         self.num_shown = 0
@@ -311,7 +301,7 @@ class Choice:
         """Account for a token. Returns the reason if the output ended with it: `stop`, `length`, `stop_string`."""
         answer = self.answer
         # A token can overtake the Admitted of its request: they come by different streams.
-        self.running.admitted = True
+        self.running.admitted = self.running.was_admitted = True
         if self.stopping is not None:
             # An end-of-sequence token is no text.
             text, self.stop = ("", "") if finish == FinishReason.STOP else self.stopping.push(token)
@@ -330,6 +320,11 @@ class Choice:
             self.direct = False
             answer.close(self, "stop" if self.stop else reason)
         return reason
+
+    @property
+    def num_tokens(self) -> int:
+        """Output so far."""
+        return len(self.output)
 
     @property
     def num_held(self) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 
 from policies.commands import Int64Array
 from policies.events import HeldAtScheduler
-from services.scheduler.sequences import INT32_BYTES, Sequences
+from services.scheduler.sequences import INT32_BYTES, Sequences, output_tokens_of
 from services.transport import Stream
-from services.wire import Capacity, Dispatch, Holds, RequestEnded, Usage
+from services.wire import Capacity, Dispatch, Holds, RequestEnded, Submit, Usage
 
 ADMISSION = "admission"
 """What its processes call themselves."""
@@ -98,12 +98,24 @@ class Admissions:
             prompt_tokens=len(submit.prompt) // INT32_BYTES,
             max_output_tokens=0 if submit.pooling else submit.max_output_tokens,
             num_choices=len(submit.sampling),
-            output_tokens=0,
+            output_tokens=output_tokens_of(submit),
+            attempt=submit.attempt,
         )
         owed = self._owed[stream.peer.instance]
         self._held[submit.request] = (owed, held)
         for choice in range(held.num_choices):
             self._owner[submit.request + choice] = owed
+
+    def dispatched_again(self, stream: Stream, submit: Submit) -> None:
+        """It released a request that is here: nothing changes, but that this is what its end will answer. A gateway
+        that lost one admission process may have gone to another, which is to forget it then.
+        """
+        owed, held = self._held[submit.request]
+        if owed is self._owed[stream.peer.instance]:
+            self._held[submit.request] = owed, msgspec.structs.replace(held, attempt=submit.attempt)
+        else:
+            sentence = "another admission process has released it"
+            stream.send(RequestEnded(submit.request, "refused", 0, "already_here", sentence, attempt=submit.attempt))
 
     def produced(self, sequences: Int64Array, prefix_hits: list[tuple[int, int]]) -> None:
         """These sequences have got an output token each, and these requests have found cached tokens."""
@@ -127,7 +139,7 @@ class Admissions:
             del self._owner[ended.request + choice]
         held = msgspec.structs.replace(self._now(held), output_tokens=ended.output_tokens)
         owed.num_ends += 1
-        numbered = msgspec.structs.replace(ended, number=owed.num_ends)
+        numbered = msgspec.structs.replace(ended, number=owed.num_ends, attempt=held.attempt)
         owed.ends[owed.num_ends] = (held, numbered)
         if len(owed.ends) > MOST_ENDS:
             lost, _ = owed.ends.popitem(last=False)
@@ -138,5 +150,7 @@ class Admissions:
         owed.send(numbered)
 
     def _now(self, held: HeldAtScheduler) -> HeldAtScheduler:
+        if held.request not in self._sequences:
+            return held
         output_tokens, cached_tokens = self._sequences.progress(held.request)
         return msgspec.structs.replace(held, output_tokens=output_tokens, cached_tokens=cached_tokens)

@@ -14,7 +14,7 @@ from engine.interface import Sampling, SequenceStart
 from services.scheduler.executors import StepTokens
 from services.scheduler.prefix_keys import PrefixKeys, Salt
 from services.traffic import gaps
-from services.wire import Dispatch
+from services.wire import Dispatch, Submit
 from services.wire_parts import Measured
 
 INT32_BYTES = 4
@@ -72,11 +72,21 @@ class Sequences:
             now_ns - int(dispatch.waited_s * 1e9),
             prompt_keys,
             self.salt.key_tokens,
+            any(submit.outputs),
         )
-        for choice, sampling in enumerate(submit.sampling):
+        outputs = submit.outputs or [b""] * len(submit.sampling)
+        for choice, (sampling, output) in enumerate(zip(submit.sampling, outputs, strict=True)):
             own_keys = None if keys is None else keys.copy()
             self.by_id[submit.request + choice] = Sequence(
-                submit.prompt, sampling, now_ns, array("i"), submit.grammar, own_keys, submit.pooling
+                submit.prompt,
+                sampling,
+                now_ns,
+                array("i", output),
+                submit.grammar,
+                own_keys,
+                submit.pooling,
+                # What its first start found has been told, by the scheduler that was lost.
+                num_cached=0 if output else None,
             )
         return prompt_keys
 
@@ -122,7 +132,8 @@ class Sequences:
         first_ns = min((int(stamps[0]) for stamps in series if len(stamps)), default=None)
         return Measured(
             slo_class=held.slo_class,
-            ttft_s=None if first_ns is None else max(0, first_ns - held.arrived_ns) / 1e9,
+            # Of one that came with output, its first token was made elsewhere.
+            ttft_s=None if first_ns is None or held.is_resumed else max(0, first_ns - held.arrived_ns) / 1e9,
             gaps=gaps.pack(series),
             key_tokens=held.key_tokens if held.prompt_keys else 0,
             prompt_keys=held.prompt_keys,
@@ -147,6 +158,27 @@ class Sequences:
             del self.by_id[request + choice]
 
 
+def output_tokens_of(submit: Submit) -> int:
+    """Output that a request has already that is sent again, over all choices."""
+    return 0 if submit.pooling else sum(map(len, submit.outputs)) // INT32_BYTES
+
+
+def fault_of(submit: Submit) -> str:
+    """Why nobody could go on with what a request says that it has, as a sentence; empty: it can be gone on with."""
+    num_choices = len(submit.sampling)
+    if submit.ended and not set(range(num_choices)) > set(submit.ended):
+        return f"of {num_choices} choices, those numbered {submit.ended} are said to have ended"
+    if not submit.outputs:
+        return "choices are said to have ended, and not with what" if submit.ended else ""
+    if len(submit.outputs) != num_choices or any(len(output) % INT32_BYTES for output in submit.outputs):
+        return f"outputs of {[*map(len, submit.outputs)]} bytes are no {num_choices} rows of tokens"
+    most_bytes = submit.max_output_tokens * INT32_BYTES
+    going_on = [output for choice, output in enumerate(submit.outputs) if choice not in submit.ended]
+    if max(map(len, going_on)) >= most_bytes or max(map(len, submit.outputs)) > most_bytes:
+        return f"outputs of {[*map(len, submit.outputs)]} bytes leave nothing of {submit.max_output_tokens} tokens"
+    return ""
+
+
 class _Request(NamedTuple):
     """What all choices have in common."""
 
@@ -156,3 +188,4 @@ class _Request(NamedTuple):
     """At admission, on the clock of this process."""
     prompt_keys: bytes
     key_tokens: int
+    is_resumed: bool

@@ -32,7 +32,7 @@ from services.scheduler.executors import Executor, ResultError, StepTokens
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.mirrors import OPERATOR, Mirrors
 from services.scheduler.samples import Samples
-from services.scheduler.sequences import INT32_BYTES, Sequences
+from services.scheduler.sequences import INT32_BYTES, Sequences, fault_of, output_tokens_of
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
@@ -40,7 +40,6 @@ from services.ticking import TELL_S, Ticker
 from services.traffic.rows import FLEETS, SCHEDULER, STEPS
 from services.traffic.store import open_store
 from services.transport import Listener, Stream
-from services.troubles import Troubles
 from services.wire import (
     AnyMessage,
     Cancel,
@@ -69,11 +68,10 @@ class SchedulerService:
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         core = self._core = SchedulerCore()
-        self._troubles = Troubles()
         self._pump = Pump(
             core,
             self._perform,
-            event_log=open_event_log(deployment, "scheduler", self._troubles),
+            event_log=open_event_log(deployment, "scheduler"),
             check=deployment.check,
         )
         self._mirrors = Mirrors(core, self._pump, deployment.streams.max_frame_bytes)
@@ -91,13 +89,12 @@ class SchedulerService:
         self._listener: Listener | None = None
         self._samples = Samples(None)
         self._metrics = SchedulerMetrics()
-        self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families, troubles=self._troubles)
+        self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families)
         self._ticker = Ticker(TELL_S, self._tell_levels)
 
     async def start(self) -> None:
         """Listen; raises `StartError` or `AddressError`."""
-        data, traffic = self._deployment.data, self._deployment.traffic
-        self._samples = Samples(open_store(data, SCHEDULER, (STEPS, FLEETS), traffic, self._troubles))
+        self._samples = Samples(open_store(self._deployment.data, SCHEDULER, (STEPS, FLEETS), self._deployment.traffic))
         self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
         await self._reporting.start()
         self._ticker.start()
@@ -204,16 +201,13 @@ class SchedulerService:
     def _dispatched(self, stream: Stream, dispatch: Dispatch) -> None:
         submit = dispatch.submit
         if submit.request in self._sequences:
+            self._admissions.dispatched_again(stream, submit)
             return
         self._admissions.dispatched(stream, dispatch)
-        if dispatch.gateway not in self._gateways:
-            # Its reader left while the request waited: computing it would be for nobody.
-            self._admissions.ended(RequestEnded(submit.request, "cancelled", 0, "gateway_lost", "its gateway is gone"))
-            return
-        if (reason := self._early_cancels.take(submit.request)) is not None:
-            ended = RequestEnded(submit.request, "cancelled", 0, reason, "it was cancelled before it came")
+        if (ended := self._ended_at_once(dispatch)) is not None:
             self._admissions.ended(ended)
-            self._gateways[dispatch.gateway].send(ended)
+            if dispatch.gateway in self._gateways:
+                self._gateways[dispatch.gateway].send(ended)
             return
         prompt_keys = self._sequences.add(dispatch, time.monotonic_ns())
         self._pump.handle(
@@ -228,8 +222,25 @@ class SchedulerService:
                 owner=submit.tenant,
                 prompt_keys=prompt_keys,
                 key_tokens=self._sequences.salt.key_tokens,
+                made_tokens=tuple(len(output) // INT32_BYTES for output in submit.outputs),
+                ended=tuple(submit.ended),
             )
         )
+
+    def _ended_at_once(self, dispatch: Dispatch) -> RequestEnded | None:
+        """How a released request ends that is not to be computed; None: it is."""
+        submit = dispatch.submit
+        outcome, code, message = "cancelled", "", ""
+        if dispatch.gateway not in self._gateways:
+            # Its reader left while the request waited: computing it would be for nobody.
+            code, message = "gateway_lost", "its gateway is gone"
+        elif (reason := self._early_cancels.take(submit.request)) is not None:
+            code, message = reason, "it was cancelled before it came"
+        elif message := fault_of(submit):
+            outcome, code = "error", "internal_error"
+        else:
+            return None
+        return RequestEnded(submit.request, outcome, output_tokens_of(submit), code, message)
 
     def _executor_ready(self, stream: Stream, ready: ExecutorReady) -> None:
         info = ready.info
@@ -288,6 +299,7 @@ class SchedulerService:
             max_sequence_tokens=max((executor.max_sequence_tokens for executor in executors), default=0),
             engines=[executor.info for executor in executors],
             counts_ends=True,
+            resumes=True,
         )
 
     def _tell_capacity(self) -> None:
@@ -302,7 +314,6 @@ class SchedulerService:
             return
         block_tokens = next((each.info.block_tokens for each in self._executors.values()), 0)
         levels = self._metrics.levels(self._core.snapshot(), block_tokens)
-        levels.troubles = self._troubles.sentences
         told = msgspec.structs.replace(self._capacity(), levels=levels)
         for gateway in self._gateways.values():
             gateway.send(told)

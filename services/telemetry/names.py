@@ -114,6 +114,5 @@ EXECUTORS_UP = Metric("fairlead.executor.up", "1", (), "Executors that are ready
 KEYS_REFUSED = Metric("fairlead.keys.refused", "1", ("reason",), "Requests refused for their API key.")
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
 REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")
-DEGRADED = Metric("fairlead.degraded", "1", ("what",), "1 while something that should be kept cannot be.")
 RECORDS_DROPPED = Metric("fairlead.telemetry.records_dropped", "1", (), "Records that did not reach the keeper.")
 DROPPED = Metric("fairlead.telemetry.dropped", "1", ("what",), "Records that telemetry could not keep.")

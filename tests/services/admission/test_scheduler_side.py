@@ -36,6 +36,7 @@ class Side(SchedulerSide):
             lambda epoch, number: self.ends.append((epoch, number)),
             lambda capacity: self.capacities.append(capacity.num_executors),
             lease_s=1000.0,
+            resume_s=0.0,
         )
 
     def connect(self, epoch: int, *held: HeldAtScheduler) -> Stream:
@@ -167,7 +168,7 @@ async def test_no_more_ends_are_remembered_for_a_store_that_fails_than_can_be_to
     stream = side.connect(8)
     for number in (1, 2, 3):
         side.received(stream, RequestEnded(10 + number, "finished", 3, number=number))
-    assert side._unkept == {2: 12, 3: 13}
+    assert side._unkept == {2: (12, 0), 3: (13, 0)}
 
 
 async def test_a_scheduler_of_the_version_before_is_served_as_it_was(side) -> None:

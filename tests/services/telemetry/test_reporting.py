@@ -14,7 +14,6 @@ from services.telemetry import names
 from services.telemetry import reporting as reporting_of
 from services.telemetry.metrics import Family, Registry
 from services.telemetry.reporting import Reporting
-from services.troubles import Troubles
 
 
 async def families() -> list[Family]:
@@ -30,7 +29,7 @@ def settings(endpoint: str = "", port: int | None = 0) -> TelemetrySettings:
 
 
 async def test_metrics_are_served_in_the_form_asked_for() -> None:
-    reporting = Reporting(settings(), "scheduler", "0", families, troubles=Troubles())
+    reporting = Reporting(settings(), "scheduler", "0", families)
     await reporting.start()
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{reporting.port}/metrics"
@@ -49,7 +48,7 @@ async def test_a_port_that_is_taken_is_a_warning_and_is_listened_on_once_it_is_f
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        reporting = Reporting(settings(port=taken.getsockname()[1]), "scheduler", "0", families, troubles=Troubles())
+        reporting = Reporting(settings(port=taken.getsockname()[1]), "scheduler", "0", families)
         await reporting.start()
         assert reporting.port == 0
         assert "no /metrics" in caplog.text
@@ -74,9 +73,7 @@ async def test_what_is_left_is_pushed_at_the_end() -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reporting = Reporting(
-        settings(f"http://127.0.0.1:{runner.addresses[0][1]}", None), "scheduler", "0", families, troubles=Troubles()
-    )
+    reporting = Reporting(settings(f"http://127.0.0.1:{runner.addresses[0][1]}", None), "scheduler", "0", families)
     await reporting.start()
     assert reporting.port == 0
     await reporting.stop()
