@@ -49,6 +49,7 @@ FORMS: dict[str, Form] = {
     "url_too_long": Form(414, INVALID, None, "request_too_large"),
     "unknown_expectation": Form(417, INVALID),
     "headers_too_large": Form(431, INVALID, None, "request_too_large"),
+    "http_version": Form(505, INVALID),
     # The caller has had its share.
     "rate_limit_exceeded": Form(429, "requests", None, RATE),
     "insufficient_quota": Form(429, "insufficient_quota", None, RATE),
@@ -83,6 +84,8 @@ TYPES = {
 NO_RETRY = ("insufficient_quota",)
 """Waiting does not help, and the clients of both dialects would retry a 429."""
 
+MAX_CHARACTERS = 1000
+"""Of a sentence."""
 NS_PER_S, NS_PER_MS = 10**9, 10**6
 
 
@@ -103,6 +106,7 @@ class RequestError(Exception):
         dimension: str = "",
     ) -> None:
         super().__init__(message)
+        message, param = _sentence(message), None if param is None else _sentence(param)
         form = FORMS.get(code, UNKNOWN)
         self.code = code
         self.message = message
@@ -137,3 +141,11 @@ class RequestError(Exception):
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers
+
+
+def _sentence(text: str) -> str:
+    """One line of bounded length that can be written as UTF-8: a sentence may quote what a client sent."""
+    line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    if len(line) > MAX_CHARACTERS:
+        line = f"{line[: MAX_CHARACTERS - 3]}..."
+    return line if line.isascii() else line.encode(errors="replace").decode()

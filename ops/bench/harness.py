@@ -29,6 +29,7 @@ BENCHMARKS = {
     "damage": "500 kinds of damage to a policy, a tenants and a deployment file: refused with place and reason",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
+    "fuzz-http": "mutated HTTP requests: each must have a defined end, and nothing may grow or stay",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "refusals": "what refusing late requests buys in the simulator, and how many refusals are false",
     "replay-error": "replays of recorded live runs, against what happened in them",
@@ -141,7 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="engine: what a CPU computes in"
     )
-    parser.add_argument("--requests", type=int, default=200, help="replay-error: requests of a round (%(default)s)")
+    parser.add_argument("--requests", type=int, default=200, help="replay-error, fuzz-http: requests (%(default)s)")
     parser.add_argument(
         "--policy", action="append", metavar="NAME", help="scheduler: a shipped policy, may be repeated (default: all)"
     )
@@ -150,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kills", type=int, help="chaos: how often each fault strikes (default: a few times)")
     parser.add_argument("--minutes", type=float, help="chaos: how long the soak takes (default: one)")
-    parser.add_argument("--seed", type=int, default=7, help="chaos: of requests and moments (%(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="chaos, fuzz-http: of requests and moments (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from services.gateway.replies import SERVER
+
 FOLDER = Path(__file__).with_name("console")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 PAGE, CHARTS = "index.html", "plotly.min.js"
@@ -18,6 +20,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = {
+    "server": SERVER,
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from services.errors import RequestError
 from services.gateway.dialects import ANTHROPIC, OPENAI, Dialect
@@ -74,6 +74,7 @@ class Replies:
     async def errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Make every error JSON, in the shape of the endpoint."""
         try:
+            check_version(request)
             check_head(request, self._max_head_bytes)
             return await handler(request)
         except RequestError as error:
@@ -100,6 +101,20 @@ class Replies:
 def dialect_of(request: web.BaseRequest) -> Dialect:
     """Whose form this endpoint speaks."""
     return ANTHROPIC if request.path == MESSAGES or request.path.startswith(f"{MESSAGES}/") else OPENAI
+
+
+def check_version(request: web.BaseRequest) -> None:
+    """Whether a request is in a version of HTTP that answers can be given in.
+
+    Raises:
+        RequestError: it is not; its answer is in HTTP/1.1.
+    """
+    given = request._version  # noqa: SLF001  `version` is remembered once asked for, and the answer's line would have it
+    if given not in (HttpVersion10, HttpVersion11):
+        request._version = HttpVersion11  # noqa: SLF001
+        raise RequestError(
+            "http_version", f"HTTP/{given.major}.{given.minor} is not spoken here; HTTP/1.1 and HTTP/1.0 are"
+        )
 
 
 def check_head(request: web.BaseRequest, limit: int) -> None:
