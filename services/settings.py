@@ -58,6 +58,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client may read nothing of what was written for it, or its machine be out of reach."""
     max_prompt_characters: Annotated[int, Meta(ge=1)] = 2**20
     """Of a request, all its texts together: a million take seconds to tokenise."""
+    max_requests_per_key: Annotated[int, Meta(ge=1)] = 2048
+    """Under way at once at one gateway; what fewer of them a key may have is a limit of the policy."""
     max_choices: Annotated[int, Meta(ge=1)] = 16
     max_prompts: Annotated[int, Meta(ge=1)] = 64
     stream_buffer_bytes: Bytes = 256 * 2**10

@@ -53,7 +53,7 @@ class Api:
         self._grammars = grammars
         self._backend = backend
         self._replies = Replies(backend.revisions, http.max_head_bytes)
-        self._serving = Serving(backend, self._replies, http.stream_buffer_bytes)
+        self._serving = Serving(backend, self._replies, http)
         self._started = int(time.time())
         self.intake = Intake(http, model, tokenizer, keys, backend)
         self.live = Live(model, backend, keeper)

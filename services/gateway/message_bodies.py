@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from engine.interface import Sampling
 from services.errors import RequestError
-from services.gateway.requests import MAX_STOPS, Stop, convert, drop_harmless, read_fields
+from services.gateway.requests import MAX_STOPS, MAX_TOOLS, MAX_TURNS, Stop, convert, drop_harmless, read_fields
 from services.gateway.sampling import SamplingFields
 from services.gateway.structure import (
     Function,
@@ -133,9 +133,9 @@ class CountBody(Struct, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/messages/count_tokens: what makes the prompt."""
 
     model: str
-    messages: Annotated[list[Turn], Meta(min_length=1)]
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_TURNS)]
     system: str | list[TextBlock] | None = None
-    tools: list[MessageTool] | None = None
+    tools: Annotated[list[MessageTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None

@@ -23,6 +23,8 @@ from services.gateway.structure import ResponseFormat, Structure, Tool, ToolChoi
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI's completions endpoint makes when no maximum is given."""
+MAX_TURNS = 4096
+MAX_TOOLS = 256
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 
@@ -60,10 +62,10 @@ class Body(SamplingFields, forbid_unknown_fields=True, kw_only=True):
 class ChatBody(Body, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_TURNS)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None

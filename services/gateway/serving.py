@@ -5,8 +5,9 @@ Owns the response of an answer and the end of a request whose client is gone; kn
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ from services.gateway.intake import Caller
 from services.gateway.replies import JSON, Handler, Replies
 from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.tracing import Origin
+from services.settings import HttpSettings
 from services.wire import Submit
 
 HEARD_S = 0.2
@@ -32,25 +34,46 @@ log = logging.getLogger(__name__)
 class Serving:
     """Responses over one backend."""
 
-    def __init__(self, backend: Backend, replies: Replies, stream_buffer_bytes: int) -> None:
+    def __init__(self, backend: Backend, replies: Replies, http: HttpSettings) -> None:
         self._backend = backend
         self._replies = replies
-        self._stream_buffer_bytes = stream_buffer_bytes
+        self._stream_buffer_bytes = http.stream_buffer_bytes
+        self._max_per_key = http.max_requests_per_key
+        self._num_under_way: Counter[str] = Counter()
+        """Requests by the id of their key; only of keys that have some."""
 
     def counted(self, caller_of: Callable[[web.Request], Caller], serve: Serve) -> Handler:
         """A handler that serves callers who have a key, and has their wrong requests counted as requests."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             caller = caller_of(request)
-            try:
-                return await serve(request, caller)
-            except RequestError as error:
-                if error.status >= 500:  # not the caller's fault
-                    raise
-                told, refusal = await self._backend.count_invalid(*caller)
-                return self._replies.refusal(request, refusal or error, told)
+            with self._under_way(caller[1].id):
+                try:
+                    return await serve(request, caller)
+                except RequestError as error:
+                    if error.status >= 500:  # not the caller's fault
+                        raise
+                    told, refusal = await self._backend.count_invalid(*caller)
+                    return self._replies.refusal(request, refusal or error, told)
 
         return handle
+
+    @contextmanager
+    def _under_way(self, key: str) -> Iterator[None]:
+        """Count a request of a key until it is answered; a thousand bodies of one key could fill the memory."""
+        if self._num_under_way[key] >= self._max_per_key:
+            message = (
+                f"key {key} has {self._max_per_key} requests under way here, which is the most it may have; "
+                "wait for one to end"
+            )
+            raise RequestError("rate_limit_exceeded", message, retry_after_s=1.0, dimension="concurrency")
+        self._num_under_way[key] += 1
+        try:
+            yield
+        finally:
+            self._num_under_way[key] -= 1
+            if not self._num_under_way[key]:
+                del self._num_under_way[key]
 
     async def serve(
         self, request: web.Request, submits: Sequence[Submit], answer: Answer, stops: Sequence[str] = ()
