@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services import runtime
+from services.descriptors import TooFewError, raise_limit
 from services.health import SERVICES, process_name, processes
 from services.settings import SettingsError, load_deployment
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     name = process_name(args.service, args.replica - 1)
     runtime.set_up_logging(name)
     try:
+        raise_limit()
         deployment = load_deployment().resolved()
         if name not in processes(deployment):
             raise SettingsError(
@@ -48,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
         if args.socket is not None:
             arguments.append(socket.socket(fileno=args.socket))
         return runtime.serve(module.build(deployment, *arguments), Path(deployment.run), args.pulse)
-    except (SettingsError, runtime.StartError) as error:
+    except (SettingsError, TooFewError, runtime.StartError) as error:
         print(f"fairlead {args.service}: {error}", file=sys.stderr)
         return 2

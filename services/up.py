@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.descriptors import TooFewError, raise_limit
 from services.listening import bind
 from services.settings import Deployment, SettingsError, load_deployment
 from services.setup import SetupError, prepare
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Exit status 2: it could not start as asked; 1: a service failed."""
     try:
+        raise_limit()
         deployment = _deployment(args)
         with _lock(Path(deployment.data)):
             prepared = prepare(deployment)
@@ -43,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
             with _listening(deployment) as listening:
                 http = msgspec.structs.replace(deployment.http, port=listening.getsockname()[1])
                 return Supervisor(msgspec.structs.replace(deployment, http=http), prepared, listening).run()
-    except (SettingsError, SetupError) as error:
+    except (SettingsError, SetupError, TooFewError) as error:
         print(f"fairlead: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        # Of the supervisor's own files and sockets; a service's troubles are its own.
+        print(f"fairlead: {error.filename or args.data_dir or 'the data folder'}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 def _deployment(args: argparse.Namespace) -> Deployment:
