@@ -12,13 +12,13 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import uvloop
 
+from services.epochs import first_epoch
 from services.files import read_document
 from services.health import ready_file
 from services.pulse import BEAT_S, Pulse
@@ -234,7 +234,7 @@ async def open_listener(
     streams = deployment.streams
     return await listen(
         address,
-        Identity(service, instance, epoch=time.time_ns()),
+        Identity(service, instance, first_epoch(deployment.data, service, instance)),
         read_secret(deployment),
         receiver,
         max_frame_bytes=streams.max_frame_bytes,

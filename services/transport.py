@@ -193,12 +193,13 @@ class Link:
             await self._connection.shut()
 
     async def _keep_up(self) -> None:
-        epoch = self._identity.epoch
+        epoch = self._identity.epoch or time.time_ns()
         pause_s = FIRST_RETRY_S
         complaint = ""
         while True:
-            # Each connection is an epoch of its own: what an earlier one still delivers is refused.
-            epoch = max(epoch + 1, time.time_ns())
+            # Each connection is an epoch of its own: what an earlier one still delivers is refused. Not by the clock: a
+            # process that was stopped for long and is woken must not seem newer than its successor.
+            epoch += 1
             reason = await self._connect(msgspec.structs.replace(self._identity, epoch=epoch))
             if self._connection is not None:
                 await asyncio.wait([self._connection.ended])

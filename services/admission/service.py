@@ -41,6 +41,7 @@ from services.admission.scheduler_side import LOST, SchedulerSide
 from services.admission.sent_again import SentAgain
 from services.admission.store import Kept
 from services.admission.stores import store_of
+from services.epochs import first_epoch
 from services.health import process_name
 from services.pump import Pump, open_event_log
 from services.runtime import describe, gateway_number, open_link, open_listener, until_idle
@@ -163,7 +164,8 @@ class AdmissionService:
 
     @property
     def _identity(self) -> Identity:
-        return Identity(ADMISSION, str(self._replica))
+        instance = str(self._replica)
+        return Identity(ADMISSION, instance, first_epoch(self._deployment.data, ADMISSION, instance))
 
     def not_ready(self) -> str:
         """Ready when the scheduler has an executor."""

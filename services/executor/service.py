@@ -17,6 +17,7 @@ from engine.interface import Engine, EngineError, EngineInfo, Step
 from engine.load import load_engine
 from engine.memory import amount
 from services.blocking import BlockingStream
+from services.epochs import first_epoch
 from services.executor.departure import Departure, Stopped
 from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
@@ -102,6 +103,7 @@ class Executor:
         self._ready = ready
         self._departure = departure or Departure(deployment.http.drain_s)
         self._secret = read_secret(deployment)
+        self._epoch = first_epoch(deployment.data, "executor", "0")
         # On a CPU a step is computed within `launch`: to launch the next one first would only delay its result.
         self._depth = 1 if engine.info.device.startswith("cpu") else engine.info.max_steps_in_flight
         self._launched: deque[int] = deque()
@@ -145,9 +147,11 @@ class Executor:
 
     def _connect(self) -> BlockingStream:
         streams = self._deployment.streams
+        # Not by the clock: a process that was stopped for long and is woken must not seem newer than its successor.
+        self._epoch += 1
         return BlockingStream.connect(
             streams.scheduler,
-            Identity("executor", "0", time.time_ns()),
+            Identity("executor", "0", self._epoch),
             self._secret,
             max_frame_bytes=streams.max_frame_bytes,
             silence_s=streams.silence_s,

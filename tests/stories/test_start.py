@@ -43,7 +43,7 @@ def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[...,
     assert processes_of(running.data) == []
     assert not run_folder.exists()
     left = {path.name for path in running.data.iterdir()}
-    kept = {"admission.lock", "admission.sqlite", "deployment.json", "policy-history.sqlite", "traffic"}
+    kept = {"admission.lock", "admission.sqlite", "deployment.json", "policy-history.sqlite", "traffic", "epochs"}
     assert left == {"admin.key", "demo.key", "lock", "logs", "streams.secret", "tenants.yaml", *kept}
 
     again = House(running.data.parent)
