@@ -1,10 +1,14 @@
 """From a checkpoint folder and settings to an engine that is ready to run. Torch is loaded only for a real one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.config import ModelConfig, read_config
 from engine.interface import Engine, EngineError, EngineSettings
 from engine.paced import PacedEngine
+
+Progress = Callable[[int, int], None]
+"""Told (bytes done, bytes in all)."""
 
 
 def read_model(folder: Path, settings: EngineSettings) -> ModelConfig:
@@ -22,8 +26,13 @@ def read_model(folder: Path, settings: EngineSettings) -> ModelConfig:
     return config
 
 
-def load_engine(folder: Path, settings: EngineSettings) -> Engine:
-    """The engine that `settings.kind` names, warm: its first step is as fast as the others.
+def _ignore(done_bytes: int, total_bytes: int) -> None:
+    del done_bytes, total_bytes
+
+
+def load_engine(folder: Path, settings: EngineSettings, progress: Progress = _ignore) -> Engine:
+    """The engine that `settings.kind` names, warm: its first step is as fast as the others. `progress` is told how many
+    bytes of the weights have been read, and of how many; tied ones count and are not read.
 
     Raises:
         EngineError: the checkpoint cannot be read, its model is not supported, or it does not fit into memory.
@@ -33,4 +42,4 @@ def load_engine(folder: Path, settings: EngineSettings) -> Engine:
         return PacedEngine(settings, config.vocabulary_size, config.max_positions)
     from engine.torch_engine import load_torch_engine  # noqa: PLC0415  torch takes seconds to load
 
-    return load_torch_engine(folder, config, settings)
+    return load_torch_engine(folder, config, settings, progress)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +53,14 @@ def num_threads(settings: EngineSettings) -> int:
     return settings.threads or len(os.sched_getaffinity(0))
 
 
-def load_torch_engine(folder: Path, config: ModelConfig, settings: EngineSettings) -> TorchEngine:
+def load_torch_engine(
+    folder: Path, config: ModelConfig, settings: EngineSettings, progress: Callable[[int, int], None]
+) -> TorchEngine:
     """As `engine.load.load_engine`."""
     plan = plan_engine(config, settings)
     checkpoint = Checkpoint(folder, plan.dtype, plan.device)
     num_bytes = checkpoint.count() * plan.dtype.itemsize
+    checkpoint.on_read = lambda done_bytes: progress(min(done_bytes, num_bytes), num_bytes)
     check_weights(folder, num_bytes, dtype_name(plan.dtype), free_memory(plan.device))
     eos_ids = read_eos_ids(folder)
     constraints = Constraints(Compiler(folder, config.vocabulary_size, eos_ids), eos_ids, config.vocabulary_size)

@@ -4,6 +4,7 @@ Knows names, shapes and bytes; not what a model does with them.
 """
 
 import math
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
 """Computed from config.json; the embedding again, where the two are tied."""
 
 
+def _ignore(num_bytes: int) -> None:
+    del num_bytes
+
+
 class Checkpoint:
     """The tensors of one folder, read when asked for and converted to one dtype on one device.
 
@@ -35,6 +40,8 @@ class Checkpoint:
         self.device = device
         self.num_parameters = 0
         """Numbers handed out so far."""
+        self.on_read: Callable[[int], None] = _ignore
+        """Told how many bytes have been handed out."""
         self._used: set[str] = set()
         self._files = self._open()
 
@@ -97,7 +104,9 @@ class Checkpoint:
             raise EngineError(f"{path}: tensor {name} is {tensor.dtype}; supported are {', '.join(map(str, FLOATS))}")
         self.num_parameters += tensor.numel()
         self._used.add(name)
-        return tensor.to(self.device, self.dtype, copy=True)
+        converted = tensor.to(self.device, self.dtype, copy=True)
+        self.on_read(self.num_parameters * self.dtype.itemsize)
+        return converted
 
     def check_unused(self) -> list[str]:
         """Names of tensors that nobody asked for, but for those that many checkpoints carry to no effect.

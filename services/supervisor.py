@@ -21,6 +21,7 @@ from services.control import Caller, Control
 from services.crashes import Crashes
 from services.files import replace
 from services.health import processes, ready_file
+from services.loading import LoadingBar, loading_file
 from services.rolling import RestartError, Rolling
 from services.settings import STARTED, Deployment
 from services.setup import Prepared
@@ -51,6 +52,7 @@ class Supervisor:
         self._has_served = False
         self._failed = ""
         self._judge_at_s: float | None = None
+        self._loading = LoadingBar(loading_file(deployment.run))
         self._stop = threading.Event()
         self._signals = 0
 
@@ -66,6 +68,7 @@ class Supervisor:
             self._watch(control)
         finally:
             control.close()
+            self._loading.close()
             self._stop_all()
             shutil.rmtree(self._deployment.run, ignore_errors=True)
         if self._failed:
@@ -210,10 +213,11 @@ class Supervisor:
 
     def _starting(self, for_s: float) -> None:
         missing = [place.name for place in self._places.values() if not place.is_ready]
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._loading.look():
             text = f"waiting for {', '.join(missing)}" if missing else ""
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         if not missing:
+            self._loading.close()
             http = self._deployment.http
             executor = self._places["executor"].child
             print((executor and executor.about) or "", end="", flush=True)

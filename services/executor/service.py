@@ -21,6 +21,7 @@ from services.epochs import first_epoch
 from services.executor.departure import Departure, Stopped
 from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
+from services.loading import LoadingFile, loading_file
 from services.pulse import BEAT_S, Pulse
 from services.runtime import ReadyFile, StartError, read_secret
 from services.settings import Deployment
@@ -44,13 +45,16 @@ def main(deployment: Deployment, pulse: int | None = None) -> int:
         StartError: the checkpoint or the streams' secret cannot be used.
     """
     ready = ReadyFile(Path(deployment.run), "executor")
+    loading = LoadingFile(loading_file(deployment.run))
     departure = Departure(deployment.http.drain_s)
     departure.heed_signals()
     try:
         try:
-            engine = load_engine(deployment.model_folder, deployment.engine)
+            engine = load_engine(deployment.model_folder, deployment.engine, loading.tell)
         except EngineError as error:
             raise StartError(str(error)) from error
+        finally:
+            loading.remove()
         ready.about = describe(engine.info)
         log.info("%s", ready.about)
         # Not before: to load may take minutes, and much of it lets no other thread run.

@@ -80,3 +80,13 @@ def test_settings_that_cannot_be_met_are_refused(
     with pytest.raises(EngineError) as raised:
         open_engine(demo, **changes)
     assert sentence in str(raised.value)
+
+
+def test_loading_tells_how_much_of_the_weights_is_read(demo: Path) -> None:
+    told: list[tuple[int, int]] = []
+    info = load_engine(demo, EngineSettings(device="cpu", threads=1), lambda *bytes_: told.append(bytes_)).info
+    done = [one for one, _ in told]
+    assert done == sorted(done)
+    assert len(done) > 3
+    assert {total for _, total in told} == {4 * info.num_parameters}
+    assert done[-1] == 4 * info.num_parameters
