@@ -19,6 +19,6 @@ class Cause(IntEnum):
     PREEMPTED = 5
     """It had lost its blocks to another; they were computed again."""
     RECOMPUTE = 6
-    """Its executor was lost; its blocks were computed again on another."""
+    """Its executor was lost, or its scheduler; its blocks were computed again on another."""
     BACKPRESSURE = 7
     """Its gateway did not read."""

@@ -239,7 +239,10 @@ class Backend:
                     self._resuming.heard(self.running[message.request])
             case Admitted():
                 self._heard(message.request).admitted(message)
-                self.tracing.let(message, stream.clock)
+                begun = self.running.get(message.request)
+                if not (message.attempt and begun is not None and begun.num_tokens):
+                    # The way to the first token is told once.
+                    self.tracing.let(message, stream.clock)
                 self._admitted(message)
             case Refused():
                 self._refused(message)

@@ -20,6 +20,7 @@ class GatewayMetrics:
         self._keeper = keeper
         self._registry = Registry()
         self._discarded = self._registry.counter(names.DISCARDED)
+        self._resumed = self._registry.counter(names.RESUMED)
         self._running = self._registry.gauge(names.REQUESTS_RUNNING)
         self._keys_refused = self._registry.counter(names.KEYS_REFUSED)
         self._dropped = self._registry.counter(names.RECORDS_DROPPED)
@@ -27,6 +28,7 @@ class GatewayMetrics:
     async def own(self) -> list[Family]:
         """What only the gateway sees; the keeper pushes the rest to the collector."""
         self._discarded.raise_to(self._backend.num_discarded)
+        self._resumed.raise_to(self._backend.num_resumed)
         self._running.set(len(self._backend.running))
         for reason, number in self._keys.num_refused.items():
             self._keys_refused.raise_to(number, reason)

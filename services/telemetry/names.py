@@ -113,6 +113,7 @@ RELOADS = Metric("fairlead.policy.reloads", "1", ("outcome",), "Saves of the pol
 EXECUTORS_UP = Metric("fairlead.executor.up", "1", (), "Executors that are ready.")
 KEYS_REFUSED = Metric("fairlead.keys.refused", "1", ("reason",), "Requests refused for their API key.")
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
+RESUMED = Metric("fairlead.requests.resumed", "1", (), "Requests sent to another scheduler after theirs was lost.")
 REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")
 RECORDS_DROPPED = Metric("fairlead.telemetry.records_dropped", "1", (), "Records that did not reach the keeper.")
 DROPPED = Metric("fairlead.telemetry.dropped", "1", ("what",), "Records that telemetry could not keep.")

@@ -104,6 +104,7 @@ class Backstage:
 
     def __init__(self, ahead_ns: int = 0) -> None:
         self.ahead_ns = ahead_ns
+        self.capacity = Capacity(1, 4096, POOL_TOKENS)
         self.received_messages: list[tuple[str, AnyMessage]] = []
         self.streams: dict[str, Stream] = {}
         self.script: Callable[[Submit], None] = lambda submit: None
@@ -244,7 +245,7 @@ class Side:
     def opened(self, stream: Stream) -> None:
         self._backstage.streams[self._service] = stream
         if self._service == "scheduler":
-            stream.send(Capacity(1, 4096, POOL_TOKENS))
+            stream.send(self._backstage.capacity)
         else:
             stream.send(PolicyNow(1, POLICY))
         self._backstage.changed()

@@ -163,3 +163,52 @@ def test_of_a_process_that_never_comes_back_only_so_many_ends_are_kept(scheduler
         scheduler.end(request, 0)
     assert [ended.number for ended in scheduler.connect().take(RequestEnded)] == [3, 4, 5]
     assert caplog.text.count("are forgotten") == 1
+
+
+def again(scheduler: Scheduler, stream: Stream, request: int, attempt: int, output: bytes = b"") -> None:
+    """It is sent again after the stream to its gateway broke."""
+    prompt = np.arange(5, dtype=np.int32).tobytes()
+    submit = Submit(request, "acme", "paid", prompt, 16, [Sampling()], weight=2.0, key="k", attempt=attempt)
+    submit.outputs = [output]
+    if request in scheduler.sequences:
+        scheduler.admissions.dispatched_again(stream, submit)
+        return
+    dispatch = Dispatch(submit, "paid", 0.0, 7, 0, 0)
+    scheduler.sequences.add(dispatch, 0)
+    scheduler.admissions.dispatched(stream, dispatch)
+
+
+def test_an_end_says_of_which_attempt_it_is_and_counts_what_was_made_before(scheduler) -> None:
+    stream = scheduler.connect()
+    scheduler.dispatch(stream, 1)
+    scheduler.produce(1)
+    scheduler.end(1, 1)
+    again(scheduler, stream, 1, 1, np.arange(3, dtype=np.int32).tobytes())
+    # What the recomputation finds in the prefix cache was told of before.
+    scheduler.sequences.start(1, 4)
+    scheduler.produce(1)
+    (holds,) = scheduler.connect().take(Holds)
+    assert holds.requests == [held(1, 4, attempt=1), held(1, 1)]
+    scheduler.end(1, 4)
+    assert [each.attempt for each in scheduler.connect().take(RequestEnded)] == [0, 1]
+
+
+def test_a_request_that_is_here_is_not_made_twice_and_its_end_answers_the_newest_attempt(scheduler) -> None:
+    stream = scheduler.connect()
+    scheduler.dispatch(stream, 1)
+    scheduler.produce(1)
+    again(scheduler, stream, 1, 2)
+    assert list(scheduler.sequences.by_id[1].output) == [1]
+    scheduler.end(1, 1)
+    assert stream.take(RequestEnded) == [RequestEnded(1, "finished", 1, number=1, attempt=2)]
+
+
+def test_a_second_admission_process_that_releases_the_same_request_is_to_forget_it(scheduler) -> None:
+    first, second = scheduler.connect("0"), scheduler.connect("1")
+    scheduler.dispatch(first, 1)
+    again(scheduler, second, 1, 0)
+    (ended,) = second.take(RequestEnded)
+    assert (ended.request, ended.outcome, ended.output_tokens, ended.number) == (1, "refused", 0, 0)
+    scheduler.end(1, 3)
+    assert [each.output_tokens for each in first.take(RequestEnded)] == [3]
+    assert second.take(RequestEnded) == []
