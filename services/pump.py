@@ -5,17 +5,19 @@ no socket.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from policies.commands import Command, WakeAt
 from policies.event_log import encode_record
 from policies.events import Event, PolicyApplied, Started, Woke
 from services.runtime import StartError
 from services.settings import Deployment
+from services.troubles import EVENT_LOG, Troubles
 
 IDLE_CHECK_S = 5.0
 """A core that heard nothing for this long has its invariants checked, once."""
@@ -32,22 +34,44 @@ class Core(Protocol):
 
 
 class EventLog:
-    """Appends every event and what the core answered to a file (`fairlead replay --log DIR --verify` reads it)."""
+    """Appends every event and what the core answered to a file (`fairlead replay --log DIR --verify` reads it).
 
-    def __init__(self, path: Path) -> None:
+    One that cannot be written any more ends there: a log with a gap would replay to something else.
+    """
+
+    def __init__(self, path: Path, troubles: Troubles) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb")
+        self._path = path
+        self._troubles = troubles
+        self._file: BinaryIO | None = path.open("wb")
 
     def write(self, now: float, event: Any, commands: list[Command]) -> None:
         """Append a record."""
-        self._file.write(encode_record(now, event, commands))
+        if self._file is None:
+            return
+        try:
+            self._file.write(encode_record(now, event, commands))
+        except OSError as error:
+            self._end(self._file, error)
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError as error:
+            self._end(self._file, error)
+
+    def _end(self, file: BinaryIO, error: OSError) -> None:
+        self._file = None
+        with contextlib.suppress(OSError):
+            file.close()
+        sentence = f"{self._path} cannot be written: {error.strerror}; nothing is recorded until the next start"
+        self._troubles.begin(EVENT_LOG, sentence)
 
 
-def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
+def open_event_log(deployment: Deployment, service: str, troubles: Troubles) -> EventLog | None:
     """The event log of a core if this deployment records. Every start begins one, because its core begins anew; those
     of earlier starts stay beside it as `SERVICE.1.log` and so on.
 
@@ -59,7 +83,7 @@ def open_event_log(deployment: Deployment, service: str) -> EventLog | None:
     path = Path(deployment.record) / f"{service}.log"
     try:
         _put_aside(path)
-        return EventLog(path)
+        return EventLog(path, troubles)
     except OSError as error:
         raise StartError(f"{path}: the event log cannot be written: {error.strerror}") from error
 

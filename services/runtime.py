@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import uvloop
 from services.epochs import first_epoch
 from services.files import read_document
 from services.health import ready_file
+from services.lines import Lines
 from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
 from services.streams import Stream
@@ -80,23 +82,37 @@ class ReadyFile:
         self.about = ""
         self.path = ready_file(str(run_folder), service)
         self._said: str | None = None
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.remove()
+        self._failing = False
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.remove()
+        except OSError as error:
+            raise StartError(
+                f"{run_folder}: the folder of the running processes cannot be used: {error.strerror}; "
+                "name another with `run:` in the deployment file"
+            ) from error
 
     def update(self, missing: str) -> None:
         """Make or remove the file; `missing` says what is not there yet, empty when ready."""
         if missing == self._said:
             return
+        try:
+            if missing:
+                self.remove()
+            else:
+                # Renamed into place: whoever sees the file reads all of it.
+                beside = self.path.with_suffix(".new")
+                beside.write_text(f"{os.getpid()}\n{self.about}\n")
+                beside.replace(self.path)
+        except OSError as error:
+            # Tried again at the next look: this process serves, and only those who look at the file do not know.
+            if not self._failing:
+                log.error("%s cannot be written: %s; it is tried again", self.path, error.strerror)  # noqa: TRY400
+            self._failing = True
+            return
+        self._failing = False
         self._said = missing
-        if missing:
-            log.info("not ready: %s", missing)
-            self.remove()
-        else:
-            log.info("ready")
-            # Renamed into place: whoever sees the file reads all of it.
-            beside = self.path.with_suffix(".new")
-            beside.write_text(f"{os.getpid()}\n{self.about}\n")
-            beside.replace(self.path)
+        log.info("%s", f"not ready: {missing}" if missing else "ready")
 
     def remove(self) -> None:
         """Not ready (any more). A file of another living process stays: it drains, or has taken this one's place."""
@@ -162,7 +178,8 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     readiness.add_done_callback(lambda task: task.cancelled() or task.result())
     await terminated.wait()
     readiness.cancel()
-    ready.remove()
+    with contextlib.suppress(OSError):
+        ready.remove()
     log.info("draining")
     drained = loop.create_task(service.drain())
     cut_short = loop.create_task(killed.wait())
@@ -191,9 +208,13 @@ async def _keep_ready(service: Service, ready: ReadyFile) -> None:
 
 def set_up_logging(service: str) -> None:
     """One line an entry on stderr: time, level, service, what happened."""
+
+    def lost(num_lines: int) -> str:
+        return f"{time.strftime('%H:%M:%S')} WARNING {service}: {num_lines} lines before this one could not be written"
+
     logging.basicConfig(
         level=logging.INFO,
-        stream=sys.stderr,
+        handlers=[Lines(sys.stderr.fileno(), lost)],
         format=f"%(asctime)s.%(msecs)03d %(levelname)s {service}: %(message)s",
         datefmt="%H:%M:%S",
         force=True,

@@ -64,6 +64,8 @@ class Levels(msgspec.Struct, omit_defaults=True):
     decode_tokens: int = 0
     queued: dict[str, int] = {}
     """Requests that wait at admission, by the class they would be released under."""
+    troubles: list[str] = []
+    """What the service cannot keep at the moment, in sentences."""
 
 
 class Measured(msgspec.Struct, omit_defaults=True):

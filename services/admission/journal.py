@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from policies.commands import Command, Counted, Refuse, Settle
 from policies.events import Event
 from services.admission.store import Batch, Store, StoreError, UsageCell
+from services.troubles import STATE, Troubles
 from services.usage_rows import CACHED, INVALID, OUTPUT, PROMPT, REFUSED, REQUESTS, day_of
 
 GATHER_S = 0.01
@@ -42,13 +43,15 @@ class Journal:
     """Keeps the state of a core up to date in a store.
 
     Args:
+        troubles: told when the store does not keep it, and when it does again.
         kept: told (epoch of the scheduler, number) of the newest of its ends that is settled for good.
     """
 
-    def __init__(self, store: Store, source: Source, kept: Callable[[int, int], None]) -> None:
+    def __init__(self, store: Store, source: Source, kept: Callable[[int, int], None], troubles: Troubles) -> None:
         self._store = store
         self._source = source
         self._kept = kept
+        self._troubles = troubles
         self._usage: Counter[UsageCell] = Counter()
         self._ends = (0, 0)
         self._is_failing = False
@@ -126,12 +129,10 @@ class Journal:
             self._source.not_kept()
             self._usage.update(batch.usage)
             self._changed.set()
-            if not self._is_failing:
-                log.error("%s; requests go on, and a restart would begin with what was kept before", error)  # noqa: TRY400
             self._is_failing = True
+            self._troubles.begin(STATE, f"{error}; requests go on, and a restart would begin with what was kept before")
             return
-        if self._is_failing:
-            log.info("the store keeps admission's state again")
         self._is_failing = False
+        self._troubles.over(STATE, "the store keeps admission's state again")
         if batch.ends_number:
             self._kept(batch.scheduler_epoch, batch.ends_number)

@@ -41,6 +41,7 @@ from services.admission.redis_operations import (
 from services.admission.store import Answer, Batch, Kept, StoreError, UsageRow
 from services.runtime import StartError
 from services.settings import Deployment
+from services.troubles import STORE, Troubles
 from services.usage_rows import day_of
 
 MOST_AT_ONCE = 500
@@ -82,7 +83,9 @@ class RedisStore:
         StartError: the address or the password file cannot be used.
     """
 
-    def __init__(self, deployment: Deployment, instance: str, answer: Answer, shares: Shares) -> None:
+    def __init__(
+        self, deployment: Deployment, instance: str, answer: Answer, shares: Shares, troubles: Troubles
+    ) -> None:
         self._settings = deployment.shared_store
         self._connection = RedisConnection(deployment)
         self._address = self._connection.address
@@ -90,6 +93,7 @@ class RedisStore:
         self._session = Session(self._place, str(time.time_ns()), self._settings.lease_s)
         self._answer = answer
         self._shares = shares
+        self._troubles = troubles
         self._limits = FollowedLimits()
         self._asked: deque[Operation] = deque()
         self._under_way: list[Operation] = []
@@ -309,11 +313,10 @@ class RedisStore:
         if self._lost_at_s is not None:
             return
         self._lost_at_s = time.monotonic()
-        log.error(
-            "%s is out of reach (%s): admission goes on for %g s with what it knows",
-            self._address,
-            error or type(error).__name__,
-            self._settings.stale_ok_s,
+        self._troubles.begin(
+            STORE,
+            f"{self._address} is out of reach ({error or type(error).__name__}): admission goes on for "
+            f"{self._settings.stale_ok_s:g} s with what it knows",
         )
         self._refusing = asyncio.get_running_loop().call_later(self._settings.stale_ok_s, self._refuse)
         waiting, self._asked = self._asked, deque()
@@ -335,7 +338,9 @@ class RedisStore:
         refuses: Literal["nothing", "limited", "all"] = "limited" if fail.limits == "closed" else "nothing"
         if fail.fairness == "closed":
             refuses = "all"
-        log.error("%s is still out of reach: requests that are refused from now on: %s", self._address, refuses)
+        sentence = f"{self._address} is still out of reach: requests that are refused from now on: {refuses}"
+        log.error("%s", sentence)
+        self._troubles.begin(STORE, sentence)
         self._answer(StoreReach(refuses, self.out_of_reach_s))
 
     def _decide(self, operation: ReserveOperation) -> bool:
@@ -350,7 +355,7 @@ class RedisStore:
             self._owed[item.name] = (item, owed + change)
 
     def _found(self) -> None:
-        log.info("%s is back after %.1f s", self._address, self.out_of_reach_s)
+        self._troubles.over(STORE, f"{self._address} is back after {self.out_of_reach_s:.1f} s")
         self._lost_at_s = None
         if self._refusing is not None:
             self._refusing.cancel()

@@ -50,6 +50,7 @@ from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
 from services.ticking import TELL_S, Ticker
 from services.transport import Identity, Link, Listener, Stream
+from services.troubles import Troubles
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -93,26 +94,25 @@ class AdmissionService:
         self._deployment = deployment
         self._replica = replica
         self._core = AdmissionCore()
-        self._pump = Pump(
-            self._core,
-            self._perform,
-            event_log=open_event_log(deployment, self.name),
-            check=deployment.check,
-        )
-        self._history = History(deployment.data)
+        self._troubles = Troubles()
+        event_log = open_event_log(deployment, self.name, self._troubles)
+        self._pump = Pump(self._core, self._perform, event_log=event_log, check=deployment.check)
+        self._history = History(deployment.data, self._troubles)
         self._proposed = PolicyRevisions(deployment.policy, self._apply, self._rejected)
         self._followed = FollowedRevisions(deployment.policy, self._pump.apply)
         self._revisions: PolicyRevisions | FollowedRevisions = self._followed if replica else self._proposed
         self._file = PolicyFile(Path(deployment.policy), self._proposed.saved, self._proposed.unreadable)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
-        self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue)
+        self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue, self._troubles)
         self._reports = Reports(self._core, self._pump, self._store)
         self._metrics = AdmissionMetrics(self._core)
         self._pump.observers.append(self._metrics.look)
         # Several may share a store: each is another instance, and so is each start.
-        self._reporting = Reporting(deployment.telemetry, self.name, secrets.token_hex(4), self._families)
-        self._journal = Journal(self._store, Saved(self._core), self._kept)
+        self._reporting = Reporting(
+            deployment.telemetry, self.name, secrets.token_hex(4), self._families, troubles=self._troubles
+        )
+        self._journal = Journal(self._store, Saved(self._core), self._kept, self._troubles)
         self._pump.observers.append(self._journal.observe)
         self._scheduler = SchedulerSide(
             self._pump.handle,
@@ -299,7 +299,8 @@ class AdmissionService:
 
     def _tell_levels(self) -> None:
         if self._gateways and self._pump.revision:
-            told = msgspec.structs.replace(self._capacity, levels=Levels(queued=queued_by_class(self._core)))
+            levels = Levels(queued=queued_by_class(self._core), troubles=self._troubles.sentences)
+            told = msgspec.structs.replace(self._capacity, levels=levels)
             for gateway in self._gateways.values():
                 gateway.send(told)
 

@@ -7,6 +7,7 @@ from services.settings import TelemetrySettings
 from services.telemetry import names
 from services.telemetry.metrics import Family, Registry
 from services.telemetry.reporting import Reporting
+from services.troubles import Troubles
 
 NS = 1e9
 END_S = 5.0
@@ -44,7 +45,7 @@ class ExecutorMetrics:
 
     async def _run(self, settings: TelemetrySettings, instance: str) -> None:
         self._loop = asyncio.get_running_loop()
-        reporting = Reporting(settings, "executor", instance, self._families)
+        reporting = Reporting(settings, "executor", instance, self._families, troubles=Troubles())
         await reporting.start()
         await self._stop.wait()
         await reporting.stop()

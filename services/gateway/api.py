@@ -115,6 +115,7 @@ class Api:
         document = {
             "ready": not reasons,
             "reasons": reasons,
+            "degraded": self._backend.degraded,
             "policy": revisions.now,
             "last_save": revisions.last_save,
             "model": self._model,

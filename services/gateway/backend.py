@@ -25,6 +25,7 @@ from services.gateway.tracing import Origin, Tracing
 from services.gateway.traffic import Traffic
 from services.streams import Stream
 from services.traffic.rows import RequestRow
+from services.troubles import Troubles
 from services.wire import (
     Admitted,
     AnyMessage,
@@ -75,6 +76,8 @@ class Backend:
         """Of the executors that there are, or were last; 0: there were none."""
         self.levels: dict[str, Levels] = {}
         """How full each service is, as it said last."""
+        self.troubles = Troubles()
+        """Of this process."""
         self.running: dict[int, Running] = {}
         self._traffic = Traffic(record)
         self._next = 0
@@ -98,6 +101,12 @@ class Backend:
     def num_resumed(self) -> int:
         """Requests that went on at another scheduler, since the start."""
         return self._resuming.num_resumed
+
+    @property
+    def degraded(self) -> list[str]:
+        """What cannot be kept at the moment, here and at the services, in sentences."""
+        said = [f"{name}: {each}" for name, levels in self.levels.items() for each in levels.troubles]
+        return [*(f"gateway: {each}" for each in self.troubles.sentences), *said]
 
     def missing(self) -> list[str]:
         """What keeps new requests from being served, in words; empty when nothing does."""

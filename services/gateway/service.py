@@ -65,7 +65,14 @@ class GatewayService:
         )
         metrics = GatewayMetrics(self._backend, self._keys, self.keeper)
         instance = str(self._backend.gateway)
-        self._reporting = Reporting(deployment.telemetry, self.name, instance, metrics.families, pushed=metrics.own)
+        self._reporting = Reporting(
+            deployment.telemetry,
+            self.name,
+            instance,
+            metrics.families,
+            troubles=self._backend.troubles,
+            pushed=metrics.own,
+        )
         self.links: list[Link] = []
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -101,7 +108,9 @@ class GatewayService:
                     headers=telemetry.headers,
                 )
             )
-        self._store = open_store(self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic)
+        self._store = open_store(
+            self._deployment.data, GATEWAY, (REQUESTS,), self._deployment.traffic, self._backend.troubles
+        )
         loop = asyncio.get_running_loop()
         self._watches.append(loop.create_task(self._keys.watch()))
         streams = self._deployment.streams

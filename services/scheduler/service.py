@@ -40,6 +40,7 @@ from services.ticking import TELL_S, Ticker
 from services.traffic.rows import FLEETS, SCHEDULER, STEPS
 from services.traffic.store import open_store
 from services.transport import Listener, Stream
+from services.troubles import Troubles
 from services.wire import (
     AnyMessage,
     Cancel,
@@ -68,10 +69,11 @@ class SchedulerService:
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
         core = self._core = SchedulerCore()
+        self._troubles = Troubles()
         self._pump = Pump(
             core,
             self._perform,
-            event_log=open_event_log(deployment, "scheduler"),
+            event_log=open_event_log(deployment, "scheduler", self._troubles),
             check=deployment.check,
         )
         self._mirrors = Mirrors(core, self._pump, deployment.streams.max_frame_bytes)
@@ -89,12 +91,13 @@ class SchedulerService:
         self._listener: Listener | None = None
         self._samples = Samples(None)
         self._metrics = SchedulerMetrics()
-        self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families)
+        self._reporting = Reporting(deployment.telemetry, self.name, "0", self._families, troubles=self._troubles)
         self._ticker = Ticker(TELL_S, self._tell_levels)
 
     async def start(self) -> None:
         """Listen; raises `StartError` or `AddressError`."""
-        self._samples = Samples(open_store(self._deployment.data, SCHEDULER, (STEPS, FLEETS), self._deployment.traffic))
+        data, traffic = self._deployment.data, self._deployment.traffic
+        self._samples = Samples(open_store(data, SCHEDULER, (STEPS, FLEETS), traffic, self._troubles))
         self._listener = await open_listener(self._deployment, self._deployment.streams.scheduler, self.name, self)
         await self._reporting.start()
         self._ticker.start()
@@ -314,6 +317,7 @@ class SchedulerService:
             return
         block_tokens = next((each.info.block_tokens for each in self._executors.values()), 0)
         levels = self._metrics.levels(self._core.snapshot(), block_tokens)
+        levels.troubles = self._troubles.sentences
         told = msgspec.structs.replace(self._capacity(), levels=levels)
         for gateway in self._gateways.values():
             gateway.send(told)

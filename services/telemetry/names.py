@@ -115,5 +115,6 @@ KEYS_REFUSED = Metric("fairlead.keys.refused", "1", ("reason",), "Requests refus
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
 RESUMED = Metric("fairlead.requests.resumed", "1", (), "Requests sent to another scheduler after theirs was lost.")
 REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")
+DEGRADED = Metric("fairlead.degraded", "1", ("what",), "1 while something that should be kept cannot be.")
 RECORDS_DROPPED = Metric("fairlead.telemetry.records_dropped", "1", (), "Records that did not reach the keeper.")
 DROPPED = Metric("fairlead.telemetry.dropped", "1", ("what",), "Records that telemetry could not keep.")

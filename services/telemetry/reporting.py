@@ -16,6 +16,7 @@ from services.telemetry.exposition import render
 from services.telemetry.metrics import Family
 from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.sending import METRICS, Sender, transport
+from services.troubles import Troubles
 
 PUSH_S = 10.0
 RETRY_S = 1.0
@@ -34,6 +35,7 @@ class Reporting:
         service: its name.
         instance: tells it from others of its kind.
         families: a snapshot, for `/metrics`.
+        troubles: of the process, told with the rest.
         pushed: what of it is pushed; without it all of it.
     """
 
@@ -43,13 +45,16 @@ class Reporting:
         service: str,
         instance: str,
         families: Families,
+        *,
+        troubles: Troubles,
         pushed: Families | None = None,
     ) -> None:
         self._settings = settings
         self._service = service
         self._instance = instance
         self._families = families
-        self._pushed = pushed or families
+        self._to_push = pushed or families
+        self._troubles = troubles
         self._started_unix_ns = time.time_ns()
         self._runner: web.AppRunner | None = None
         self._sender: Sender | None = None
@@ -71,7 +76,7 @@ class Reporting:
         for task in self._tasks:
             task.cancel()
         if self._sender is not None:
-            self._put(await self._pushed())
+            self._put([*await self._to_push(), self._troubles.family()])
             await self._sender.drain(LAST_PUSH_S)
             await self._sender.close()
         if self._runner is not None:
@@ -106,13 +111,14 @@ class Reporting:
         return ""
 
     async def _serve(self, request: web.Request) -> web.Response:
-        body, content_type = render(await self._families(), request.headers.get("accept", ""))
+        families = [*await self._families(), self._troubles.family()]
+        body, content_type = render(families, request.headers.get("accept", ""))
         return web.Response(body=body, headers={"content-type": content_type})
 
     async def _push(self) -> None:
         while True:
             await asyncio.sleep(PUSH_S)
-            self._put(await self._pushed())
+            self._put([*await self._to_push(), self._troubles.family()])
 
     def _put(self, families: list[Family]) -> None:
         if self._sender is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from services.settings import TrafficSettings
+from services.troubles import TRAFFIC, Troubles
 
 FORMAT = 2
 """Of the file. A file of another format is begun anew: what it holds is not worth converting."""
@@ -51,10 +52,11 @@ class Table(NamedTuple):
 class Store:
     """Rows of some tables on their way to a file. `add` is for the event loop's thread."""
 
-    def __init__(self, path: Path, tables: tuple[Table, ...], settings: TrafficSettings) -> None:
+    def __init__(self, path: Path, tables: tuple[Table, ...], settings: TrafficSettings, troubles: Troubles) -> None:
         self._path = path
         self._tables = tables
         self._settings = settings
+        self._troubles = troubles
         self._waiting: dict[Table, list[Row]] = {}
         self._num_waiting = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -170,20 +172,21 @@ class Store:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._failed_at is None:
-            log.warning("%s cannot be written: %s; requests go on, what they were is not recorded", self._path, error)
+        sentence = f"{self._path} cannot be written: {error}; requests go on, what they were is not recorded"
+        self._troubles.begin(TRAFFIC, sentence)
         self._failed_at = time.monotonic()
         self._num_lost += num_rows
 
     def _succeed(self) -> None:
-        if self._failed_at is not None:
-            log.info("%s is written again; %d rows were lost", self._path, self._num_lost)
+        self._troubles.over(TRAFFIC, f"{self._path} is written again; {self._num_lost} rows were lost")
         self._failed_at, self._num_lost = None, 0
 
 
-def open_store(data: str, service: str, tables: tuple[Table, ...], settings: TrafficSettings) -> Store | None:
+def open_store(
+    data: str, service: str, tables: tuple[Table, ...], settings: TrafficSettings, troubles: Troubles
+) -> Store | None:
     """The store of a process of this service; None where nothing is to be recorded."""
-    return Store(folder(data) / f"{service}.sqlite", tables, settings) if settings.keep_s else None
+    return Store(folder(data) / f"{service}.sqlite", tables, settings, troubles) if settings.keep_s else None
 
 
 def folder(data: str) -> Path:

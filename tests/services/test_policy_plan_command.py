@@ -20,6 +20,7 @@ from services.revisions import Revisions
 from services.settings import STARTED, Deployment, TrafficSettings
 from services.traffic import gaps, rows
 from services.traffic.store import open_store
+from services.troubles import Troubles
 
 POLICIES = Path(__file__).resolve().parents[2] / "policies"
 SLAI, FASTERTRANSFORMER = POLICIES / "slai.yaml", POLICIES / "fastertransformer.yaml"
@@ -41,8 +42,8 @@ def write(data: Path, *, duration_s: float = 30.0, steps: bool = True, revision:
     workload = synthetic("chat", qps=3.0, duration_s=duration_s, seed=2, max_sequence_tokens=512)
     outcome = Simulation(SLAI.read_bytes(), workload, DEVICE, observer=observe).run()
     settings = TrafficSettings()
-    gateway = open_store(str(data), rows.GATEWAY, (rows.REQUESTS,), settings)
-    scheduler = open_store(str(data), rows.SCHEDULER, (rows.STEPS, rows.FLEETS), settings)
+    gateway = open_store(str(data), rows.GATEWAY, (rows.REQUESTS,), settings, Troubles())
+    scheduler = open_store(str(data), rows.SCHEDULER, (rows.STEPS, rows.FLEETS), settings, Troubles())
     began = time.time() - 100
     for number, served in enumerate(outcome.served, start=1):
         asked = served.asked

@@ -10,6 +10,7 @@ from policies.events import CancelRequested, Event, PolicyApplied, Started, Woke
 from services import pump as pump_module
 from services.pump import EventLog, Pump, open_event_log
 from services.settings import Deployment
+from services.troubles import Troubles
 
 
 def done(request: int) -> Settle:
@@ -107,7 +108,7 @@ async def test_an_idle_core_has_its_invariants_checked_once(core, monkeypatch) -
 async def test_the_log_of_an_earlier_start_stays_beside_the_new_one(core, tmp_path: Path) -> None:
     deployment = Deployment(record=str(tmp_path / "record"))
     for revision in (1, 2, 3):
-        pump = Pump(core, lambda command: None, event_log=open_event_log(deployment, "core"))
+        pump = Pump(core, lambda command: None, event_log=open_event_log(deployment, "core", Troubles()))
         pump.apply(revision, b"")
         pump.close()
     logs = {path.name: list(read_records(path.read_bytes())) for path in (tmp_path / "record").iterdir()}
@@ -118,7 +119,7 @@ async def test_the_log_of_an_earlier_start_stays_beside_the_new_one(core, tmp_pa
 async def test_the_event_log_holds_every_event_with_its_answer(core, tmp_path: Path) -> None:
     path = tmp_path / "new" / "core.log"
     core.answers = {CancelRequested: [done(1)]}
-    pump = Pump(core, lambda command: None, event_log=EventLog(path))
+    pump = Pump(core, lambda command: None, event_log=EventLog(path, Troubles()))
     pump.apply(7, b"document")
     pump.handle(CancelRequested(1))
     pump.close()
@@ -127,3 +128,23 @@ async def test_the_event_log_holds_every_event_with_its_answer(core, tmp_path: P
     assert records[1].event == PolicyApplied(7, b"document")
     assert [record.now for record in records] == core.times
     assert b"Settle" in records[2].commands
+
+
+async def test_a_log_on_a_full_disk_ends_there_and_the_core_goes_on(core) -> None:
+    troubles = Troubles()
+    pump = Pump(core, lambda command: None, event_log=EventLog(Path("/dev/full"), troubles))
+    pump.apply(7, bytes(100_000))
+    pump.handle(CancelRequested(1))
+    pump.close()
+    assert troubles.sentences == [
+        "/dev/full cannot be written: No space left on device; nothing is recorded until the next start"
+    ]
+    assert len(core.times) == 3
+
+
+async def test_a_log_whose_last_bytes_find_no_room_is_closed_all_the_same(core) -> None:
+    troubles = Troubles()
+    pump = Pump(core, lambda command: None, event_log=EventLog(Path("/dev/full"), troubles))
+    pump.apply(7, b"document")
+    pump.close()
+    assert len(troubles.sentences) == 1

@@ -13,6 +13,7 @@ from policies.events import Reserved
 from services.admission.redis_operations import ExchangeOperation
 from services.admission.redis_store import RedisStore
 from services.settings import Deployment
+from services.troubles import Troubles
 
 
 class NobodyElse:
@@ -36,7 +37,11 @@ async def race(url: str, instance: str, limit: int, amounts: list[int]) -> list[
     """What each task got."""
     answers: dict[int, asyncio.Future[Any]] = {}
     store = RedisStore(
-        Deployment(store=url), instance, lambda event: answers[event.request].set_result(event), NobodyElse()
+        Deployment(store=url),
+        instance,
+        lambda event: answers[event.request].set_result(event),
+        NobodyElse(),
+        Troubles(),
     )
     await store.open()
 

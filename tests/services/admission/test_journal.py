@@ -11,6 +11,7 @@ from policies.events import Woke
 from services.admission import journal as journal_module
 from services.admission.journal import Journal
 from services.admission.store import Batch, StoreError, UsageCell
+from services.troubles import Troubles
 from services.usage_rows import day_of
 
 pytestmark = pytest.mark.asyncio
@@ -64,7 +65,10 @@ class Kept:
         monkeypatch.setattr(journal_module, "RETRY_S", 0.001)
         self.rows, self.disk = Rows(), Disk()
         self.ends: list[tuple[int, int]] = []
-        self.journal = Journal(self.disk, self.rows, lambda epoch, number: self.ends.append((epoch, number)))
+        self.troubles = Troubles()
+        self.journal = Journal(
+            self.disk, self.rows, lambda epoch, number: self.ends.append((epoch, number)), self.troubles
+        )
         self.journal.start()
 
     def happens(self, *commands: Command) -> None:
@@ -117,11 +121,15 @@ async def test_after_a_batch_that_was_not_kept_the_next_has_everything_and_its_u
         while "the disk is full" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert kept.ends == []
+    assert kept.troubles.sentences == [
+        "the disk is full; requests go on, and a restart would begin with what was kept before"
+    ]
     kept.happens(ENDED, ENDED)
     kept.disk.error = None
     with caplog.at_level(logging.INFO):
         await kept.journal.close()
     assert caplog.text.count("the disk is full") == 1
+    assert kept.troubles.sentences == []
     batch = kept.disk.batches[1]
     assert batch.is_whole
     assert batch.usage == used(3)

@@ -17,6 +17,7 @@ from services.admission.redis_store import RedisStore
 from services.admission.store import Batch, Kept, StoreError
 from services.runtime import StartError
 from services.settings import Deployment, OutageSettings, SharedStoreSettings
+from services.troubles import Troubles
 from services.usage_rows import day_of
 
 pytestmark = pytest.mark.redis
@@ -82,7 +83,9 @@ class Process:
 
     def __init__(self, url: str, instance: str, settings: SharedStoreSettings) -> None:
         self.heard = Heard()
-        self.store = RedisStore(Deployment(store=url, shared_store=settings), instance, self.heard, NobodyElse())
+        self.store = RedisStore(
+            Deployment(store=url, shared_store=settings), instance, self.heard, NobodyElse(), Troubles()
+        )
         self.kept = Kept()
         self._requests = 0
 
@@ -295,5 +298,5 @@ async def test_a_server_that_came_back_as_it_was_before_is_given_everything_agai
 async def test_a_store_that_is_not_there_is_named_without_its_password() -> None:
     nowhere = Deployment(store="redis://:hunter2@127.0.0.1:1/0", shared_store=FAST)
     with pytest.raises(StartError, match=r"redis://\.\.\.@127\.0\.0\.1:1/0 cannot be used") as raised:
-        await RedisStore(nowhere, "1", Heard(), NobodyElse()).open()
+        await RedisStore(nowhere, "1", Heard(), NobodyElse(), Troubles()).open()
     assert "hunter2" not in str(raised.value)

@@ -14,6 +14,7 @@ from services.telemetry import names
 from services.telemetry import reporting as reporting_of
 from services.telemetry.metrics import Family, Registry
 from services.telemetry.reporting import Reporting
+from services.troubles import Troubles
 
 
 async def families() -> list[Family]:
@@ -29,7 +30,7 @@ def settings(endpoint: str = "", port: int | None = 0) -> TelemetrySettings:
 
 
 async def test_metrics_are_served_in_the_form_asked_for() -> None:
-    reporting = Reporting(settings(), "scheduler", "0", families)
+    reporting = Reporting(settings(), "scheduler", "0", families, troubles=Troubles())
     await reporting.start()
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{reporting.port}/metrics"
@@ -48,7 +49,7 @@ async def test_a_port_that_is_taken_is_a_warning_and_is_listened_on_once_it_is_f
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        reporting = Reporting(settings(port=taken.getsockname()[1]), "scheduler", "0", families)
+        reporting = Reporting(settings(port=taken.getsockname()[1]), "scheduler", "0", families, troubles=Troubles())
         await reporting.start()
         assert reporting.port == 0
         assert "no /metrics" in caplog.text
@@ -73,7 +74,9 @@ async def test_what_is_left_is_pushed_at_the_end() -> None:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    reporting = Reporting(settings(f"http://127.0.0.1:{runner.addresses[0][1]}", None), "scheduler", "0", families)
+    reporting = Reporting(
+        settings(f"http://127.0.0.1:{runner.addresses[0][1]}", None), "scheduler", "0", families, troubles=Troubles()
+    )
     await reporting.start()
     assert reporting.port == 0
     await reporting.stop()

@@ -11,6 +11,7 @@ from services.traffic import store
 from services.traffic.reading import TrafficError, read_requests
 from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
 from services.traffic.store import Store, Table, open_store
+from services.troubles import Troubles
 
 
 def row(unix_s: float, prompt_keys: bytes = b"") -> RequestRow:
@@ -25,7 +26,7 @@ def settings() -> TrafficSettings:
 
 
 def opened(data: Path, settings: TrafficSettings) -> Store:
-    made = open_store(str(data), GATEWAY, (REQUESTS,), settings)
+    made = open_store(str(data), GATEWAY, (REQUESTS,), settings, Troubles())
     assert made is not None
     return made
 
@@ -63,7 +64,7 @@ async def test_the_next_process_goes_on_with_the_file_and_nobody_else_may_read_i
 async def test_what_is_too_old_goes_and_the_newest_fleet_stays(tmp_path, settings) -> None:
     now = time.time()
     kept = Table("fleets", ("word TEXT",), keeps_newest=True)
-    writer = Store(tmp_path / "some.sqlite", (REQUESTS, kept), settings)
+    writer = Store(tmp_path / "some.sqlite", (REQUESTS, kept), settings, Troubles())
     for age_s in (5000, 4000):
         writer.add(REQUESTS, row(now - age_s))
         writer.add(kept, (now - age_s, f"{age_s}"))
@@ -91,7 +92,7 @@ async def test_a_file_keeps_to_its_size_and_loses_the_oldest(tmp_path, settings)
 
 async def test_of_more_rows_than_a_table_takes_at_once_the_first_are_kept(tmp_path, settings) -> None:
     few = Table("few", ("number INTEGER",), most_per_flush=5)
-    writer = Store(tmp_path / "few.sqlite", (few,), settings)
+    writer = Store(tmp_path / "few.sqlite", (few,), settings, Troubles())
     for number in range(20):
         writer.add(few, (time.time(), number))
     writer.close()
@@ -100,9 +101,7 @@ async def test_of_more_rows_than_a_table_takes_at_once_the_first_are_kept(tmp_pa
     connection.close()
 
 
-async def test_a_disk_that_cannot_be_written_costs_rows_and_one_warning(
-    tmp_path, settings, monkeypatch, caplog
-) -> None:
+async def test_a_disk_that_cannot_be_written_costs_rows_and_one_error(tmp_path, settings, monkeypatch, caplog) -> None:
     monkeypatch.setattr(store, "RETRY_S", 0.0)
     caplog.set_level(logging.INFO)
     blocked = tmp_path / "traffic"
@@ -116,7 +115,7 @@ async def test_a_disk_that_cannot_be_written_costs_rows_and_one_warning(
     blocked.unlink()
     writer.add(REQUESTS, row(time.time()))
     writer.close()
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(warnings) == 1
     assert "cannot be written" in warnings[0]
     assert "is written again; 3 rows were lost" in caplog.text
@@ -155,5 +154,5 @@ async def test_a_file_that_is_no_store_is_named(tmp_path, settings) -> None:
 
 
 def test_nothing_is_recorded_where_nothing_is_to_be_kept(tmp_path) -> None:
-    assert open_store(str(tmp_path), GATEWAY, (REQUESTS,), TrafficSettings(keep_s=0)) is None
+    assert open_store(str(tmp_path), GATEWAY, (REQUESTS,), TrafficSettings(keep_s=0), Troubles()) is None
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,91 @@
+"""A data folder whose disk is full under a running deployment: it serves, says so, and loses no count. And a read-only
+one, on which nothing starts.
+"""
+
+import json
+import os
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployed import House, fairlead
+
+from services.revisions import Revisions
+
+ROOM = "24m"
+"""Enough for the services to start, and little to fill."""
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, where the data folder will be."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if not mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(data)):
+        pytest.skip("file systems cannot be mounted here")
+    yield data
+    subprocess.run(["umount", "--lazy", str(data)], check=True)
+
+
+def ask(running: House) -> None:
+    body = json.dumps({"model": "demo", "prompt": "import os", "max_tokens": 4}).encode()
+    headers = {"authorization": f"Bearer {running.key}", "content-type": "application/json"}
+    request = urllib.request.Request(f"{running.url}/v1/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 4
+
+
+def fill(path: Path) -> None:
+    block = bytes(2**16)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while block:
+            try:
+                os.write(descriptor, block)
+            except OSError:
+                block = block[: len(block) // 2]
+    finally:
+        os.close(descriptor)
+
+
+def is_degraded(answer: dict[str, Any]) -> bool:
+    return any("admission.sqlite cannot be written" in each for each in answer["degraded"])
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_no_request_and_no_count_and_on_a_read_only_one_nothing_starts(
+    disk: Path, house: Callable[..., House]
+) -> None:
+    running = house("--record", str(disk / "record"))
+    ask(running)
+    fill(disk / "fill")
+    # Both cores' records stop there; requests go on.
+    for _ in range(12):
+        ask(running)
+    answer = running.wait_until("/readyz", is_degraded)
+    assert answer["ready"]
+    running.policy.write_bytes(running.policy.read_bytes() + b"# saved while the disk is full\n")
+    running.wait_until("/readyz", lambda answer: answer["policy"]["revision"] == 2)
+    (disk / "fill").unlink()
+    running.wait_until("/readyz", lambda answer: not is_degraded(answer))
+
+    usage = running.wait_until("/v1/fairlead/usage", lambda answer: answer["usage"][0]["requests"] == 13)
+    assert usage["usage"][0]["output_tokens"] == 52
+    lasting = "nothing is recorded until the next start"
+    # The traffic is written again with the next of it.
+    running.wait_until("/readyz", lambda answer: ask(running) or all(lasting in each for each in answer["degraded"]))
+    assert running.stop() == 0
+    assert "ended" not in running.text
+    assert [each.revision for each in Revisions(str(disk)).all()] == [1, 2]
+
+    assert mount("-o", "remount,ro", str(disk))
+    refused = fairlead("up", "--data-dir", str(disk), "--port", "0", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == f"fairlead: data folder {disk}: Read-only file system; name another with --data-dir\n"
