@@ -136,15 +136,20 @@ class Hurt:
         return found
 
     def rss_bytes(self) -> dict[str, int]:
-        """Resident memory by process; of what a service has started itself, its keeper, by a name made of its own."""
+        """Resident memory by process; of what a service has started itself, with the last part of its module's name."""
         names = {pid: name for name, pid in self.pids().items()}
-        found = {}
+        found: dict[str, int] = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 pid = int(folder.name)
-                name = names.get(pid) or (f"{names[parent]}'s keeper" if (parent := _parent(pid)) in names else "")
-                if name:
-                    found[name] = int((folder / "statm").read_text().split()[1]) * PAGE_BYTES
+                name = names.get(pid) or names.get(_parent(pid))
+                if name is None:
+                    continue
+                if pid not in names:
+                    name += (
+                        "/" + (folder / "cmdline").read_text().partition("\0-m\0")[2].partition("\0")[0].split(".")[-1]
+                    )
+                found[name] = int((folder / "statm").read_text().split()[1]) * PAGE_BYTES + found.get(name, 0)
         return dict(sorted(found.items()))
 
     # --- books --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ EDITS = (
     ("version: 1", "version: one"),
 )
 """What stands in the policy, and what it becomes; the last is refused, and what was in force stays."""
-REFUSED_EDIT = "the policy file was saved but not applied"
+REFUSED_EDIT = "stays in force:"
 SAMPLE_S = 0.5
 WARM_SHARE = 0.3
 """Of the samples, the first: caches fill, and rings of what is remembered."""
@@ -97,8 +97,11 @@ def growth(samples: Sequence[tuple[float, dict[str, int]]]) -> Growth:
     mean = statistics.fmean(totals)
     first, last = blocks[0], blocks[-1]
     ends = {
-        name: (statistics.median(rss[name] for _, rss in first), statistics.median(rss[name] for _, rss in last))
-        for name in counted[0][1]
+        name: (
+            statistics.median(rss.get(name, 0) for _, rss in first),
+            statistics.median(rss.get(name, 0) for _, rss in last),
+        )
+        for name in dict.fromkeys(name for _, rss in counted for name in rss)
     }
     slope, error = float(line[0]), float(np.sqrt(covariance[0][0]))
     scale = TEN_MINUTES_S / mean
