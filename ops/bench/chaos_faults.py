@@ -32,7 +32,7 @@ class Strikes:
     def __init__(self) -> None:
         self.num = 0
         self.pauses_s: list[float] = []
-        """From each strike to the next piece that any reader got."""
+        """After each strike, until any reader got a piece; of a restart, the longest time in which none did."""
 
     def words(self) -> str:
         """For a note."""
@@ -40,7 +40,7 @@ class Strikes:
             return f"{self.num} strikes"
         middle, longest = statistics.median(self.pauses_s), max(self.pauses_s)
         pauses = f"within {middle:.1f} s (median), {longest:.1f} s at most"
-        return f"{self.num} strikes, after which the next piece came {pauses}"
+        return f"{self.num} strikes, after which somebody got a piece {pauses}"
 
 
 Strike = Callable[[Hurt, Load, np.random.Generator, int, Strikes], Awaitable[None]]
@@ -114,7 +114,7 @@ async def _restart(house: Hurt, load: Load, draw: np.random.Generator, count: in
     while strikes.num < count:
         await load.pieces(int(draw.integers(1, MOST_PIECES)))
         strikes.num += 1
-        struck_s = time.monotonic()
+        load.longest_gap_s = 0.0
         restarting = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.cli", "restart", "--data-dir", house.deployment.data),
             cwd=REPOSITORY,
@@ -125,7 +125,7 @@ async def _restart(house: Hurt, load: Load, draw: np.random.Generator, count: in
         if restarting.returncode:
             raise RuntimeError(f"this run is void: the restart failed: {said.decode()}")
         await load.pieces(1)
-        strikes.pauses_s.append(time.monotonic() - struck_s)
+        strikes.pauses_s.append(load.longest_gap_s)
 
 
 def _kill(house: Hurt, load: Load, name: str) -> int:

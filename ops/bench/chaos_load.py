@@ -7,6 +7,7 @@ cut: it is told.
 import asyncio
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,9 @@ class Load:
         self.leave_share = 0.0
         """Of the readers of a paced run, those that leave at some moment, whether they have heard anything or not."""
         self.num_pieces = 0
+        self.longest_gap_s = 0.0
+        """Between two pieces that anybody got; whoever asks for it begins it anew."""
+        self._heard_at_s = 0.0
         self.answers: dict[int, Said] = {}
         """The last of each request, by its place in the catalogue."""
         self.lost_ports = set[int]()
@@ -239,6 +243,9 @@ class Load:
 
     async def _count(self) -> None:
         self.num_pieces += 1
+        now_s = time.monotonic()
+        self.longest_gap_s = max(self.longest_gap_s, now_s - self._heard_at_s if self._heard_at_s else 0.0)
+        self._heard_at_s = now_s
         async with self._heard:
             self._heard.notify_all()
 
