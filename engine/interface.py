@@ -11,6 +11,10 @@ MAX_LOGPROBS = 20
 """Most alternatives whose log-probabilities can be asked for at each position."""
 
 
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+"""int32, as everywhere."""
+SequenceId = Annotated[int, Meta(ge=0, lt=2**62)]
+
 POOLINGS = ("mean", "last")
 """How hidden states after the final norm become an embedding: the mean of all tokens, or that of the last token."""
 
@@ -24,9 +28,9 @@ class Sampling(msgspec.Struct, omit_defaults=True):
 
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_k: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """0: all tokens."""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence tokens (benchmarks)."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -35,13 +39,13 @@ class Sampling(msgspec.Struct, omit_defaults=True):
     """Taken once from the logit of each token of the output so far."""
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     """Taken from a token's logit as often as it is in the output so far."""
-    repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=1e9)] = 1.0
     """Positive logits of tokens in prompt or output are divided by it, others multiplied (Keskar et al., 2019)."""
-    logit_bias: dict[int, float] = {}
+    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-1e9, le=1e9)]] = {}
     """Token id -> what is added to its logit."""
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """Output tokens before one may be sampled that ends the sequence."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
     """End the sequence as end-of-sequence tokens do, whatever `ignore_eos` says."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     """Alternatives to give log-probabilities of, beside the sampled token's own; None: none at all."""
@@ -50,15 +54,20 @@ class Sampling(msgspec.Struct, omit_defaults=True):
 class SequenceStart(msgspec.Struct):
     """A sequence new to the engine, or back after a preemption."""
 
-    sequence: int
+    sequence: SequenceId
     tokens: bytes
     """Prompt and kept output token ids, int32 little-endian."""
-    num_prompt_tokens: int
+    num_prompt_tokens: Annotated[int, Meta(ge=1, lt=2**31)]
     sampling: Sampling
     grammar: str = ""
     """What the output's text must keep to, as `engine.grammar.lark` writes it; empty: anything."""
     pooling: str = ""
     """One of `POOLINGS`: the vector that the step which ends the prompt gives; empty: none."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: the tokens are no whole ones, or fewer than the prompt's."""
+        if len(self.tokens) % 4 or len(self.tokens) < 4 * self.num_prompt_tokens:
+            raise ValueError(f"{len(self.tokens)} bytes of tokens, {self.num_prompt_tokens} tokens of prompt")
 
 
 NO_BLOCKS: NDArray[np.int32] = np.empty(0, np.int32)
@@ -137,17 +146,17 @@ class EngineInfo(msgspec.Struct):
 
     model: str
     architecture: str
-    num_parameters: int
+    num_parameters: Annotated[int, Meta(ge=0, le=2**60)]
     dtype: str
     device: str
     attention: str
-    num_blocks: int
+    num_blocks: Annotated[int, Meta(ge=1, le=2**24)]
     """Blocks the scheduler may allocate, numbered from 0."""
-    block_tokens: int
-    max_sequence_tokens: int
-    vocabulary_size: int
-    max_steps_in_flight: int = 2
-    kv_bytes: int = 0
+    block_tokens: Annotated[int, Meta(ge=1, le=2**16)]
+    max_sequence_tokens: Annotated[int, Meta(ge=1, lt=2**31)]
+    vocabulary_size: Annotated[int, Meta(ge=1, lt=2**31)]
+    max_steps_in_flight: Annotated[int, Meta(ge=1, le=8)] = 2
+    kv_bytes: Annotated[int, Meta(ge=0, le=2**60)] = 0
     """Memory of the KV pool."""
     kv_bound: str = ""
     """What kept the pool from being larger, in words."""

@@ -6,9 +6,10 @@ an age, never another process's clock. Both cores take `(event, now)`; `now` nev
 Ids: a request of `n` choices owns the sequence ids `request .. request + n - 1`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from policies.admission.limits.items import LimitItem, LimitState
 
@@ -20,19 +21,19 @@ class Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", omit_defau
 class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request that the scheduler has: enough to charge for it without having released it."""
 
-    request: int
+    request: Annotated[int, Meta(ge=0, lt=2**62)]
     tenant: str
     project: str
     key: str
     slo_class: str
-    weight: float
-    prompt_tokens: int
-    max_output_tokens: int
+    weight: Annotated[float, Meta(gt=0, le=1e9)]
+    prompt_tokens: Annotated[int, Meta(ge=0, lt=2**31)]
+    max_output_tokens: Annotated[int, Meta(ge=0, lt=2**31)]
     """Of one choice."""
-    num_choices: int
-    output_tokens: int
+    num_choices: Annotated[int, Meta(ge=1, le=2**16)]
+    output_tokens: Annotated[int, Meta(ge=0, le=2**60)]
     """Produced so far, all choices together."""
-    cached_tokens: int = 0
+    cached_tokens: Annotated[int, Meta(ge=0, le=2**60)] = 0
     """Of the prompt, found in the prefix cache."""
     attempt: int = 0
     """As in `Arrived`, of what is computed."""

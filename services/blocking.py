@@ -5,6 +5,7 @@ be able to tell. Whether the engine makes progress is not its matter.
 """
 
 import contextlib
+import logging
 import select
 import socket
 import threading
@@ -19,6 +20,7 @@ from services.framing import (
     Peer,
     StreamError,
     UnixAddress,
+    UnknownMessageError,
     decode_message,
     encode_frame,
     parse_address,
@@ -29,6 +31,8 @@ from services.wire_operator import Ping, Pong
 from services.wire_parts import Message
 
 RECEIVE_BYTES = 256 * 2**10
+
+log = logging.getLogger(__name__)
 
 
 class StreamClosedError(StreamError):
@@ -47,10 +51,11 @@ class BlockingStream:
         self._closed = threading.Event()
         self._silence_s = HANDSHAKE_S
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
+        self.peer = Peer("unknown")
         connected.settimeout(HANDSHAKE_S)
         handshake = ConnectorHandshake(identity, secret)
         self.send(handshake.answer(self._one()))
-        self.peer: Peer = handshake.finish(self._one())
+        self.peer = handshake.finish(self._one())
         self._frames.max_frame_bytes = max_frame_bytes
         connected.settimeout(None)
         if self.peer.protocol > 1:
@@ -129,11 +134,18 @@ class BlockingStream:
         if not data:
             raise StreamClosedError("closed by the peer")
         received_ns = time.monotonic_ns()
-        messages = [decode_message(frame) for frame in self._frames.feed(data)]
-        for message in messages:
+        messages: list[AnyMessage] = []
+        for frame in self._frames.feed(data):
+            try:
+                message = decode_message(frame)
+            except UnknownMessageError as error:
+                log.warning("%s %s sent %s, which is ignored", self.peer.service, self.peer.instance, error)
+                continue
             if isinstance(message, Ping):
                 self.send(Pong(message.sent_ns, received_ns, time.monotonic_ns()))
-        return [message for message in messages if not isinstance(message, Ping | Pong)]
+            elif not isinstance(message, Pong):
+                messages.append(message)
+        return messages
 
     def _one(self) -> AnyMessage:
         messages = self.wait()

@@ -20,7 +20,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.wire import OLDEST_PROTOCOL, PROTOCOL, AnyMessage, Challenge, Hello, Welcome, decoder, encoder
+from services.wire import (
+    KINDS,
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    AnyMessage,
+    Challenge,
+    Hello,
+    Welcome,
+    decoder,
+    encoder,
+    kind_decoder,
+)
 from services.wire_parts import Message
 
 HEADER = struct.Struct("<I")
@@ -33,6 +44,8 @@ SMALL_BYTES = 4096
 """Below this a copy costs less than a view."""
 MAX_HANDSHAKE_FRAME_BYTES = 4096
 """Until the peer has proved itself, it cannot make us hold more than this."""
+LONGEST_KIND = 40
+"""Characters of an unknown one that are repeated in a sentence."""
 MAX_UNIX_PATH_BYTES = 107
 """What the kernel's sockaddr_un holds, without the final zero."""
 
@@ -43,6 +56,10 @@ class StreamError(Exception):
 
 class FrameError(StreamError):
     """Bytes that are no frame of ours, or a frame above the limit."""
+
+
+class UnknownMessageError(FrameError):
+    """A well-formed message of a kind that this version does not know. It concerns that message alone."""
 
 
 class HandshakeError(StreamError):
@@ -77,12 +94,24 @@ def decode_message(frame: bytes | memoryview) -> AnyMessage:
     """The message of a frame.
 
     Raises:
+        UnknownMessageError: they are a message of a kind that nobody here knows.
         FrameError: the bytes are no message of ours.
     """
     try:
         return decoder.decode(frame)
-    except msgspec.MsgspecError as error:
+    # Text that is no UTF-8 and nesting without end come as Python's own errors.
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if (kind := _unknown_kind(frame)) is not None:
+            raise UnknownMessageError(f"a message of the unknown kind `{kind}`") from error
         raise FrameError(f"malformed frame of {len(frame)} bytes: {error}") from error
+
+
+def _unknown_kind(frame: bytes | memoryview) -> str | None:
+    try:
+        kind = kind_decoder.decode(frame).t
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if kind in KINDS else kind[:LONGEST_KIND]
 
 
 class FrameBuffer:
@@ -269,3 +298,8 @@ def _common_protocol(own: int, nonce: bytes) -> int:
     if spoken < OLDEST_PROTOCOL:
         raise HandshakeError(f"the peer speaks protocol {spoken}, this process {OLDEST_PROTOCOL} to {own}")
     return spoken
+
+
+def is_milestone(count: int) -> bool:
+    """1, 10, 100, ...: which of many warnings alike are said, so that a neighbour gone wrong does not fill the disk."""
+    return str(count).strip("0") == "1"

@@ -18,8 +18,10 @@ from services.framing import (
     ListenerHandshake,
     Peer,
     StreamError,
+    UnknownMessageError,
     decode_message,
     encode_frame,
+    is_milestone,
 )
 from services.wire import AnyMessage
 from services.wire_operator import Ping, Pong
@@ -120,6 +122,7 @@ class SocketStream(asyncio.Protocol):
         self._num_unheard = 0
         """Pings in a row after which nothing came."""
         self._shares_clock = False
+        self._num_ignored = 0
         self.peer = Peer("unknown")
         self.is_open = False
         self.was_open = False
@@ -154,7 +157,13 @@ class SocketStream(asyncio.Protocol):
         self._heard = True
         try:
             for frame in self._frames.feed(data):
-                message = decode_message(frame)
+                try:
+                    message = decode_message(frame)
+                except UnknownMessageError as error:
+                    if self._handshake is not None:
+                        raise
+                    self._ignore(error)
+                    continue
                 if self._handshake is not None:
                     self._shake(self._handshake, message)
                 elif isinstance(message, Ping | Pong):
@@ -275,6 +284,14 @@ class SocketStream(asyncio.Protocol):
             self.send(Pong(message.sent_ns, now_ns, self._now_ns()))
         elif not self._shares_clock:
             self.clock.exchanged(message.sent_ns, message.received_ns, message.answered_ns, now_ns)
+
+    def _ignore(self, error: UnknownMessageError) -> None:
+        """A neighbour of another version says what is not known here: the rest of its words are."""
+        self._num_ignored += 1
+        if is_milestone(self._num_ignored):
+            log.warning(
+                "%s %s sent %s; %d ignored so far", self.peer.service, self.peer.instance, error, self._num_ignored
+            )
 
     def _end(self, reason: str) -> None:
         self._reason = self._reason or reason

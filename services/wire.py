@@ -5,19 +5,44 @@ once. Every stamp is `time.monotonic_ns()` of the process that took it. Unknown 
 defaults, so that neighbours one version apart understand each other. Never imports torch.
 """
 
+from typing import Annotated, get_args
+
 import msgspec
+from msgspec import Meta
 
 from engine.interface import EngineInfo, Sampling
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
 from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report, ReportAsked
-from services.wire_parts import Levels, LogprobColumns, Measured, Message
+from services.wire_parts import (
+    Amount,
+    Count,
+    Id,
+    Levels,
+    LogprobColumns,
+    Measured,
+    Message,
+    Name,
+    Revision,
+    Seconds,
+    Share,
+    Stamp,
+    Total,
+    Weight,
+    Words,
+    check_columns,
+    num_items,
+)
 from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
 PROTOCOL = 2
 """Raised when a neighbour must know of the other what it does: 2 is pinged each second, answers, and pings itself."""
 OLDEST_PROTOCOL = 1
 """One version back is spoken, too; `framing` says how two neighbours agree."""
+
+
+INT32_BYTES, INT64_BYTES = 4, 8
+MOST_CHOICES = 2**16
 
 
 # --- handshake (transport.py) ------------------------------------------------------------------------------------
@@ -28,18 +53,18 @@ class Challenge(Message, tag="challenge"):
 
     nonce: bytes
     """Its end says what the listener speaks."""
-    protocol: int = 1
+    protocol: Count = 1
     """Neighbours of protocol 1 accept no other number; later ones look at the nonce."""
 
 
 class Hello(Message, tag="hello"):
     """The connector's answer."""
 
-    protocol: int
+    protocol: Count
     """The newest that both speak: what is spoken from here on."""
-    service: str
-    instance: str
-    epoch: int
+    service: Name
+    instance: Name
+    epoch: Id
     """Grows with every start of the instance; frames of an older epoch are dropped."""
     nonce: bytes
     proof: bytes
@@ -49,9 +74,9 @@ class Hello(Message, tag="hello"):
 class Welcome(Message, tag="welcome"):
     """The listener's proof in return; from here on frames are messages."""
 
-    service: str
-    instance: str
-    epoch: int
+    service: Name
+    instance: Name
+    epoch: Id
     proof: bytes
 
 
@@ -61,28 +86,28 @@ class Welcome(Message, tag="welcome"):
 class Submit(Message, tag="submit"):
     """A request with everything the later services need of it; tokens are int32 little-endian."""
 
-    request: int
+    request: Id
     """Unique over all gateways; owns sequence ids `request .. request + num_choices - 1`."""
-    tenant: str
-    tier: str
+    tenant: Name
+    tier: Name
     prompt: bytes
-    max_output_tokens: int
-    sampling: list[Sampling]
+    max_output_tokens: Count
+    sampling: Annotated[list[Sampling], Meta(min_length=1, max_length=MOST_CHOICES)]
     """One for each choice (they differ in their seed)."""
-    weight: float = 1.0
-    project: str = "default"
-    key: str = ""
-    service_tier: str | None = None
-    allowed_classes: tuple[str, ...] = ()
-    received_ns: int = 0
-    tokenized_ns: int = 0
-    traceparent: str = ""
+    weight: Weight = 1.0
+    project: Name = "default"
+    key: Name = ""
+    service_tier: Name | None = None
+    allowed_classes: tuple[Name, ...] = ()
+    received_ns: Stamp = 0
+    tokenized_ns: Stamp = 0
+    traceparent: Name = ""
     grammar: str = ""
     """What every choice must keep to, as `engine.grammar.lark` writes it; empty: anything."""
     shares_prefix: bool = True
     """False: every token is computed for this request, and nobody else may use what was (all its hidden states are
     wanted)."""
-    pooling: str = ""
+    pooling: Name = ""
     """An embedding is wanted (`engine.interface.POOLINGS`): one choice, whose only token is neither shown nor paid."""
     declared: bool = True
     """The client said how many output tokens it wants at most."""
@@ -97,55 +122,59 @@ class Submit(Message, tag="submit"):
     ended: list[int] = []
     """Choices that have ended with that, by number."""
 
+    def __post_init__(self) -> None:
+        if not num_items("prompt", self.prompt, INT32_BYTES):
+            raise ValueError("`prompt` is empty")
+
 
 class InvalidRequest(Message, tag="invalid"):
     """Gateway -> admission: this request will be answered with a 400 and counts; answered by `Admitted` (of no class)
     or `Refused`.
     """
 
-    request: int
-    tenant: str
-    project: str = "default"
-    key: str = ""
-    tier: str = ""
+    request: Id
+    tenant: Name
+    project: Name = "default"
+    key: Name = ""
+    tier: Name = ""
 
 
 class Dispatch(Message, tag="dispatch"):
     """A released request, admission -> scheduler."""
 
     submit: Submit
-    slo_class: str
-    waited_s: float
-    gateway: int
+    slo_class: Name
+    waited_s: Seconds
+    gateway: Count
     """Upper 32 bits of its request ids: where its tokens go."""
-    queued_ns: int = 0
-    released_ns: int = 0
+    queued_ns: Stamp = 0
+    released_ns: Stamp = 0
 
 
 class Cancel(Message, tag="cancel"):
     """A request must end. Idempotent; sent to admission and to the scheduler, whoever has it acts."""
 
-    request: int
-    reason: str = "client_gone"
+    request: Id
+    reason: Name = "client_gone"
 
 
 class Stopped(Message, tag="stopped"):
     """Gateway -> scheduler: a stop string ended a sequence after this many output tokens."""
 
-    sequence: int
-    output_tokens: int
+    sequence: Id
+    output_tokens: Count
 
 
 class Refused(Message, tag="refused"):
     """Admission -> gateway: the terminal answer of a request that is not served."""
 
-    request: int
-    code: str
-    message: str
-    retry_after_s: float | None = None
-    dimension: str = ""
+    request: Id
+    code: Name
+    message: Words
+    retry_after_s: Seconds | None = None
+    dimension: Name = ""
     """Of the limit that binds; empty: none does."""
-    position: int | None = None
+    position: Count | None = None
     """Requests that wait before it."""
     limits: tuple[LimitState, ...] = ()
 
@@ -153,27 +182,27 @@ class Refused(Message, tag="refused"):
 class Queued(Message, tag="queued"):
     """Admission -> gateway: it waits."""
 
-    request: int
-    position: int
+    request: Id
+    position: Count
     """Requests expected to be released before it."""
-    expected_wait_s: float
+    expected_wait_s: Seconds
     limits: tuple[LimitState, ...] = ()
 
 
 class Admitted(Message, tag="admitted"):
     """Admission -> gateway: released under this class and revision."""
 
-    request: int
-    slo_class: str
-    revision: int
-    queued_ns: int
-    released_ns: int
-    scheduler_epoch: int = 0
+    request: Id
+    slo_class: Name
+    revision: Id
+    queued_ns: Stamp
+    released_ns: Stamp
+    scheduler_epoch: Id = 0
     """Which start of the scheduler it was released to; 0: not said."""
     limits: tuple[LimitState, ...] = ()
-    waits_s: dict[str, float] = {}
+    waits_s: dict[Name, Seconds] = {}
     """Of the time it waited, by cause: `limits`, `fairness` (others' turn), `window` (its turn, and no room)."""
-    counter: float = 0.0
+    counter: Amount = 0.0
     """Its tenant's in the fair queue, at its release."""
     attempt: int = 0
     """As in `Submit`."""
@@ -185,9 +214,9 @@ class Admitted(Message, tag="admitted"):
 class TokenFrame(Message, tag="tokens"):
     """One step's tokens for one gateway."""
 
-    step: int
-    executor: int
-    revision: int
+    step: Id
+    executor: Id
+    revision: Id
     sequences: bytes
     """int64 each."""
     tokens: bytes
@@ -196,28 +225,36 @@ class TokenFrame(Message, tag="tokens"):
     """int8 each: 0 or a FinishReason."""
     ready_ns: bytes
     """int64 each: when the token could first have been planned."""
-    planned_ns: int
-    launched_ns: int
-    computed_ns: int
-    returned_ns: int
-    num_prefill_tokens: int = 0
-    num_decode_tokens: int = 0
+    planned_ns: Stamp
+    launched_ns: Stamp
+    computed_ns: Stamp
+    returned_ns: Stamp
+    num_prefill_tokens: Count = 0
+    num_decode_tokens: Count = 0
     logprobs: LogprobColumns | None = None
     """None: no row asked for any."""
-    prefix_hits: list[tuple[int, int]] = []
+    prefix_hits: list[tuple[Id, Count]] = []
     """(request, prompt tokens that it found in the prefix cache), with the first token of its first choice."""
-    vectors: dict[int, bytes] = {}
+    vectors: dict[Id, bytes] = {}
     """Embeddings of these sequences, float32 little-endian."""
     causes: bytes = b""
     """int8 each: `policies.scheduling.causes.Cause` of what the token waited for; empty: `PIPELINE` for all."""
-    chunks: dict[int, bytes] = {}
+    chunks: dict[Id, bytes] = {}
     """Of sequences whose first token this is, the chunks of their prompt: int64 of `stamps.CHUNK_COLUMNS` each."""
-    budget_use: float = 0.0
+    budget_use: Share = 0.0
     """Share of the token budget that the step was planned with."""
-    kv_use: float = 0.0
+    kv_use: Share = 0.0
     """Share of the executor's KV blocks that were held when it was planned."""
-    uncertainty_ns: int = 0
+    uncertainty_ns: Stamp = 0
     """How far the executor's stamps may be off the scheduler's clock, on which all stamps are."""
+
+    def __post_init__(self) -> None:
+        num_rows = num_items("sequences", self.sequences, INT64_BYTES)
+        columns = {"tokens": (self.tokens, INT32_BYTES), "finish": (self.finish, 1)}
+        columns["ready_ns"] = (self.ready_ns, INT64_BYTES)
+        if self.causes:
+            columns["causes"] = (self.causes, 1)
+        check_columns("a frame of tokens", num_rows, columns)
 
 
 class RequestEnded(Message, tag="ended"):
@@ -225,14 +262,14 @@ class RequestEnded(Message, tag="ended"):
     it may be sent again. Gateway -> admission, when the scheduler is lost: its client has all of it.
     """
 
-    request: int
-    outcome: str
-    output_tokens: int
-    code: str = ""
-    message: str = ""
+    request: Id
+    outcome: Name
+    output_tokens: Count
+    code: Name = ""
+    message: Words = ""
     measured: Measured | None = None
     """None: not said, as by an earlier version and to admission."""
-    number: int = 0
+    number: Id = 0
     """To admission: counts the ends since the scheduler's start; 0: not said."""
     attempt: int = 0
     """As in `Submit`: which one has ended."""
@@ -243,7 +280,7 @@ class EndsKept(Message, tag="ends_kept"):
     a connection asks for `Holds`.
     """
 
-    number: int
+    number: Id
 
 
 class Holds(Message, tag="holds"):
@@ -258,16 +295,19 @@ class Usage(Message, tag="usage"):
     """Scheduler -> admission, once per step: one output token for each sequence id (int64)."""
 
     sequences: bytes
-    prefix_hits: list[tuple[int, int]] = []
+    prefix_hits: list[tuple[Id, Count]] = []
     """As in `TokenFrame`, for refunds."""
+
+    def __post_init__(self) -> None:
+        num_items("sequences", self.sequences, INT64_BYTES)
 
 
 class Capacity(Message, tag="capacity"):
     """Scheduler -> admission and gateways, whenever it changes."""
 
-    num_executors: int
-    kv_tokens: int
-    max_sequence_tokens: int
+    num_executors: Count
+    kv_tokens: Total
+    max_sequence_tokens: Count
     engines: list[EngineInfo] = []
     counts_ends: bool = False
     """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
@@ -283,44 +323,44 @@ class Capacity(Message, tag="capacity"):
 class PolicyPrepare(Message, tag="policy_prepare"):
     """Validate and compile this revision; do not use it yet."""
 
-    revision: int
+    revision: Revision
     document: bytes
 
 
 class PolicyPrepared(Message, tag="policy_prepared"):
     """The answer; `error` is empty when ready."""
 
-    revision: int
-    error: str = ""
+    revision: Id
+    error: Words = ""
 
 
 class PolicyCommit(Message, tag="policy_commit"):
     """Use the prepared revision from the next decision on."""
 
-    revision: int
+    revision: Id
 
 
 class PolicyAbort(Message, tag="policy_abort"):
     """Forget the prepared revision."""
 
-    revision: int
+    revision: Id
 
 
 class PolicyNow(Message, tag="policy_now"):
     """Admission -> a service that joins: the revision in force, prepared and committed at once."""
 
-    revision: int
+    revision: Revision
     document: bytes
 
 
 class PolicyStatus(Message, tag="policy_status"):
     """Admission -> gateways: what became of the last save of the policy file."""
 
-    revision: int
+    revision: Id
     """The revision in force."""
-    outcome: str
+    outcome: Name
     """`applied` or `rejected`."""
-    error: str = ""
+    error: Words = ""
 
 
 AnyMessage = (
@@ -364,3 +404,13 @@ AnyMessage = (
 
 encoder = msgspec.msgpack.Encoder()
 decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+class Kind(msgspec.Struct):
+    """What a message says it is, whatever else is in it."""
+
+    t: str
+
+
+kind_decoder = msgspec.msgpack.Decoder(Kind)
+KINDS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyMessage))

@@ -1,40 +1,40 @@
 """Questions about a service that works: its clock, reports, a mirror of the scheduler. Messages, as in `wire.py`."""
 
-from services.wire_parts import Message
+from services.wire_parts import Count, Id, Message, Name, Seconds, Stamp, Words
 
 
 class Ping(Message, tag="ping"):
     """What does your clock say? Answered before anything else."""
 
-    sent_ns: int
+    sent_ns: Stamp
 
 
 class Pong(Message, tag="pong"):
     """The answer; its stamps are the answerer's."""
 
-    sent_ns: int
+    sent_ns: Stamp
     """As in the `Ping`."""
-    received_ns: int
-    answered_ns: int
+    received_ns: Stamp
+    answered_ns: Stamp
 
 
 class ReportAsked(Message, tag="report_asked"):
     """Gateway or operator -> admission: what do you know of this?"""
 
-    number: int
+    number: Id
     """Of the question; the answer bears it."""
-    about: str
+    about: Name
     """`fairness` or `usage`."""
-    tenant: str = ""
+    tenant: Name = ""
     """Of this tenant alone; empty: of all."""
-    days: int = 1
+    days: Count = 1
     """Of usage: how many days back, today included."""
 
 
 class Report(Message, tag="report"):
     """The answer to a `ReportAsked`."""
 
-    number: int
+    number: Id
     document: bytes
     """JSON."""
 
@@ -42,7 +42,7 @@ class Report(Message, tag="report"):
 class MirrorAsked(Message, tag="mirror_asked"):
     """Operator -> scheduler: send a copy of your core, then everything it is told, for so long."""
 
-    duration_s: float
+    duration_s: Seconds
 
 
 class MirrorState(Message, tag="mirror_state"):
@@ -62,4 +62,4 @@ class MirrorRecords(Message, tag="mirror_records"):
 class MirrorEnded(Message, tag="mirror_ended"):
     """No more records; `error` is why before the time, empty when it was the time."""
 
-    error: str = ""
+    error: Words = ""

@@ -3,9 +3,9 @@
 Knows names, amounts and rates; does not know algorithms, requests or stores.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Dimension = Literal["requests", "prompt_tokens", "output_tokens", "total_tokens", "concurrency", "queued"]
 Scope = Literal["key", "project", "tenant", "class", "model"]
@@ -50,8 +50,8 @@ class LimitState(Struct, frozen=True, omit_defaults=True):
     scope: Scope
     subject: str
     dimension: Dimension
-    limit: int
-    period_s: int
-    remaining: int
-    full_in_s: float
+    limit: Annotated[int, Meta(ge=0, le=2**60)]
+    period_s: Annotated[int, Meta(ge=0, le=2**60)]
+    remaining: Annotated[int, Meta(ge=0, le=2**60)]
+    full_in_s: Annotated[float, Meta(ge=0, le=1e12)]
     """Until nothing of it is taken, if nobody takes more; 0 for a gauge."""
