@@ -22,6 +22,7 @@ import uvloop
 from services.epochs import first_epoch
 from services.files import read_document
 from services.health import ready_file
+from services.hearing import HEARS, Hearing
 from services.lines import Lines
 from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
@@ -257,7 +258,7 @@ async def open_listener(
         address,
         Identity(service, instance, first_epoch(deployment.data, service, instance)),
         read_secret(deployment),
-        receiver,
+        Hearing(service, receiver),
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
         silence_s=streams.silence_s,
@@ -272,7 +273,7 @@ def open_link(deployment: Deployment, address: str, identity: Identity, receiver
         address,
         identity,
         read_secret(deployment),
-        receiver,
+        Hearing(identity.service, receiver) if identity.service in HEARS else receiver,
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
         silence_s=streams.silence_s,

@@ -46,7 +46,9 @@ class FollowedRevisions:
             case PolicyAbort():
                 self._prepared = None
             case PolicyNow():
-                if message.revision != self.revision:
+                if problems := validate(message.document, self._file):
+                    log.error("revision %d of the first process cannot be used: %s", message.revision, problems)
+                elif message.revision != self.revision:
                     self._put_in_force(message.revision, message.document)
 
     def joined(self, stream: Stream) -> None:

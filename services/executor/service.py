@@ -18,6 +18,7 @@ from engine.load import load_engine
 from engine.memory import amount
 from services.blocking import BlockingStream
 from services.epochs import first_epoch
+from services.executor.checking import problem
 from services.executor.departure import Departure, Stopped
 from services.executor.metrics import ExecutorMetrics
 from services.framing import AddressError, Identity, StreamError
@@ -209,6 +210,8 @@ class Executor:
             copied=np.frombuffer(message.copied, np.int32),
             copies=np.frombuffer(message.copies, np.int32),
         )
+        if why := problem(step, self._engine.info):
+            raise StreamError(f"step {step.step} cannot be computed: {why}")
         self._drop(message.released)
         self._held.update(dict.fromkeys(start.sequence for start in message.starts))
         self._departure.step_begins()

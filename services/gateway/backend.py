@@ -13,7 +13,7 @@ from typing import Protocol
 from engine.tokenizer import TextStream
 from policies.document.schema import HashedKey, Tenant
 from services.errors import RequestError
-from services.gateway.frames import Pump
+from services.gateway.frames import Pump, fits
 from services.gateway.neighbours import ADMISSION, SCHEDULER, Neighbours
 from services.gateway.policy import Revisions
 from services.gateway.questions import Questions
@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 
 class Texts(Protocol):
     """Where detokenisers come from."""
+
+    vocabulary_size: int
 
     def stream(self) -> TextStream:
         """A fresh one."""
@@ -238,6 +240,9 @@ class Backend:
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """A message of either service."""
         match message:
+            case TokenFrame() if not fits(message, self.texts.vocabulary_size):
+                log.error("%s sent tokens that the model does not have", stream.peer.service)
+                stream.close()
             case TokenFrame():
                 self._pump.deliver(message, stream.clock, stream.peer.epoch)
             case Queued():

@@ -28,6 +28,12 @@ UNCOUNTED = (FinishReason.CANCELLED.value, FinishReason.ERROR.value)
 WITHOUT_TEXT = (FinishReason.STOP.value, *UNCOUNTED)
 
 
+def fits(frame: TokenFrame, vocabulary_size: int) -> bool:
+    """Whether its tokens are of this vocabulary, and its log-probabilities of its rows."""
+    tokens = np.frombuffer(frame.tokens, np.uint32)
+    return not len(tokens) or int(tokens.max()) < vocabulary_size
+
+
 class Pump:
     """All outputs being made, by sequence id."""
 

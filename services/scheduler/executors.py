@@ -167,6 +167,8 @@ class Executor:
         except ValueError as error:
             raise ResultError(f"step {result.step}: {error}") from error
         tokens = np.frombuffer(result.tokens, np.int32)
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.info.vocabulary_size:
+            raise ResultError(f"step {result.step}: tokens outside of the vocabulary of {self.info.vocabulary_size}")
         ended = np.frombuffer(result.ended, np.bool_)
         step_time_ns = result.computed_ns - max(result.launched_ns, self._ended_ns)
         self._ended_ns = result.computed_ns

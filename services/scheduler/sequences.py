@@ -62,6 +62,10 @@ class Sequences:
         """The request is here and not finished."""
         return request in self._requests
 
+    def overlap(self, request: int, num_choices: int) -> bool:
+        """Whether ids that a request of so many choices would own are taken."""
+        return any(sequence in self.by_id for sequence in range(request, request + num_choices))
+
     def add(self, dispatch: Dispatch, now_ns: int) -> bytes:
         """A request was released. Returns the keys of its prompt; empty: it shares nothing."""
         submit = dispatch.submit

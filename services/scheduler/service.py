@@ -185,7 +185,10 @@ class SchedulerService:
                 log.error("%s failed in step %d: %s", describe(stream), message.step, message.message)
                 stream.close()
             case PolicyNow():
-                self._pump.apply(message.revision, message.document)
+                if error := _problems(message.document):
+                    log.error("%s: revision %d cannot be used: %s", describe(stream), message.revision, error)
+                else:
+                    self._pump.apply(message.revision, message.document)
             case PolicyPrepare():
                 error = _problems(message.document)
                 self._prepared = None if error else (message.revision, message.document)
@@ -205,6 +208,10 @@ class SchedulerService:
         submit = dispatch.submit
         if submit.request in self._sequences:
             self._admissions.dispatched_again(stream, submit)
+            return
+        if self._sequences.overlap(submit.request, len(submit.sampling)):
+            log.error("%s sent request %d, whose choices are another's", describe(stream), submit.request)
+            stream.close()
             return
         self._admissions.dispatched(stream, dispatch)
         if (ended := self._ended_at_once(dispatch)) is not None:
@@ -247,6 +254,10 @@ class SchedulerService:
 
     def _executor_ready(self, stream: Stream, ready: ExecutorReady) -> None:
         info = ready.info
+        if stream in self._executor_of:
+            log.error("%s is ready twice on one stream", describe(stream))
+            stream.close()
+            return
         executor = Executor(self._num_executors, stream, info)
         self._num_executors += 1
         self._executors[executor.number] = self._executor_of[stream] = executor
