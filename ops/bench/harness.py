@@ -29,6 +29,7 @@ BENCHMARKS = {
     "damage": "500 kinds of damage to a policy, a tenants and a deployment file: refused with place and reason",
     "engine": "the engine's throughput, against what the device can do and against other engines",
     "fairness": "shares of two tenants and the isolation of one, live, against fcfs",
+    "fuzz": "crashes, leaks and slow frames under mutated frames at each end of the internal streams",
     "fuzz-http": "mutated HTTP requests: each must have a defined end, and nothing may grow or stay",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "parts": "what the parts of tokens' latencies come to, against the clock of their reader",
@@ -152,7 +153,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kills", type=int, help="chaos: how often each fault strikes (default: a few times)")
     parser.add_argument("--minutes", type=float, help="chaos: how long the soak takes (default: one)")
-    parser.add_argument("--seed", type=int, default=7, help="chaos, fuzz-http: of requests and moments (%(default)s)")
+    parser.add_argument("--frames", type=int, help="fuzz: mutated frames for each place (default: 20,000)")
+    parser.add_argument(
+        "--listener",
+        action="append",
+        metavar="PLACE",
+        help="fuzz: this place alone, scheduler, admission, gateway or executor; may be given again (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=7, help="chaos, fuzz, fuzz-http: of requests and moments (%(default)s)"
+    )
     parser.add_argument("--smoke", action="store_true", help="engine: a tiny model, to see that the benchmark works")
 
 
