@@ -35,7 +35,7 @@ class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
     """Produced so far, all choices together."""
     cached_tokens: Annotated[int, Meta(ge=0, le=2**60)] = 0
     """Of the prompt, found in the prefix cache."""
-    attempt: int = 0
+    attempt: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """As in `Arrived`, of what is computed."""
 
 

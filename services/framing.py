@@ -20,18 +20,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from services.wire import (
-    KINDS,
-    OLDEST_PROTOCOL,
-    PROTOCOL,
-    AnyMessage,
-    Challenge,
-    Hello,
-    Welcome,
-    decoder,
-    encoder,
-    kind_decoder,
-)
+from services.wire import KINDS, AnyMessage, decoder, encoder, kind_decoder
+from services.wire_handshake import OLDEST_PROTOCOL, PROTOCOL, Challenge, Hello, Welcome
 from services.wire_parts import Message
 
 HEADER = struct.Struct("<I")

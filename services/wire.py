@@ -13,6 +13,7 @@ from msgspec import Meta
 from engine.interface import EngineInfo, Sampling
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
+from services.wire_handshake import Challenge, Hello, Welcome
 from services.wire_operator import MirrorAsked, MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report, ReportAsked
 from services.wire_parts import (
     Amount,
@@ -35,49 +36,8 @@ from services.wire_parts import (
 )
 from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMessage, StepResult
 
-PROTOCOL = 2
-"""Raised when a neighbour must know of the other what it does: 2 is pinged each second, answers, and pings itself."""
-OLDEST_PROTOCOL = 1
-"""One version back is spoken, too; `framing` says how two neighbours agree."""
-
-
 INT32_BYTES, INT64_BYTES = 4, 8
 MOST_CHOICES = 2**16
-
-
-# --- handshake (transport.py) ------------------------------------------------------------------------------------
-
-
-class Challenge(Message, tag="challenge"):
-    """The listener's first frame: prove that you know the secret."""
-
-    nonce: bytes
-    """Its end says what the listener speaks."""
-    protocol: Count = 1
-    """Neighbours of protocol 1 accept no other number; later ones look at the nonce."""
-
-
-class Hello(Message, tag="hello"):
-    """The connector's answer."""
-
-    protocol: Count
-    """The newest that both speak: what is spoken from here on."""
-    service: Name
-    instance: Name
-    epoch: Id
-    """Grows with every start of the instance; frames of an older epoch are dropped."""
-    nonce: bytes
-    proof: bytes
-    """HMAC-SHA256(secret, b"connect" + challenge nonce + own nonce + service/instance/epoch)."""
-
-
-class Welcome(Message, tag="welcome"):
-    """The listener's proof in return; from here on frames are messages."""
-
-    service: Name
-    instance: Name
-    epoch: Id
-    proof: bytes
 
 
 # --- requests: gateway -> admission -> scheduler -----------------------------------------------------------------
@@ -113,13 +73,13 @@ class Submit(Message, tag="submit"):
     """The client said how many output tokens it wants at most."""
     resent: bool = False
     """It was sent before, and whoever had it was lost; who has it still takes no notice."""
-    attempt: int = 0
+    attempt: Count = 0
     """How often the scheduler that had it was lost."""
-    scheduler_epoch: int = 0
+    scheduler_epoch: Id = 0
     """Which start of the scheduler is to go on with it; 0: none had it."""
     outputs: list[bytes] = []
     """Of each choice, what its client has of it, int32; empty: nothing. What follows is made."""
-    ended: list[int] = []
+    ended: list[Count] = []
     """Choices that have ended with that, by number."""
 
     def __post_init__(self) -> None:
@@ -204,7 +164,7 @@ class Admitted(Message, tag="admitted"):
     """Of the time it waited, by cause: `limits`, `fairness` (others' turn), `window` (its turn, and no room)."""
     counter: Amount = 0.0
     """Its tenant's in the fair queue, at its release."""
-    attempt: int = 0
+    attempt: Count = 0
     """As in `Submit`."""
 
 
@@ -271,7 +231,7 @@ class RequestEnded(Message, tag="ended"):
     """None: not said, as by an earlier version and to admission."""
     number: Id = 0
     """To admission: counts the ends since the scheduler's start; 0: not said."""
-    attempt: int = 0
+    attempt: Count = 0
     """As in `Submit`: which one has ended."""
 
 

@@ -10,7 +10,8 @@ from services import streams
 from services.blocking import BlockingStream
 from services.framing import FrameBuffer, FrameError, HandshakeError, encode_frame, parse_address
 from services.transport import AddressError, Identity, Link, Listener, inproc_pair, listen
-from services.wire import Cancel, Challenge, Hello, Usage, Welcome
+from services.wire import Cancel, Usage
+from services.wire_handshake import Challenge, Hello, Welcome
 from services.wire_steps import ForgetMessage
 
 SECRET = b"s" * 32

@@ -11,6 +11,7 @@ import pytest
 from engine.interface import EngineInfo, Logprobs, Sampling, SequenceStart
 from policies.events import HeldAtScheduler
 from services import wire, wire_steps
+from services.wire_handshake import Challenge, Hello, Welcome
 from services.wire_parts import LogprobColumns
 
 STORED = Path(__file__).with_name("wire_protocol_1.json")
@@ -30,9 +31,9 @@ ENGINE = EngineInfo(
 )
 SUBMIT = wire.Submit(7, "acme", "paid", b"\1\0\0\0", 16, [Sampling(seed=3)], received_ns=5, traceparent="00-a-b-01")
 SAMPLES: list[wire.Message] = [
-    wire.Challenge(b"n" * 32),
-    wire.Hello(1, "gateway", "1", 2, b"n" * 32, b"p" * 32),
-    wire.Welcome("scheduler", "0", 2, b"p" * 32),
+    Challenge(b"n" * 32),
+    Hello(1, "gateway", "1", 2, b"n" * 32, b"p" * 32),
+    Welcome("scheduler", "0", 2, b"p" * 32),
     SUBMIT,
     wire.Dispatch(SUBMIT, "paid", 0.25, 1, queued_ns=6, released_ns=7),
     wire.Cancel(7, "client_gone"),
