@@ -213,6 +213,14 @@ class Forget(Command):
     released: list[int]
 
 
+class Abandon(Command):
+    """Treat an executor as dead: let its stream go and whatever it still sends. The core has forgotten it already."""
+
+    executor: int
+    reason: str
+    """Completes "the executor is given up: "."""
+
+
 class Finish(Command):
     """All choices of a request are done, whatever the outcome: terminal."""
 
@@ -256,6 +264,7 @@ AnyCommand = (
     | Deliver
     | Forget
     | Finish
+    | Abandon
 )
 
 

@@ -214,6 +214,16 @@ class SchedulerLost(Event, frozen=True):
 # --- scheduling --------------------------------------------------------------------------------------------------
 
 
+class StepLimits(msgspec.Struct, frozen=True):
+    """From when on an executor that has a step is treated as dead."""
+
+    at_least_s: float
+    times: float
+    """Of the time that such a step is expected to take."""
+    first_s: float
+    """For the first step of an executor, of which nothing is known and which may compile."""
+
+
 class ExecutorJoined(Event, frozen=True):
     """An executor is ready with an empty KV pool."""
 
@@ -226,6 +236,8 @@ class ExecutorJoined(Event, frozen=True):
     max_steps_in_flight: int = 2
     copies_blocks: bool = False
     """It can copy KV blocks before a step."""
+    step_limits: StepLimits | None = None
+    """None: nobody watches it."""
 
 
 class ExecutorLost(Event, frozen=True):

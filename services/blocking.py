@@ -4,7 +4,6 @@ A thread of its own pings the peer each second: a process that computes for long
 be able to tell. Whether the engine makes progress is not its matter.
 """
 
-import contextlib
 import logging
 import select
 import socket
@@ -49,6 +48,8 @@ class BlockingStream:
         self._socket = connected
         self._sending = threading.Lock()
         self._closed = threading.Event()
+        self.lost_s: float | None = None
+        """When the peer turned out to have gone, on this process's clock; None: it has not, as far as pings tell."""
         self._silence_s = HANDSHAKE_S
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
         self.peer = Peer("unknown")
@@ -120,9 +121,11 @@ class BlockingStream:
 
     def _keep_pinging(self) -> None:
         """Until the stream is closed; whoever waits for messages hears why it broke."""
-        with contextlib.suppress(OSError):
+        try:
             while not self._closed.wait(PING_S):
                 self.send(Ping(time.monotonic_ns()))
+        except OSError:
+            self.lost_s = time.monotonic()
 
     def _receive(self) -> bytes:
         try:

@@ -5,6 +5,8 @@ again after that was put back would be refused until it has caught up.
 """
 
 import contextlib
+import hashlib
+import socket
 import time
 from pathlib import Path
 
@@ -27,3 +29,8 @@ def first_epoch(data: str, service: str, instance: str) -> int:
     with contextlib.suppress(OSError):
         replace(path, f"{epoch}\n".encode())
     return epoch
+
+
+def place_name(data: str) -> str:
+    """Names a data folder of a machine: the same for every start there, and another anywhere else."""
+    return hashlib.blake2b(f"{socket.gethostname()}:{data}".encode(), digest_size=4).hexdigest()

@@ -110,6 +110,19 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return (self.admission,) if isinstance(self.admission, str) else self.admission
 
 
+class WatchdogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """When the scheduler treats an executor as dead that has a step and does not answer: its sequences are computed
+    elsewhere, or when it is back.
+    """
+
+    step_s: Annotated[float, Meta(gt=0)] = 5.0
+    """It is given this long for any step,"""
+    step_times: Annotated[float, Meta(ge=1)] = 20.0
+    """or so many times as long as such a step is expected to take, if that is longer;"""
+    first_step_s: Annotated[float, Meta(gt=0)] = 600.0
+    """and this long for its first step, which may compile."""
+
+
 class SupervisionSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When `fairlead up` starts a process again, and when it gives one up."""
 
@@ -230,6 +243,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
     http: HttpSettings = HttpSettings()
     streams: StreamSettings = StreamSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
     traffic: TrafficSettings = TrafficSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     engine: EngineSettings = EngineSettings()

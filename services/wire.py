@@ -275,6 +275,8 @@ class Capacity(Message, tag="capacity"):
     """To gateways, once a second. None: this message says nothing of them."""
     resumes: bool = False
     """Whoever says so takes requests that were sent before (`Submit.resent`)."""
+    trouble: str = ""
+    """Why the executor that went last did; empty: one came after it."""
 
 
 # --- policy revisions: admission -> scheduler, gateways ----------------------------------------------------------

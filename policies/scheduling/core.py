@@ -9,7 +9,7 @@ no stage of the new policy could finish are taken by an implicit first stage.
 
 from typing import Literal
 
-from policies.commands import Command, Deliver, Finish, FinishReason, Forget, StartStep, WakeAt
+from policies.commands import Command, Deliver, Finish, FinishReason, Forget, StartStep
 from policies.document.compile import compile_scheduling
 from policies.document.loading import load_policy
 from policies.events import (
@@ -38,6 +38,7 @@ from policies.scheduling.releases import begin
 from policies.scheduling.rules import SchedulingRules
 from policies.scheduling.stages import Draft
 from policies.scheduling.state import Request, Sequence
+from policies.scheduling.watchdog import Watchdog
 
 TOO_LONG = "context_length_exceeded"
 OUTPUT_FAILED = "output_failed"
@@ -64,7 +65,7 @@ class SchedulerCore:
         self._rules: SchedulingRules | None = None
         self._num_released = 0
         self._stalls = Stalls()
-        self._wakes_at_s: float | None = None
+        self._watchdog = Watchdog()
         self._lengths: Lengths | None = None
         self._lost = Totals()
         """Of executors that are gone."""
@@ -97,8 +98,10 @@ class SchedulerCore:
                 self._stalls.end(event.gateway)
                 self._cancel_gateway(event.gateway, "gateway_lost", now, commands)
             case Woke():
-                self._wakes_at_s = None
                 self._act_on_stalls(now, commands)
+                for abandon in self._watchdog.woken(self.executors.values(), now):
+                    commands.append(abandon)
+                    self._lose(abandon.executor, now, commands)
             case ExecutorJoined():
                 self._join(event, now, commands)
             case ExecutorLost():
@@ -114,11 +117,12 @@ class SchedulerCore:
         commands: list[Command] = []
         for executor in self.executors.values():
             self._plan(executor, now, commands)
-        self._ask_to_be_woken(commands)
+        commands += self._watchdog.wake(self.executors.values(), self._stalls.next_at_s())
         return commands
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds: blocks, slots, budgets, counters, one state a sequence."""
+        self._watchdog.check(self.executors.values())
         for executor in self.executors.values():
             check_executor(executor)
         routed = {s for executor in self.executors.values() for s in executor.routed}
@@ -265,12 +269,6 @@ class SchedulerCore:
             else:
                 self.executors[sequence.executor].set_stalled(sequence, stalled=stalled)
 
-    def _ask_to_be_woken(self, commands: list[Command]) -> None:
-        at_s = self._stalls.next_at_s()
-        if at_s is not None and at_s != self._wakes_at_s:
-            self._wakes_at_s = at_s
-            commands.append(WakeAt(at_s=at_s))
-
     # --- executors and policies -----------------------------------------------------------------------------------
 
     def _join(self, event: ExecutorJoined, now: float, commands: list[Command]) -> None:
@@ -328,7 +326,7 @@ class SchedulerCore:
         if event.keys or step.filled:
             executor.publish(step, event.keys)
         ended_at_s = now - event.ended_ago_s
-        executor.step_time.observe(event.step_time_s)
+        executor.step_time.observe(event.step_time_s, step.num_tokens)
         if executor.rules.paced:
             executor.costs.observe(step.shape, event.step_time_s)
         executor.last_ended_s = ended_at_s

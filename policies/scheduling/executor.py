@@ -46,6 +46,7 @@ class Executor:
         self.samples_first = samples_first
         self.max_sequence_tokens = joined.max_sequence_tokens
         self.max_steps_in_flight = joined.max_steps_in_flight
+        self.step_limits = joined.step_limits
         self.blocks = KvBlocks(joined.num_blocks, joined.block_tokens)
         self.sharing = Sharing(self.blocks, copies=joined.copies_blocks)
         self.columns = Columns(self.blocks.block_tokens, samples_first=samples_first)

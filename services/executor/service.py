@@ -16,11 +16,13 @@ import numpy as np
 from engine.interface import Engine, EngineError, EngineInfo, Step
 from engine.load import load_engine
 from engine.memory import amount
+from policies.events import StepLimits
 from services.blocking import BlockingStream
-from services.epochs import first_epoch
+from services.epochs import first_epoch, place_name
 from services.executor.checking import problem
 from services.executor.departure import Departure, Stopped
 from services.executor.metrics import ExecutorMetrics
+from services.executor.wedge import Wedge
 from services.framing import AddressError, Identity, StreamError
 from services.loading import LoadingFile, loading_file
 from services.pulse import BEAT_S, Pulse
@@ -58,9 +60,10 @@ def main(deployment: Deployment, pulse: int | None = None) -> int:
             loading.remove()
         ready.about = describe(engine.info)
         log.info("%s", ready.about)
-        # Not before: to load may take minutes, and much of it lets no other thread run.
-        threading.Thread(target=_beat, args=(Pulse(ready.path, pulse),), daemon=True).start()
         executor = Executor(engine, deployment, ready, departure)
+        # Not before: to load may take minutes, and much of it lets no other thread run.
+        heart = threading.Thread(target=_beat, args=(Pulse(ready.path, pulse), executor.wedge), daemon=True)
+        heart.start()
         executor.metrics.start(deployment.telemetry, str(os.getpid()))
         try:
             executor.run()
@@ -88,13 +91,15 @@ def describe(info: EngineInfo) -> str:
     )
 
 
-def _beat(pulse: Pulse) -> None:
-    """A step may take longer than a sign of life: another thread gives it. Whether steps end is the scheduler's to
-    see.
+def _beat(pulse: Pulse, wedge: Wedge) -> None:
+    """A step may take longer than a sign of life: another thread gives it, and ends the process when the step is one
+    that never ends; nothing else could.
     """
-    while True:
+    while not (why := wedge.found(time.monotonic())):
         pulse.beat()
         time.sleep(BEAT_S)
+    log.critical("%s; this process ends", why)
+    os._exit(1)
 
 
 class Executor:
@@ -108,13 +113,18 @@ class Executor:
         self._ready = ready
         self._departure = departure or Departure(deployment.http.drain_s)
         self._secret = read_secret(deployment)
-        self._epoch = first_epoch(deployment.data, "executor", "0")
+        # Several may serve one scheduler, from a machine or a data folder each: with one name they would take each
+        # other's place for ever.
+        self._instance = place_name(deployment.data)
+        self._epoch = first_epoch(deployment.data, "executor", self._instance)
         # On a CPU a step is computed within `launch`: to launch the next one first would only delay its result.
         self._depth = 1 if engine.info.device.startswith("cpu") else engine.info.max_steps_in_flight
         self._launched: deque[int] = deque()
         self._held: dict[int, None] = {}
         """Sequences the engine has state of."""
         self.metrics = ExecutorMetrics()
+        limits = deployment.watchdog
+        self.wedge = Wedge(StepLimits(limits.step_s, limits.step_times, limits.first_step_s))
         self._step_s = 2 * LONGEST_LOOK_S
         """How long the last step took."""
 
@@ -156,7 +166,7 @@ class Executor:
         self._epoch += 1
         return BlockingStream.connect(
             streams.scheduler,
-            Identity("executor", "0", self._epoch),
+            Identity("executor", self._instance, self._epoch),
             self._secret,
             max_frame_bytes=streams.max_frame_bytes,
             silence_s=streams.silence_s,
@@ -165,6 +175,7 @@ class Executor:
 
     def _serve(self, stream: BlockingStream) -> None:
         stream.send(ExecutorReady(self._engine.info))
+        self.wedge.stream = stream
         self._ready.update("")
         inbox: deque[AnyMessage] = deque()
         while True:
@@ -215,6 +226,7 @@ class Executor:
         self._drop(message.released)
         self._held.update(dict.fromkeys(start.sequence for start in message.starts))
         self._departure.step_begins()
+        self.wedge.step_begins(time.monotonic())
         try:
             self._engine.launch(step)
         except EngineError as error:
@@ -230,6 +242,7 @@ class Executor:
             stream.send(StepFailed(step, str(error)))
             raise
         self._step_s = (output.computed_ns - output.launched_ns) / 1e9
+        self.wedge.step_ended(time.monotonic(), self._step_s)
         self.metrics.step_ended(output.launched_ns, output.computed_ns)
         stream.send(
             StepResult(

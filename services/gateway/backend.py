@@ -116,7 +116,8 @@ class Backend:
         if self.revisions.now is None:
             reasons.append("no policy revision received")
         if self.capacity is None or self.capacity.num_executors == 0:
-            reasons.append("no executor is ready")
+            trouble = self.capacity.trouble if self.capacity is not None else ""
+            reasons.append(f"no executor is ready: {trouble}" if trouble else "no executor is ready")
         return reasons
 
     def check_open(self) -> None:

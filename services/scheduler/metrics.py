@@ -28,6 +28,7 @@ class SchedulerMetrics:
         self._blocks = registry.gauge(names.KV_BLOCKS)
         self._sequences = registry.gauge(names.SEQUENCES)
         self._executors = registry.gauge(names.EXECUTORS_UP)
+        self._abandoned = registry.counter(names.EXECUTORS_ABANDONED)
         self._coverage = registry.gauge(names.PREDICTION_COVERAGE)
         self._revision = registry.gauge(names.REVISION)
 
@@ -39,6 +40,10 @@ class SchedulerMetrics:
         self._tokens.add(plan.num_decode_tokens, DECODE)
         if token_budget < UNLIMITED:
             self._budget_use.observe((plan.num_prefill_tokens + plan.num_decode_tokens) / token_budget)
+
+    def abandoned(self) -> None:
+        """An executor was given up."""
+        self._abandoned.add(1)
 
     def levels(self, seen: Snapshot, block_tokens: int) -> Levels:
         """What gateways are told."""

@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from policies.commands import Command, Deliver, Finish, Forget, StartStep
+from policies.commands import Abandon, Command, Deliver, Finish, Forget, StartStep
 from policies.document.compile import compile_scheduling
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
@@ -20,6 +20,7 @@ from policies.events import (
     GatewayResumed,
     GatewayStalled,
     Released,
+    StepLimits,
     StopFound,
 )
 from policies.scheduling.core import SchedulerCore
@@ -28,7 +29,8 @@ from services.runtime import describe, gateway_number, open_listener, until_idle
 from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
 from services.scheduler.early_cancels import EarlyCancels
-from services.scheduler.executors import Executor, ResultError, StepTokens
+from services.scheduler.executors import ResultError, StepTokens
+from services.scheduler.fleet import Fleet
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.mirrors import OPERATOR, Mirrors
 from services.scheduler.samples import Samples
@@ -44,7 +46,6 @@ from services.troubles import Troubles
 from services.wire import (
     AnyMessage,
     Cancel,
-    Capacity,
     Dispatch,
     EndsKept,
     PolicyAbort,
@@ -79,15 +80,12 @@ class SchedulerService:
         self._mirrors = Mirrors(core, self._pump, deployment.streams.max_frame_bytes)
         self._sequences = Sequences()
         self._gateways: dict[int, Stream] = {}
-        self._executors: dict[int, Executor] = {}
-        self._executor_of: dict[Stream, Executor] = {}
+        self._fleet = Fleet()
         self._admissions = Admissions(self._sequences)
         self._early_cancels = EarlyCancels()
         self._prepared: tuple[int, bytes] | None = None
         self._returned: StepTokens | None = None
         """The step whose end the core is hearing of."""
-        self._num_executors = 0
-        """Executors seen so far: the next one's number."""
         self._listener: Listener | None = None
         self._samples = Samples(None)
         self._metrics = SchedulerMetrics()
@@ -106,7 +104,7 @@ class SchedulerService:
         """Ready with a policy and an executor."""
         if not self._pump.revision:
             return "no policy yet: admission has not connected"
-        return "" if self._executors else "no executor"
+        return "" if self._fleet.executors else "no executor"
 
     async def drain(self) -> None:
         """Serve until nothing runs, or for `http.drain_s`: what runs then goes on in a successor, if there is one."""
@@ -128,10 +126,10 @@ class SchedulerService:
         """Somebody is there. An executor counts only when it says that it is ready."""
         log.info("%s connected", describe(stream))
         if stream.peer.service == ADMISSION:
-            self._admissions.opened(stream, self._capacity())
+            self._admissions.opened(stream, self._fleet.capacity)
         elif (gateway := gateway_number(stream)) is not None:
             self._gateways[gateway] = stream
-            stream.send(self._capacity())
+            stream.send(self._fleet.capacity)
         elif stream.peer.service not in ("executor", OPERATOR):
             log.warning("%s has nothing to do here", describe(stream))
             stream.close()
@@ -146,8 +144,7 @@ class SchedulerService:
         elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._pump.handle(GatewayLost(gateway))
-        elif (executor := self._executor_of.pop(stream, None)) is not None:
-            del self._executors[executor.number]
+        elif (executor := self._fleet.leave(stream, reason)) is not None:
             self._pump.handle(ExecutorLost(executor.number))
             self._tell_capacity()
 
@@ -176,13 +173,14 @@ class SchedulerService:
             case Cancel():
                 self._early_cancels.came(message.request, message.reason)
             case EndsKept() if stream.peer.service == ADMISSION:
-                self._admissions.kept(stream, message.number, self._capacity())
+                self._admissions.kept(stream, message.number, self._fleet.capacity)
             case Stopped():
                 self._pump.handle(StopFound(message.sequence, message.output_tokens))
             case ExecutorReady():
                 self._executor_ready(stream, message)
             case StepFailed():
-                log.error("%s failed in step %d: %s", describe(stream), message.step, message.message)
+                self._fleet.trouble = f"it failed in step {message.step}: {message.message}"
+                log.error("%s: %s", describe(stream), self._fleet.trouble)
                 stream.close()
             case PolicyNow():
                 if error := _problems(message.document):
@@ -254,14 +252,12 @@ class SchedulerService:
 
     def _executor_ready(self, stream: Stream, ready: ExecutorReady) -> None:
         info = ready.info
-        if stream in self._executor_of:
+        if self._fleet.of(stream) is not None:
             log.error("%s is ready twice on one stream", describe(stream))
             stream.close()
             return
-        executor = Executor(self._num_executors, stream, info)
-        self._num_executors += 1
-        self._executors[executor.number] = self._executor_of[stream] = executor
-        self._sequences.salt.follow([each.info.block_tokens for each in self._executors.values()])
+        executor = self._fleet.join(stream, info)
+        self._sequences.salt.follow([each.block_tokens for each in self._fleet.infos])
         log.info(
             "executor %d: %s on %s, %d blocks of %d tokens",
             executor.number,
@@ -270,6 +266,7 @@ class SchedulerService:
             info.num_blocks,
             info.block_tokens,
         )
+        limits = self._deployment.watchdog
         self._pump.handle(
             ExecutorJoined(
                 executor=executor.number,
@@ -278,12 +275,13 @@ class SchedulerService:
                 max_sequence_tokens=info.max_sequence_tokens,
                 max_steps_in_flight=info.max_steps_in_flight,
                 copies_blocks=info.copies_blocks,
+                step_limits=StepLimits(limits.step_s, limits.step_times, limits.first_step_s),
             )
         )
         self._tell_capacity()
 
     def _step_ended(self, stream: Stream, result: StepResult) -> None:
-        executor = self._executor_of.get(stream)
+        executor = self._fleet.of(stream)
         if executor is None:
             log.warning("%s sent a step result before it was ready", describe(stream))
             return
@@ -305,20 +303,9 @@ class SchedulerService:
     async def _families(self) -> list[Family]:
         return self._metrics.families(self._core.snapshot(), self._pump.revision)
 
-    def _capacity(self) -> Capacity:
-        executors = list(self._executors.values())
-        return Capacity(
-            num_executors=len(executors),
-            kv_tokens=sum(executor.kv_tokens for executor in executors),
-            max_sequence_tokens=max((executor.max_sequence_tokens for executor in executors), default=0),
-            engines=[executor.info for executor in executors],
-            counts_ends=True,
-            resumes=True,
-        )
-
     def _tell_capacity(self) -> None:
-        self._samples.fleet_changed([executor.info for executor in self._executors.values()])
-        capacity = self._capacity()
+        self._samples.fleet_changed(self._fleet.infos)
+        capacity = self._fleet.capacity
         for gateway in self._gateways.values():
             gateway.send(capacity)
         self._admissions.tell(capacity)
@@ -326,10 +313,10 @@ class SchedulerService:
     def _tell_levels(self) -> None:
         if not self._gateways or not self._pump.revision:
             return
-        block_tokens = next((each.info.block_tokens for each in self._executors.values()), 0)
+        block_tokens = next((each.block_tokens for each in self._fleet.infos), 0)
         levels = self._metrics.levels(self._core.snapshot(), block_tokens)
         levels.troubles = self._troubles.sentences
-        told = msgspec.structs.replace(self._capacity(), levels=levels)
+        told = msgspec.structs.replace(self._fleet.capacity, levels=levels)
         for gateway in self._gateways.values():
             gateway.send(told)
 
@@ -338,7 +325,7 @@ class SchedulerService:
     def _perform(self, command: Command) -> None:
         match command:
             case StartStep():
-                executor = self._executors.get(command.executor)
+                executor = self._fleet.executors.get(command.executor)
                 if executor is not None:
                     planned = self._core.executors[command.executor]
                     starts = zip(command.plan.starts, command.plan.cached, strict=True)
@@ -353,8 +340,10 @@ class SchedulerService:
                 self._deliver(command)
             case Finish():
                 self._finish(command)
+            case Abandon():
+                self._abandon(command)
             case Forget():
-                executor = self._executors.get(command.executor)
+                executor = self._fleet.executors.get(command.executor)
                 if executor is not None:
                     executor.stream.send(ForgetMessage(command.released))
             case _:
@@ -370,6 +359,16 @@ class SchedulerService:
             if gateway is not None:
                 gateway.send(frame)
         self._admissions.produced(delivery.charged, delivery.prefix_hits)
+
+    def _abandon(self, command: Abandon) -> None:
+        executor = self._fleet.give_up(command.executor, command.reason)
+        if executor is None:
+            return
+        log.error("%s; its sequences are computed elsewhere, or when one joins", self._fleet.trouble)
+        self._metrics.abandoned()
+        # What it sends when it wakes meets a closed stream; what it is then is another executor.
+        executor.stream.close()
+        self._tell_capacity()
 
     def _finish(self, command: Finish) -> None:
         output_tokens = 0 if self._sequences.by_id[command.request].pooling else command.output_tokens

@@ -112,6 +112,7 @@ REVISION = Metric("fairlead.policy.revision", "1", (), "The policy revision in f
 RELOADS = Metric("fairlead.policy.reloads", "1", ("outcome",), "Saves of the policy file, applied or rejected.")
 EXECUTORS_UP = Metric("fairlead.executor.up", "1", (), "Executors that are ready.")
 KEYS_REFUSED = Metric("fairlead.keys.refused", "1", ("reason",), "Requests refused for their API key.")
+EXECUTORS_ABANDONED = Metric("fairlead.executor.abandoned", "1", (), "Executors given up because no step came back.")
 DISCARDED = Metric("fairlead.tokens.discarded", "tokens", (), "Tokens made after a stop string was complete.")
 RESUMED = Metric("fairlead.requests.resumed", "1", (), "Requests sent to another scheduler after theirs was lost.")
 REQUESTS_RUNNING = Metric("fairlead.requests.running", "1", (), "Requests that wait or run.")

@@ -192,7 +192,7 @@ async def test_an_executor_that_dies_is_a_pause_and_no_token_is_lost_or_repeated
     await house.gateway.message(TokenFrame, 20)
     dying, thread = house.threads[0]
     dying.over = True
-    next(iter(house.scheduler._executors.values())).stream.close()
+    next(iter(house.scheduler._fleet.executors.values())).stream.close()
     await asyncio.to_thread(thread.join, 10)
     house.add_executor()
     assert (await house.ended(request)).output_tokens == 200

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from policies.commands import Deliver, Finish, Forget, StartStep, WakeAt, encode
+from policies.commands import Abandon, Deliver, Finish, Forget, StartStep, WakeAt, encode
 from policies.events import ExecutorJoined, ExecutorLost, PolicyApplied, Released, Started, StepEnded, Woke
 from policies.scheduling.core import SchedulerCore
 
@@ -106,8 +106,10 @@ class World:
                 self.finished[command.request] = command
             case WakeAt():
                 self.wake_at = command.at_s
+            case Abandon():
+                del self.executors[command.executor]
 
-    def join(self, executor: int = 0, num_blocks: int = 1000, block_tokens: int = 16, **options: int) -> None:
+    def join(self, executor: int = 0, num_blocks: int = 1000, block_tokens: int = 16, **options: Any) -> None:
         options = {"max_sequence_tokens": 8192, "max_steps_in_flight": 2} | options
         joined = ExecutorJoined(executor=executor, num_blocks=num_blocks, block_tokens=block_tokens, **options)
         self.executors[executor] = FakeExecutor(joined)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from policies.admission.core import AdmissionCore
-from policies.commands import Command, Settle
+from policies.commands import Abandon, Command, Settle, StartStep
 from policies.event_log import encode_record, read_records, verify
-from policies.events import Arrived, TokensProduced
+from policies.events import Arrived, ExecutorJoined, StepLimits, TokensProduced
 from policies.scheduling.core import SchedulerCore
 from policies.simulation.driver import Simulation
 from policies.simulation.executor_model import Device, FloorLinear
@@ -289,3 +290,33 @@ def test_between_steps_what_arrives_while_one_runs_is_heard_at_its_end() -> None
     options: dict[str, Any] = {"steps_in_flight": 1, "decides": "between_steps", "observer": observe}
     Simulation(policy("fcfs"), requests, DEVICE, **options).run()
     assert heard[:3] == [("Arrived", 0.0), ("TokensProduced", 0.01), ("Arrived", 0.01)]
+
+
+class OneFallsSilent(Simulation):
+    """The second of two executors takes its twentieth step and never answers again."""
+
+    abandoned_at_s = 0.0
+
+    def _tell(self, core: str, event: Any) -> None:
+        if isinstance(event, ExecutorJoined):
+            event = replace(event, step_limits=StepLimits(at_least_s=5.0, times=20.0, first_s=600.0))
+        super()._tell(core, event)
+
+    def _start_step(self, command: StartStep) -> None:
+        if command.executor != 1 or command.step < 20:
+            super()._start_step(command)
+
+    def _perform(self, core: str, command: Command) -> None:
+        if isinstance(command, Abandon):
+            self.abandoned_at_s = self.now
+        super()._perform(core, command)
+
+
+def test_an_executor_that_never_answers_costs_its_requests_a_pause_and_nothing_else() -> None:
+    requests = small()
+    run = OneFallsSilent(policy("fairlead"), requests, DEVICE, num_executors=2, steps_in_flight=1, check=True)
+    served = run.run().served
+    assert run.abandoned_at_s > 5.0
+    assert [each.output_tokens for each in served] == [each.output_tokens for each in requests]
+    assert all(each.finished_at_s is not None for each in served)
+    assert run.scheduler.snapshot().used_blocks == 0
