@@ -32,6 +32,8 @@ TRACEBACK = "Traceback (most recent call last)"
 NUM_CONNECTIONS = 128
 HANG_S = 30.0
 """Far above every limit of the gateway here."""
+STALL_S = 3.0
+"""After which the gateway ends what stalls: longer than this side, which makes the requests too, is ever busy."""
 WARM_SHARE = 0.2
 """Of the requests, before memory is looked at for the first time."""
 MAX_SEQUENCE_TOKENS = 128
@@ -44,7 +46,7 @@ MAX_TOLD, MAX_SHOWN = 10, 2000
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Send them; figures are shares, and ratios of after to before."""
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as folder, contextlib.ExitStack() as stack:
-        http = HttpSettings(port=0, header_s=0.5, body_s=0.5, idle_s=1, unread_s=5)
+        http = HttpSettings(port=0, header_s=STALL_S, body_s=STALL_S, idle_s=STALL_S, unread_s=10)
         engine = EngineSettings(
             kind="paced", paced_step_s=0.001, max_sequence_tokens=MAX_SEQUENCE_TOKENS, kv_pool_tokens=POOL_TOKENS
         )
