@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until told to stop. Exit status 2: the deployment cannot be used; 1: the service failed."""
+    # A dump would hold prompts, answers and secrets.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if args.pulse is not None:
         runtime.die_with_parent()
     name = process_name(args.service, args.replica - 1)

@@ -15,7 +15,7 @@ from services.gateway.backend import Backend
 from services.gateway.console_api import Console
 from services.gateway.embeddings import EmbeddingAnswer, read_embedding
 from services.gateway.grammars import Grammars
-from services.gateway.intake import Caller, Intake
+from services.gateway.intake import ADMIN, Caller, Intake
 from services.gateway.live import Live
 from services.gateway.logprobs import ChatForm, CompletionForm
 from services.gateway.prompts import Prompts
@@ -111,25 +111,28 @@ class Api:
 
     async def _readyz(self, request: web.Request) -> web.StreamResponse:
         reasons = self.missing()
+        operator = self.intake.is_operator(request)
         revisions = self._backend.revisions
         document = {
             "ready": not reasons,
             "reasons": reasons,
             "degraded": self._backend.degraded,
-            "policy": revisions.now,
-            "last_save": revisions.last_save,
+            "policy": revisions.told(revisions.now, whole=operator),
+            "last_save": revisions.told(revisions.last_save, whole=operator),
             "model": self._model,
             "requests": len(self._backend.running),
         }
         return self._replies.json(request, document, status=503 if reasons else 200)
 
     async def _policy(self, request: web.Request) -> web.StreamResponse:
-        self.intake.anyone(request)
-        revisions = self._backend.revisions
-        return self._replies.json(
-            request,
-            {"now": revisions.now, "history": list(revisions.history), "last_rejection": revisions.last_rejection},
-        )
+        _, key = self.intake.anyone(request)
+        revisions, operator = self._backend.revisions, key.scope == ADMIN
+        document = {
+            "now": revisions.told(revisions.now, whole=operator),
+            "history": [revisions.told(each, whole=operator) for each in revisions.history],
+            "last_rejection": revisions.told(revisions.last_rejection, whole=operator),
+        }
+        return self._replies.json(request, document)
 
     # --- completions --------------------------------------------------------------------------------------------
 

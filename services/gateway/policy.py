@@ -15,6 +15,7 @@ from policies.document.schema import Policy
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
 
 HISTORY = 100
+FOR_OPERATORS = "ask with an admin key, or see admission's log"
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -47,6 +48,16 @@ class Revisions:
         self.policy: Policy | None = None
         """The one in force."""
         self._prepared: tuple[int, Policy] | None = None
+
+    @staticmethod
+    def told(each: Applied | Saved | None, *, whole: bool) -> Applied | Saved | None:
+        """A revision or a save, all of it for operators: changes and errors may name tenants and paths."""
+        match each:
+            case Applied() if not whole:
+                return msgspec.structs.replace(each, changes=[])
+            case Saved(error=error) if error and not whole:
+                return msgspec.structs.replace(each, error=FOR_OPERATORS)
+        return each
 
     @property
     def now(self) -> Applied | None:

@@ -140,7 +140,8 @@ async def test_an_invalid_save_keeps_the_old_policy_running_and_says_why(house: 
     before = running.get("/v1/fairlead/policy")
     good = running.policy.read_text()
     running.policy.write_text(good.replace("token_budget", "token_budgett"))
-    now = await asyncio.to_thread(running.wait_until, "/readyz", lambda answer: answer["last_save"] is not None)
+    await asyncio.to_thread(running.wait_until, "/readyz", lambda answer: answer["last_save"] is not None)
+    now = running.get("/readyz", (running.data / "admin.key").read_text().strip())
     assert now["last_save"]["outcome"] == "rejected"
     assert 'did you mean "token_budget"' in now["last_save"]["error"]
     assert running.get("/v1/fairlead/policy")["now"] == before["now"]
