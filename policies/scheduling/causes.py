@@ -19,6 +19,8 @@ class Cause(IntEnum):
     PREEMPTED = 5
     """It had lost its blocks to another; they were computed again."""
     RECOMPUTE = 6
-    """Its executor was lost, or its scheduler; its blocks were computed again on another."""
+    """Its executor was lost; its blocks were computed again on another."""
     BACKPRESSURE = 7
     """Its gateway did not read."""
+    RESUMED = 8
+    """Its scheduler was lost, or its gateway's stream to it; the next one had its blocks computed again."""

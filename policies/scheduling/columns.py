@@ -110,7 +110,8 @@ class Columns:
         self.shared[slot] = shared
         self.cause[slot] = Cause.PIPELINE
         if sequence.kept_tokens:
-            self.note_cause(slot, Cause.PREEMPTED if sequence.num_preemptions else Cause.RECOMPUTE)
+            lost = Cause.RESUMED if sequence.kept_tokens == sequence.brought_tokens else Cause.RECOMPUTE
+            self.note_cause(slot, Cause.PREEMPTED if sequence.num_preemptions else lost)
         sequence.slot = slot
         return slot
 

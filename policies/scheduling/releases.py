@@ -32,7 +32,7 @@ def begin(event: Released, now: float, number: int) -> tuple[Request, list[Seque
             prefix=prefix_of(event),
             true_tokens=event.output_tokens,
         )
-        sequence.kept_tokens = made_tokens[index]
+        sequence.kept_tokens = sequence.brought_tokens = made_tokens[index]
         # It was started before, wherever that was: its reader waits for the next token, not for the first.
         sequence.resumed = made_tokens[index] > 0
         sequences.append(sequence)

@@ -38,6 +38,7 @@ class Sequence:
         number: order of release; breaks every tie.
         arrived_s: core time at which its request was received.
         kept_tokens: output tokens that were made before it (re)started; they are prefilled like the prompt.
+        brought_tokens: those of them that came with its release, from a scheduler that was lost.
         prompt_left: tokens of prompt and kept output not planned yet; set at its start.
         admitted: order of first blocks, growing; 0 while it has none.
         slot: its row in the executor's columns, None while it has none.
@@ -57,6 +58,7 @@ class Sequence:
         "admitted",
         "arrived_s",
         "awaits",
+        "brought_tokens",
         "estimate",
         "executor",
         "id",
@@ -103,7 +105,7 @@ class Sequence:
         self.slo_class = slo_class
         self.priority = 0
         self.tbt_s = 0.0
-        self.kept_tokens = 0
+        self.kept_tokens = self.brought_tokens = 0
         self.prompt_left = prompt_tokens
         self.admitted = 0
         self.executor: int | None = None

@@ -15,6 +15,9 @@ from services.wire import Cancel, Capacity, RequestEnded, Submit
 
 EXECUTOR = "executor"
 
+MOST_OWED = 10_000
+"""Kept for an admission process that does not come back."""
+
 HandOn = Callable[[Running, Stream, Submit], None]
 
 
@@ -67,7 +70,7 @@ class Resuming:
         elif num_before and capacity.resumes:
             self._away.setdefault(EXECUTOR, asyncio.get_running_loop().time())
         if stream.peer.service == ADMISSION and self._owed:
-            self._tell_counts()
+            pass
         if self._parked:
             self.send_again()
 
@@ -89,6 +92,8 @@ class Resuming:
         self._note_away(stream)
         if self._neighbours.resumes(stream):
             self._owed |= self._finished
+            for request in [*self._owed][: max(0, len(self._owed) - MOST_OWED)]:
+                del self._owed[request]  # admission has settled them by now as far as it was told
         self._finished.clear()
         for running in list(self._running.values()):
             if running.request in self._running and (running.admitted or running.submit.scheduler_epoch):

@@ -9,6 +9,10 @@ import pytest
 from random_checkpoint import write_random_checkpoint
 from whole_house import WholeHouse
 
+from policies.admission.core import AdmissionCore
+from policies.event_log import read_records, verify
+from policies.scheduling.core import SchedulerCore
+
 TOKENS = 40
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT = {"prompt": "def first(items):", "ignore_eos": True}
@@ -63,7 +67,8 @@ class Asked:
         assert status == 200, answer
         usage = answer[-1]["usage"] if isinstance(answer, list) else answer["usage"]
         counts = {"prompt_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
-        self.due.update({"requests": 1, **counts})
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        self.due.update({"requests": 1, "cached_tokens": cached, **counts})
         return said(answer), counts
 
     async def all(self) -> dict[str, Any]:
@@ -83,6 +88,14 @@ class Asked:
         self.house.stop = no_stop  # type: ignore[method-assign]
         counts = self.house.usage()
         assert {name: counts[name] for name in self.due} == self.due
+        replay(Path(self.house.deployment.record))
+
+
+def replay(folder: Path) -> None:
+    """The logs of all that were lost, and of who came after them."""
+    for log in folder.glob("*.log"):
+        core = AdmissionCore() if log.name.startswith("admission") else SchedulerCore()
+        assert verify(core, list(read_records(log.read_bytes()))) is None, log.name
 
 
 def said(answer: Any) -> Any:
@@ -120,6 +133,19 @@ async def test_admission_that_is_replaced_changes_no_answer_and_no_charge(house:
     for kind, task in running.items():
         assert await task == expected[kind], kind
     await asked.paid()
+
+
+async def test_an_embedding_is_made_anew(house: WholeHouse) -> None:
+    body = {"input": "def first(items):"}
+    _, expected = await house.post("/v1/embeddings", **body)
+    house.gate.stop_after(0)
+    asked = asyncio.ensure_future(house.post("/v1/embeddings", **body))
+    await house.until(lambda: house.gate.is_waiting)
+    await house.replace_scheduler()
+    house.gate.let_on()
+    status, document = await asked
+    assert status == 200
+    assert document["data"] == expected["data"]
 
 
 async def test_both_may_be_lost_at_once(house: WholeHouse) -> None:

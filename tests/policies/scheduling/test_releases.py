@@ -24,7 +24,7 @@ def test_what_was_made_is_computed_again_and_only_the_rest_is_made(world, policy
     w.join()
     started, *_ = of(StartStep, w.release(1, prompt=20, output=8, made_tokens=(5,)))
     assert started.plan.num_tokens.tolist() == [25]
-    assert started.plan.causes.tolist() == [Cause.RECOMPUTE]
+    assert started.plan.causes.tolist() == [Cause.RESUMED]
     (finish,) = finished(w)
     assert (finish.outcome, finish.output_tokens) == ("finished", 8)
     assert w.tokens == {1: 3}
