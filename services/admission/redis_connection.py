@@ -22,6 +22,9 @@ NOT_ANSWERED = (RedisError, OSError)
 """What a call raises when the server did not do it, or did and could not say so."""
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 class RedisConnection:
     """One connection; calls are made one at a time.
 
@@ -32,6 +35,7 @@ class RedisConnection:
     def __init__(self, deployment: Deployment) -> None:
         settings = deployment.shared_store
         self.address = shown(deployment.store)
+        _check_privacy(deployment, self.address)
         try:
             self._client = Redis.from_url(
                 deployment.store,
@@ -61,11 +65,22 @@ class RedisConnection:
 
 
 def shown(address: str) -> str:
-    """An address without what is secret in it."""
+    """An address without what is secret in it, or may be."""
     parts = urlsplit(address)
-    if "@" not in parts.netloc:
+    if "@" not in parts.netloc and not parts.query:
         return address
-    return parts._replace(netloc=f"...@{parts.netloc.rpartition('@')[2]}").geturl()
+    host = f"...@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return parts._replace(netloc=host, query="").geturl()
+
+
+def _check_privacy(deployment: Deployment, address: str) -> None:
+    parts = urlsplit(deployment.store)
+    if parts.scheme != "redis" or parts.hostname in LOOPBACK or deployment.streams.allow_plaintext:
+        return
+    raise StartError(
+        f"store: {address} would be spoken to unencrypted beyond this machine; use rediss://, or set "
+        "streams.allow_plaintext: true where the network between the machines is private"
+    )
 
 
 def _password(path: str) -> str | None:

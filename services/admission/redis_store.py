@@ -104,6 +104,8 @@ class RedisStore:
         self._done_number: int | None = None
         """Of the last batch that the server has done; None: it does not matter what it did."""
         self._lost_at_s: float | None = None
+        self._why_lost = self._meanwhile = ""
+        """Why the server cannot be used, and what becomes of requests, in words."""
         self._refusing: asyncio.TimerHandle | None = None
         self._owed: dict[str, tuple[LimitItem, int]] = {}
         """What was decided here of each limit and the server does not know: (the item, units more)."""
@@ -310,14 +312,14 @@ class RedisStore:
     # --- without the server ---------------------------------------------------------------------------------------
 
     def _lost(self, error: Exception) -> None:
+        self._why_lost = str(error) or type(error).__name__
         if self._lost_at_s is not None:
+            # A server that was gone may be back and refuse: the last reason is the one to mend.
+            self._say_lost()
             return
         self._lost_at_s = time.monotonic()
-        self._troubles.begin(
-            STORE,
-            f"{self._address} is out of reach ({error or type(error).__name__}): admission goes on for "
-            f"{self._settings.stale_ok_s:g} s with what it knows",
-        )
+        self._meanwhile = f"admission goes on for {self._settings.stale_ok_s:g} s with what it knows"
+        self._say_lost()
         self._refusing = asyncio.get_running_loop().call_later(self._settings.stale_ok_s, self._refuse)
         waiting, self._asked = self._asked, deque()
         for operation in self._under_way:
@@ -333,14 +335,17 @@ class RedisStore:
                 case KeepOperation():
                     self._asked.append(operation)
 
+    def _say_lost(self) -> None:
+        self._troubles.begin(STORE, f"{self._address} is out of reach ({self._why_lost}): {self._meanwhile}")
+
     def _refuse(self) -> None:
         fail = self._settings.fail
         refuses: Literal["nothing", "limited", "all"] = "limited" if fail.limits == "closed" else "nothing"
         if fail.fairness == "closed":
             refuses = "all"
-        sentence = f"{self._address} is still out of reach: requests that are refused from now on: {refuses}"
-        log.error("%s", sentence)
-        self._troubles.begin(STORE, sentence)
+        self._meanwhile = f"requests that are refused from now on: {refuses}"
+        self._say_lost()
+        log.error("%s is still out of reach (%s): %s", self._address, self._why_lost, self._meanwhile)
         self._answer(StoreReach(refuses, self.out_of_reach_s))
 
     def _decide(self, operation: ReserveOperation) -> bool:

@@ -2,10 +2,12 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import redis
@@ -33,8 +35,8 @@ class RedisServer:
             assert self.process.poll() is None, "redis-server ended"
             assert time.monotonic() < deadline, "redis-server did not start"
 
-    def client(self) -> "redis.Redis":
-        return redis.Redis(unix_socket_path=str(self.folder / "redis.sock"))
+    def client(self, password: str | None = None) -> "redis.Redis":
+        return redis.Redis(unix_socket_path=str(self.folder / "redis.sock"), password=password)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -66,3 +68,39 @@ def redis_server(one_redis_server: RedisServer) -> RedisServer:
     with one_redis_server.client() as client:
         client.flushall()
     return one_redis_server
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A certificate of its own authority, for localhost; its key lies beside it."""
+    made = folder / f"{name}.crt"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    out = ["-keyout", str(made.with_suffix(".key")), "-out", str(made)]
+    subprocess.run(["openssl", "req", *kind, *names, *out], check=True, capture_output=True)
+    return made
+
+
+class Guarded(NamedTuple):
+    """A server that speaks TLS and wants a password."""
+
+    url: str
+    trusted: Path
+    other: Path
+    """Certificates: its own, and one of another authority."""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    trusted, other = certificate(tmp_path, "trusted"), certificate(tmp_path, "other")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    files = ["--tls-cert-file", str(trusted), "--tls-key-file", str(trusted.with_suffix(".key"))]
+    tls = ["--tls-port", str(port), *files, "--tls-ca-cert-file", str(trusted), "--tls-auth-clients", "no"]
+    command = ["redis-server", "--port", "0", "--save", "", "--requirepass", "hunter2", *tls]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    yield Guarded(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs=", trusted, other)
+    server.kill()
+    server.wait()

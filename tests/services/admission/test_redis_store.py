@@ -1,10 +1,13 @@
 """The shared store over a real Redis server: what survives, what is shared, and what happens without it."""
 
 import asyncio
+import re
+import shlex
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +19,7 @@ from services.admission.redis_operations import ExchangeOperation
 from services.admission.redis_store import RedisStore
 from services.admission.store import Batch, Kept, StoreError
 from services.runtime import StartError
-from services.settings import Deployment, OutageSettings, SharedStoreSettings
+from services.settings import Deployment, OutageSettings, SharedStoreSettings, StreamSettings
 from services.troubles import Troubles
 from services.usage_rows import day_of
 
@@ -83,9 +86,9 @@ class Process:
 
     def __init__(self, url: str, instance: str, settings: SharedStoreSettings) -> None:
         self.heard = Heard()
-        self.store = RedisStore(
-            Deployment(store=url, shared_store=settings), instance, self.heard, NobodyElse(), Troubles()
-        )
+        self.troubles = Troubles()
+        deployment = Deployment(store=url, shared_store=settings)
+        self.store = RedisStore(deployment, instance, self.heard, NobodyElse(), self.troubles)
         self.kept = Kept()
         self._requests = 0
 
@@ -300,3 +303,66 @@ async def test_a_store_that_is_not_there_is_named_without_its_password() -> None
     with pytest.raises(StartError, match=r"redis://\.\.\.@127\.0\.0\.1:1/0 cannot be used") as raised:
         await RedisStore(nowhere, "1", Heard(), NobodyElse(), Troubles()).open()
     assert "hunter2" not in str(raised.value)
+
+
+PATIENT = msgspec.structs.replace(FAST, stale_ok_s=ENOUGH_S, answer_s=10.0)
+"""For servers that answer, but not as they should: on a busy machine late is no answer of theirs."""
+REFUSED = {
+    "full": ((b"CONFIG SET maxmemory 1",), (b"CONFIG SET maxmemory 0",), "OOM|used memory > 'maxmem"),
+    "a replica": ((b"REPLICAOF 127.0.0.1 1",), (b"REPLICAOF NO ONE",), "read only replica|READONLY"),
+    "locked": (
+        (b"CONFIG SET requirepass hunter2", b"CLIENT KILL TYPE normal SKIPME yes"),
+        (b"AUTH hunter2", b'CONFIG SET requirepass ""'),
+        "Authentication required|already authenticated",
+    ),
+}
+
+
+@pytest.mark.parametrize("state", REFUSED)
+async def test_a_server_that_refuses_is_done_without_and_told_afterwards(redis_server: Any, state: str) -> None:
+    spoil, mend, reason = REFUSED[state]
+    async with a_process(redis_server, "1", PATIENT) as process:
+        assert left(await process.asks(BUCKET)) == 90
+        with redis_server.client() as client:
+            for command in spoil:
+                client.execute_command(*shlex.split(command.decode()))
+        try:
+            assert [left(await process.asks(BUCKET)) for _ in range(2)] == [80, 70]
+            async with asyncio.timeout(ENOUGH_S):
+                while not re.search(f"is out of reach .*({reason})", "".join(process.troubles.sentences)):
+                    assert left(await process.asks(msgspec.structs.replace(BUCKET, amount=0))) == 70
+        finally:
+            with redis_server.client(password="hunter2" if state == "locked" else None) as client:
+                for command in mend:
+                    client.execute_command(*shlex.split(command.decode()))
+        assert await process.heard.reach() == StoreReach()
+        assert process.troubles.sentences == []
+        assert left(await process.asks(BUCKET)) == 60
+    async with a_process(redis_server, "2", PATIENT) as other:
+        assert left(await other.asks(BUCKET)) == 50
+
+
+async def test_a_store_beyond_this_machine_is_not_spoken_to_in_the_clear() -> None:
+    clear = Deployment(store="redis://cache.example:6379/0", shared_store=FAST)
+    with pytest.raises(StartError, match=r"redis://cache\.example:6379/0 would be spoken to unencrypted.*rediss://"):
+        RedisStore(clear, "1", Heard(), NobodyElse(), Troubles())
+    allowed = msgspec.structs.replace(clear, streams=StreamSettings(allow_plaintext=True))
+    for fine in (allowed, msgspec.structs.replace(clear, store="rediss://cache.example:6379/0")):
+        await RedisStore(fine, "1", Heard(), NobodyElse(), Troubles()).close()
+
+
+async def test_a_server_is_reached_by_tls_and_password_and_a_false_one_is_not(guarded: Any, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("hunter2\n")
+    slowly = msgspec.structs.replace(PATIENT, password_file=str(password))  # it is only starting
+    settings = msgspec.structs.replace(slowly, stale_ok_s=0.0)
+    process = Process(f"{guarded.url}{guarded.trusted}", "1", slowly)
+    await process.store.open()
+    assert left(await process.asks(BUCKET)) == 90
+    await process.store.close()
+    with pytest.raises(StartError, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
+        await Process(f"{guarded.url}{guarded.other}", "1", settings).store.open()
+    password.write_text("hunter3\n")
+    with pytest.raises(StartError, match="invalid username-password pair") as raised:
+        await Process(f"{guarded.url}{guarded.trusted}", "1", settings).store.open()
+    assert "hunter" not in str(raised.value)
