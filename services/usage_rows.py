@@ -18,7 +18,7 @@ REFUSED = "refused:"
 INVALID = "invalid_request"
 """Stands for the codes of requests that cannot be served to anybody: those that a gateway answers with a 400."""
 KEEP_DAYS = 400
-"""A year's bill, and some time to dispute it."""
+"""On which something was used: a year's bill, and some time to dispute it."""
 FILE = "admission.sqlite"
 """The embedded store, in the data folder."""
 TABLE = """

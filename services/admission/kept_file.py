@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.admission.store import Batch, Kept, StoreError
 from services.runtime import StartError
-from services.usage_rows import KEEP_DAYS, day_of, first_day
+from services.usage_rows import KEEP_DAYS, day_of
 from services.usage_rows import TABLE as USAGE_TABLE
 
 FORMAT = 1
@@ -149,7 +149,11 @@ class KeptFile:
     def _prune(self, connection: sqlite3.Connection) -> None:
         today = day_of(time.time())
         if today != self._pruned:
-            connection.execute("DELETE FROM usage WHERE day < ?", (first_day(today, KEEP_DAYS),))
+            # Days that were counted, not days of the calendar: a clock that is years ahead must not cost the bill.
+            connection.execute(
+                "DELETE FROM usage WHERE day NOT IN (SELECT DISTINCT day FROM usage ORDER BY day DESC LIMIT ?)",
+                (KEEP_DAYS,),
+            )
             self._pruned = today
 
 

@@ -67,10 +67,22 @@ def test_usage_adds_up_and_can_be_read_while_the_writer_works(path: Path) -> Non
 
 def test_usage_is_read_of_the_days_asked_for_and_forgotten_after_more_than_a_year(path: Path) -> None:
     file = opened(path)
-    days = {num: first_day(TODAY, num) for num in (1, 2, KEEP_DAYS, KEEP_DAYS + 1)}
-    file.write(Batch({}, usage={(day, "acme", "requests"): num for num, day in days.items()}), {})
-    assert [row.day for row in read_usage(path, "", 2)] == [days[2], days[1]]
-    assert [row.day for row in read_usage(path, "", 10 * KEEP_DAYS)] == [days[KEEP_DAYS], days[2], days[1]]
+    days = [first_day(TODAY, num) for num in range(KEEP_DAYS + 1, 0, -1)]
+    file.write(Batch({}, usage=dict.fromkeys(((day, "acme", "requests") for day in days), 1)), {})
+    assert [row.day for row in read_usage(path, "", 2)] == days[-2:]
+    assert [row.day for row in read_usage(path, "", 10 * KEEP_DAYS)] == days[1:]
+    file.close()
+
+
+def test_a_clock_that_is_years_ahead_for_a_day_costs_no_usage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = opened(path)
+    days = [first_day(TODAY, num) for num in (2, 1)]
+    file.write(Batch({}, usage=dict.fromkeys(((day, "acme", "requests") for day in days), 1)), {})
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 3 * KEEP_DAYS * 86400)
+    file.write(Batch({}, usage={(day_of(time.time()), "acme", "requests"): 1}), {})
+    monkeypatch.undo()
+    assert [row.day for row in read_usage(path, "", 2)][:2] == days
     file.close()
 
 
