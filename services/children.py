@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.crashes import Crashes
 from services.health import ready_file
-from services.pulse import Listener
+from services.pulse import Listener, work_of
 from services.settings import REPOSITORY, child_environment
 
 HAND_OVER = signal.SIGUSR1
@@ -84,6 +84,10 @@ class Child:
         if status is not None and status < 0:
             return f"signal {-status}, {signal.strsignal(-status)}; its log ends with: {words} (log {self.log})"
         return f"{words} (status {status}, log {self.log})"
+
+    def look(self, elapsed_s: float) -> None:
+        """Hear its signs of life; so much time has passed since the last look."""
+        self.pulse.look(elapsed_s, work_of(self.pid))
 
     def leave(self, now: float, number: signal.Signals) -> None:
         """Ask it to end: SIGTERM drains, `HAND_OVER` does not wait."""

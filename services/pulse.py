@@ -9,6 +9,7 @@ import os
 import time
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 BEAT_S = 1.0
 
@@ -46,6 +47,25 @@ def age_s(ready: Path) -> float | None:
         return None
 
 
+class Work(NamedTuple):
+    """What the kernel says of a process."""
+
+    is_runnable: bool
+    """It computes, or waits for a processor to do so."""
+    cpu_s: float
+    """Since its start."""
+
+
+def work_of(pid: int) -> Work | None:
+    """Of a process; None: it has gone, or this system does not tell."""
+    try:
+        # After the name, which is in brackets and may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return Work(fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+
+
 class Listener:
     """The supervisor's end, of one process."""
 
@@ -56,14 +76,21 @@ class Listener:
         self._pipe = FileIO(descriptor)
         self.num_beats = 0
         self.silent_s = 0.0
-        """Since the last beat, or since the start."""
+        """Since the last beat, or since the start; of the time that it wanted a processor only what it was given."""
+        self._cpu_s = 0.0
 
-    def look(self, elapsed_s: float) -> None:
+    def look(self, elapsed_s: float, work: Work | None = None) -> None:
         """Read what came; so much time has passed since the last look."""
         beats = len(self._pipe.read(4096) or b"")  # None: nothing came
         self.num_beats += beats
         # A machine that slept, or froze us together with them, is no silence: nobody could have been heard.
-        self.silent_s = 0.0 if beats else self.silent_s + min(elapsed_s, BEAT_S)
+        silent_s = min(elapsed_s, BEAT_S)
+        if work is not None:
+            if work.is_runnable:
+                # On a machine that is short of processors it may not have come to it, which is no fault of its own.
+                silent_s = min(silent_s, work.cpu_s - self._cpu_s)
+            self._cpu_s = work.cpu_s
+        self.silent_s = 0.0 if beats else self.silent_s + silent_s
 
     def close(self) -> None:
         """The process has ended."""

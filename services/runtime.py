@@ -193,11 +193,11 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     return status
 
 
-async def until_idle(is_idle: Callable[[], bool], limit_s: float) -> None:
-    """Return when there is nothing left to do, or after `limit_s`."""
+async def until_so(holds: Callable[[], bool], limit_s: float) -> None:
+    """Return when this holds, or after `limit_s`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
-            while not is_idle():  # noqa: ASYNC110  what ends is counted by a core, which tells nobody
+            while not holds():  # noqa: ASYNC110  cores count and neighbours come: neither tells
                 await asyncio.sleep(READY_CHECK_S)
 
 

@@ -159,7 +159,7 @@ class Supervisor:
                 else:
                     self._crashed(place, child.last_words, now)
             return
-        child.pulse.look(elapsed_s)
+        child.look(elapsed_s)
         limit_s = self._limits.silence_s if child.pulse.num_beats else self._limits.start_s
         if child.pulse.silent_s > limit_s:
             _say(f"{place.name} has given no sign of life for {limit_s:g} s: it is stopped or stuck; killing it")

@@ -44,7 +44,7 @@ from services.admission.stores import store_of
 from services.epochs import first_epoch
 from services.health import process_name
 from services.pump import Pump, open_event_log
-from services.runtime import describe, gateway_number, open_link, open_listener, until_idle
+from services.runtime import describe, gateway_number, open_link, open_listener, until_so
 from services.settings import Deployment
 from services.telemetry.metrics import Family
 from services.telemetry.reporting import Reporting
@@ -177,7 +177,7 @@ class AdmissionService:
 
     async def drain(self) -> None:
         """Serve until nothing waits or runs, or for `http.drain_s`: gateways give what waits then to a successor."""
-        await until_idle(lambda: not (self._waiting or self._core.ledger.in_flight), self._deployment.http.drain_s)
+        await until_so(lambda: not (self._waiting or self._core.ledger.in_flight), self._deployment.http.drain_s)
 
     async def stop(self) -> None:
         """Close everything."""

@@ -20,7 +20,7 @@ from services.gateway.rendering import Rendering
 from services.gateway.tracing import Tracing
 from services.health import process_name
 from services.listening import BACKLOG, bind
-from services.runtime import StartError, open_link
+from services.runtime import StartError, open_link, until_so
 from services.settings import Deployment
 from services.telemetry.keeper.settings import KeeperSettings
 from services.telemetry.keeper_link import KeeperLink
@@ -29,6 +29,8 @@ from services.traffic.rows import GATEWAY, REQUESTS, RequestRow
 from services.traffic.store import Store, open_store
 from services.transport import Identity, Link
 
+CONNECT_S = 3.0
+"""How long a gateway that starts beside others looks for the other services before it accepts all the same."""
 CLOSE_S = 2.0
 """How long connections may take to close after the last answer."""
 
@@ -126,6 +128,9 @@ class GatewayService:
         runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=CLOSE_S)
         self._runner = runner
         await runner.setup()
+        if self._listening is not None:
+            # Others accept from this socket too, or it keeps who comes: nobody has to meet a gateway that is not ready.
+            await until_so(lambda: not self.api.missing(), CONNECT_S)
         listening = self._listening or self._listen()
         self.port = int(listening.getsockname()[1])
         http, server = self._deployment.http, runner.server

@@ -25,7 +25,7 @@ from policies.events import (
 )
 from policies.scheduling.core import SchedulerCore
 from services.pump import Pump, open_event_log
-from services.runtime import describe, gateway_number, open_listener, until_idle
+from services.runtime import describe, gateway_number, open_listener, until_so
 from services.scheduler.admissions import ADMISSION, Admissions
 from services.scheduler.delivery import Delivery
 from services.scheduler.early_cancels import EarlyCancels
@@ -108,7 +108,7 @@ class SchedulerService:
 
     async def drain(self) -> None:
         """Serve until nothing runs, or for `http.drain_s`: what runs then goes on in a successor, if there is one."""
-        await until_idle(lambda: not self._core.requests, self._deployment.http.drain_s)
+        await until_so(lambda: not self._core.requests, self._deployment.http.drain_s)
 
     async def stop(self) -> None:
         """Close everything."""
