@@ -6,7 +6,7 @@ away. What it means for charges is the core's.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from policies.admission.core import AdmissionCore
 from policies.events import CancelRequested
@@ -45,6 +45,7 @@ class SentAgain:
         self._scheduler = scheduler
         self._kept: dict[int, Submit] = {}
         self._absent: dict[int, asyncio.TimerHandle] = {}
+        self._is_leaving = False
 
     def came(self, submit: Submit) -> None:
         """A gateway sent a request, again or for the first time."""
@@ -89,15 +90,20 @@ class SentAgain:
         for request in self._of(gateway):
             self._tell(self._gateways[gateway], request, self._core.ledger.in_flight[request].attempt)
 
-    def closed(self, gateway: int) -> None:
-        """A gateway is gone, for now at least."""
+    def closed(self, gateway: int, waiting: Iterable[int]) -> None:
+        """A gateway is gone, for now at least: what waits, of the requests that do, is withdrawn."""
         for request in [request for request in self._kept if request >> 32 == gateway]:
             del self._kept[request]
+        if self._is_leaving:
+            return
+        for request in [request for request in waiting if request >> 32 == gateway]:
+            self._handle(CancelRequested(request, "gateway_lost"))
         if self._of(gateway):
             self._wait_for(gateway)
 
-    def close(self) -> None:
-        """Wait for nobody any more."""
+    def leave(self) -> None:
+        """This process ends, and leaves everything to its successor."""
+        self._is_leaving = True
         for timer in self._absent.values():
             timer.cancel()
         self._absent.clear()

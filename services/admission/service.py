@@ -180,7 +180,8 @@ class AdmissionService:
         await until_so(lambda: not (self._waiting or self._core.ledger.in_flight), self._deployment.http.drain_s)
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Close everything. What waits is left to a successor, to whom the gateways send it again."""
+        self._again.leave()
         await self._reporting.stop()
         self._ticker.close()
         self._file.stop()
@@ -192,7 +193,6 @@ class AdmissionService:
         for link in self._links:
             await link.close()
         self._scheduler.close()
-        self._again.close()
         self._reports.close()
         self._pump.close()
         await self._journal.close()
@@ -227,9 +227,7 @@ class AdmissionService:
         elif (gateway := gateway_number(stream)) is not None:
             del self._gateways[gateway]
             self._revisions.left(stream)
-            self._again.closed(gateway)
-            for request in [request for request in self._waiting if request >> 32 == gateway]:
-                self._pump.handle(CancelRequested(request, "gateway_lost"))
+            self._again.closed(gateway, self._waiting)
         elif stream.peer.service == ADMISSION:
             self._revisions.left(stream)
 

@@ -258,7 +258,7 @@ class Backend:
                 if not (message.attempt and begun is not None and begun.num_tokens):
                     # The way to the first token is told once.
                     self.tracing.let(message, stream.clock)
-                self._admitted(message)
+                self._admitted(stream, message)
             case Refused():
                 self._refused(message)
             case RequestEnded() if stream.peer.service == ADMISSION and self._resuming.stranded(stream, message):
@@ -316,14 +316,14 @@ class Backend:
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    def _admitted(self, message: Admitted) -> None:
+    def _admitted(self, admission: Stream, message: Admitted) -> None:
         running = self.running.get(message.request)
         if running is None or message.attempt != running.submit.attempt:
             return
         scheduler = self._neighbours.scheduler
         if scheduler is None or message.scheduler_epoch not in (0, scheduler.peer.epoch):
             failure = RequestError("scheduler_lost", "the scheduler was lost; try again")
-            self._resuming.missed_by(scheduler, running, failure)
+            self._resuming.released_in_vain(running, admission, failure)
             if message.request not in self.running:
                 self._traffic.gone(message.request, "lost", "scheduler_lost")
             return

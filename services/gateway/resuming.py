@@ -122,15 +122,12 @@ class Resuming:
         running.is_parked = False
         self._parked.pop(running.request, None)
 
-    def missed_by(self, scheduler: Stream | None, running: Running, failure: RequestError) -> None:
+    def released_in_vain(self, running: Running, admission: Stream, failure: RequestError) -> None:
         """It was released to a scheduler that was lost before that was heard of."""
-        if running.is_parked:
-            return
-        running.was_admitted = running.lost_scheduler = True
-        admission = running.admission
-        if admission is not None:
-            self._park(running, admission if scheduler is None else scheduler, failure)
-        self.send_again()
+        if not running.is_parked:
+            running.was_admitted = running.lost_scheduler = True
+            self._park(running, admission, failure)
+            self.send_again()
 
     def stranded(self, stream: Stream, message: RequestEnded) -> bool:
         """Admission says that nobody computes a request; False: this is the end of it, because it was never to be sent
@@ -208,8 +205,10 @@ class Resuming:
         loop = asyncio.get_running_loop()
         if running.lost_at_s is None:
             running.lost_at_s = loop.time() if since_s is None else since_s
-        if self._timer is None:
-            self._timer = loop.call_at(running.lost_at_s + self._limit_s, self._look)
+        at_s = running.lost_at_s + self._limit_s
+        if self._timer is None or at_s < self._timer.when():
+            self.close()
+            self._timer = loop.call_at(at_s, self._look)
 
     def _look(self) -> None:
         """Whoever has waited for too long waits no longer."""

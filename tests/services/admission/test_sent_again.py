@@ -75,7 +75,7 @@ async def test_whoever_is_cancelled_or_leaves_meanwhile_does_not_come(desk: Desk
     desk.submit(resent=True)
     desk.again.cancelled(REQUEST)
     desk.submit(resent=True)
-    desk.again.closed(GATEWAY)
+    desk.again.closed(GATEWAY, ())
     desk.epoch = 1
     desk.again.agreed()
     assert desk.arrived == []
@@ -93,7 +93,7 @@ async def test_a_gateway_that_stays_away_has_what_nobody_computes_given_up(desk:
     monkeypatch.setattr(sent_again, "ABSENT_S", 0.0)
     desk.ends.stranded[REQUEST] = 1.0
     del desk.gateways[GATEWAY]
-    desk.again.closed(GATEWAY)
+    desk.again.closed(GATEWAY, ())
     async with asyncio.timeout(10):
         while not desk.handled:  # noqa: ASYNC110  a timer of no time
             await asyncio.sleep(0)
@@ -113,3 +113,11 @@ async def test_one_that_is_back_in_time_keeps_it(desk: Desk) -> None:
 async def test_how_long_a_client_has_waited_counts_where_it_was_sent_before(desk: Desk) -> None:
     assert desk.again.waited_s(desk.submit(received_ns=1)) == 0.0
     assert desk.again.waited_s(desk.submit(received_ns=1, resent=True)) > 0.0
+
+
+async def test_what_waits_leaves_with_its_gateway_unless_this_process_leaves_itself(desk: Desk) -> None:
+    desk.again.closed(GATEWAY, (REQUEST, REQUEST + 1, 5))
+    assert [each.request for each in desk.handled] == [REQUEST, REQUEST + 1]
+    desk.again.leave()
+    desk.again.closed(GATEWAY, (REQUEST,))
+    assert len(desk.handled) == 2
