@@ -21,15 +21,26 @@ from services.telemetry.records import Began, Step
 
 MOST_LINKS = 32
 """More of them tell nobody more, and a message has thousands of steps."""
+LINKED_BYTES = 8 * MOST_LINKS
 
 Key = tuple[int, int, int]
 """Which start of the scheduler, executor and step."""
 
 
+class Made(msgspec.Struct):
+    """What is told of a step that made tokens; the tokens themselves are with their requests, and not kept twice."""
+
+    num_decode_tokens: int
+    revision: int
+    budget_use: float
+    kv_use: float
+    uncertainty_ns: int
+
+
 class Known(msgspec.Struct):
     """A step of which something is known."""
 
-    step: Step | None
+    made: Made | None
     """None: it made no token for this gateway, only a piece of a prompt."""
     planned_ns: int
     computed_ns: int
@@ -47,18 +58,25 @@ class Steps:
         self._gateway = int.from_bytes(hashlib.blake2b(gateway.encode(), digest_size=8).digest(), "big")
         self._most = most
         self._known: OrderedDict[Key, Known] = OrderedDict()
+        self._linked = b""
+        """Sequences of the step before, as far as they are linked to: most steps have those of the one before."""
+        self._requests: list[Began] = []
 
     def note(self, step: Step, request_of: Callable[[int], Request | None]) -> None:
         """A step made tokens for readers here."""
-        # Not the requests themselves: they have all their tokens with them.
-        requests: dict[int, Began] = {}
-        for sequence in np.frombuffer(step.sequences, np.int64)[:MOST_LINKS].tolist():
-            request = request_of(sequence)
-            if request is not None:
-                requests[request.began.request] = request.began
+        linked = step.sequences[:LINKED_BYTES]
+        if linked != self._linked:
+            # Not the requests themselves: they have all their tokens with them.
+            requests: dict[int, Began] = {}
+            for sequence in np.frombuffer(linked, np.int64).tolist():
+                request = request_of(sequence)
+                if request is not None:
+                    requests[request.began.request] = request.began
+            self._linked, self._requests = linked, list(requests.values())
+        made = Made(step.num_decode_tokens, step.revision, step.budget_use, step.kv_use, step.uncertainty_ns)
         self._add(
             (step.scheduler_epoch, step.executor, step.step),
-            Known(step, step.planned_ns, step.computed_ns, step.num_prefill_tokens, list(requests.values())),
+            Known(made, step.planned_ns, step.computed_ns, step.num_prefill_tokens, self._requests),
         )
 
     def note_chunk(self, key: Key, planned_ns: int, computed_ns: int, num_tokens: int, request: Request) -> None:
@@ -66,7 +84,7 @@ class Steps:
         known = self._known.get(key)
         if known is None:
             self._add(key, Known(None, planned_ns, computed_ns, num_tokens, [request.began]))
-        elif known.step is None:
+        elif known.made is None:
             known.num_prefill_tokens += num_tokens
             known.requests.append(request.began)
 
@@ -101,15 +119,15 @@ class Steps:
             names.STEP_NUMBER: number,
             names.STEP_PREFILL_TOKENS: known.num_prefill_tokens,
         }
-        if known.step is not None:
+        if (made := known.made) is not None:
             attributes |= {
-                names.STEP_DECODE_TOKENS: known.step.num_decode_tokens,
-                names.POLICY_REVISION: known.step.revision,
-                names.STEP_BUDGET: known.step.budget_use,
-                names.STEP_KV: known.step.kv_use,
+                names.STEP_DECODE_TOKENS: made.num_decode_tokens,
+                names.POLICY_REVISION: made.revision,
+                names.STEP_BUDGET: made.budget_use,
+                names.STEP_KV: made.kv_use,
             }
-            if known.step.uncertainty_ns:
-                attributes[names.CLOCK_UNCERTAINTY] = known.step.uncertainty_ns / 1e9
+            if made.uncertainty_ns:
+                attributes[names.CLOCK_UNCERTAINTY] = made.uncertainty_ns / 1e9
         return Span(
             trace_id=trace_id,
             span_id=span_id,
