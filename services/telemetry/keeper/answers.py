@@ -9,7 +9,8 @@ import numpy as np
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.live import running
 from services.telemetry.keeper.parts import token_parts
-from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output
+from services.telemetry.keeper.requests import Output
+from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS, WRITTEN
 from services.telemetry.keeper.spans import Written
 from services.telemetry.keeper.verdict import TBT, TTFT
 from services.telemetry.records import Asked

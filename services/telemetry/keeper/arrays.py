@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from services.telemetry.keeper.parts import Int64Array
-from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS
+from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS
 
 NS_PER_US = 1000
 COLUMNS = STAMP_COLUMNS[:-1]

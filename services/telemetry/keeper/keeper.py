@@ -4,6 +4,7 @@ Owns the open requests, the metrics made of tokens and the stories of recent req
 (`process.py`) feeds it and sends what it gives.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ REQUEST_TOKENS = 20
 """
 NS = 1e9
 NO_CLASS = "none"
+EVERY = slice(None)
 
 
 class TokenMetrics:
@@ -51,22 +53,25 @@ class TokenMetrics:
         self.attainment.replace(self._recent.shares(unix_s))
         if not batch.owners:
             return
-        sizes = np.diff(batch.bounds)
-        classes = [owner.slo_class or NO_CLASS for owner in batch.owners]
-        of_row = np.repeat(np.arange(len(classes)), sizes)
-        gaps, parts = batch.gaps_ns / NS, batch.parts / NS
-        for name in dict.fromkeys(classes):
-            mine = np.isin(of_row, [index for index, one in enumerate(classes) if one == name])
-            mine_gaps = gaps[mine]
-            self.gaps.observe_all(mine_gaps, name)
+        names_of_owners = [owner.slo_class or NO_CLASS for owner in batch.owners]
+        classes = list(dict.fromkeys(names_of_owners))
+        numbers = [classes.index(name) for name in names_of_owners]
+        of_row = np.repeat(np.array(numbers, np.int8), np.diff(batch.bounds)) if len(classes) > 1 else None
+        for number, name in enumerate(classes):
+            mine = EVERY if of_row is None else np.flatnonzero(of_row == number)
+            gaps = batch.gaps_ns[mine]
+            self.gaps.observe_all(gaps / NS, name)
             for column, part in enumerate(TOKEN_PARTS):
-                self.parts.observe_all(parts[mine, column], name, part)
-            slowest = np.flatnonzero(mine)[int(np.argmax(mine_gaps))]
-            trace_id = batch.owners[int(of_row[slowest])].began.trace_id
-            self.gaps.exemplify(Exemplar(float(gaps[slowest]), trace_id, unix_s), name)
-        waited = parts[:, 0]
-        for cause in np.unique(batch.causes).tolist():
-            self.waits.observe_all(waited[batch.causes == cause], CAUSES[cause])
+                self.parts.observe_all(batch.parts[mine, column] / NS, name, part)
+            slowest = int(np.argmax(gaps))
+            row = slowest if isinstance(mine, slice) else int(mine[slowest])
+            owner = batch.owners[bisect_right(batch.bounds, row) - 1]
+            self.gaps.exemplify(Exemplar(int(gaps[slowest]) / NS, owner.began.trace_id, unix_s), name)
+        waited = batch.parts[:, 0]
+        counts = np.bincount(batch.causes)
+        for cause in np.flatnonzero(counts).tolist():
+            mine = EVERY if counts[cause] == len(waited) else np.flatnonzero(batch.causes == cause)
+            self.waits.observe_all(waited[mine] / NS, CAUSES[cause])
 
     def ended(self, request: Request, verdict: Verdict, unix_s: float) -> None:
         """A request is over."""

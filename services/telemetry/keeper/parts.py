@@ -23,12 +23,19 @@ def token_parts(before_ns: Int64Array, edges_ns: Int64Array) -> Int64Array:
         int64 [n, 6], `stamps.TOKEN_PARTS` in ns, none negative; each row sums to `written - before`, or to 0 where that
         is negative.
     """
-    edges = np.maximum.accumulate(edges_ns, axis=1)
+    num_rows, num_edges = edges_ns.shape
+    # Column by column, each of them whole: along rows of seven numpy takes ten times as long.
+    parts: Int64Array = np.empty((num_edges - 1, num_rows), np.int64)
+    latest, left, right = edges_ns[:, 0].copy(), before_ns.copy(), np.empty_like(before_ns)
     # The last stamp is the gateway's own, as the one before it is: it is not moved by what other clocks say.
-    edges = np.minimum(edges, edges_ns[:, -1:])
-    edges[:, 0] = before_ns
-    parts: Int64Array = np.diff(np.maximum(edges, before_ns[:, None]), axis=1)
-    return parts
+    last = edges_ns[:, -1]
+    for column, part in enumerate(parts, start=1):
+        np.maximum(latest, edges_ns[:, column], out=latest)
+        np.minimum(latest, last, out=right)
+        np.maximum(right, before_ns, out=right)
+        np.subtract(right, left, out=part)
+        left, right = right, left
+    return parts.T
 
 
 def first_parts(edges_ns: Int64Array) -> Int64Array:

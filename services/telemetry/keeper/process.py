@@ -10,6 +10,7 @@ import time
 
 import msgspec
 
+from engine.malloc import keep_freed_memory
 from services.telemetry.keeper.answers import Now, answer
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.settings import KeeperSettings
@@ -105,5 +106,7 @@ def main(argument: str) -> int:
     settings = msgspec.json.decode(argument, type=KeeperSettings)
     # Serving comes first: on a full machine the keeper waits.
     os.nice(5)
+    # The arrays of each batch are as large as those of the one before.
+    keep_freed_memory()
     asyncio.run(KeeperProcess(settings).run())
     return 0

@@ -4,22 +4,17 @@ Owns the open requests and their sequences. A batch of steps is taken apart in a
 is done one by one is done for a sequence and batch, or once for a request.
 """
 
-from collections.abc import Iterator
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from services.telemetry.keeper.parts import Int64Array, first_parts, token_parts
+from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS, WRITTEN, Rows, rows_of
 from services.telemetry.records import Began, Ended, Let, Step, Written
-from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, TOKEN_PARTS, TOKEN_STAMPS
+from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS
 
-NUM_PARTS = len(TOKEN_PARTS)
 WAITS = ("limits", "fairness", "window")
 """Of admission, in order."""
-STAMP_COLUMNS = (*TOKEN_STAMPS, "cause", "step", "executor", "scheduler_epoch")
-"""Of what is kept of a token: int64 each; `cause` is an index into `stamps.CAUSES`."""
-WRITTEN, CAUSE = STAMP_COLUMNS.index("written"), STAMP_COLUMNS.index("cause")
 NO_TOKENS: Int64Array = np.empty((0, len(STAMP_COLUMNS)), np.int64)
 NO_CHUNKS: Int64Array = np.empty((0, len(CHUNK_COLUMNS)), np.int64)
 
@@ -173,24 +168,46 @@ class Open:
                 flushed.setdefault(sequence, []).append((position, written.written_ns))
         for step in steps:
             self._note(step)
-        rows, steps_of, sequences = _columns(steps)
-        self.num_tokens += len(rows)
-        owners: list[Request] = []
-        got: list[Int64Array] = []
-        before: list[Int64Array] = []
-        for sequence, where in _groups(sequences):
+        rows = rows_of(steps)
+        self.num_tokens += rows.num
+        looked = Looked(rows)
+        for position, (sequence, start, end) in enumerate(rows.groups()):
             output = self._outputs.get(sequence)
             if output is None:
-                self.num_unknown += len(where)
-                continue
-            self._take(output, rows[where], steps_of[where], flushed.pop(sequence, []), (owners, got, before))
+                self.num_unknown += end - start
+                looked.leave_out(start, end)
+            elif (
+                sequence in flushed or output.held or not rows.is_written[position] or not output.request.began.streamed
+            ):
+                table, steps_of = rows.table[:, start:end].T.copy(), rows.steps_of[start:end]
+                looked.leave_out(start, end)
+                self._take(output, table, steps_of, flushed.pop(sequence, []), looked)
+            else:
+                self._add(output, position, looked)
         for sequence, times in flushed.items():
             output = self._outputs.get(sequence)
             if output is not None:
-                self._take(output, NO_TOKENS, np.empty(0, np.int64), times, (owners, got, before))
+                self._take(output, NO_TOKENS, np.empty(0, np.int64), times, looked)
         begun, self._begun = self._begun, []
         whole, self._whole = self._whole, []
-        return _batch(owners, got, before, begun, whole)
+        return looked.batch(begun, whole)
+
+    def _add(self, output: Output, position: int, looked: "Looked") -> None:
+        """Add a group to an output whose reader has had all before it, and all of it: almost always so."""
+        rows = looked.rows
+        start, end = rows.bounds[position], rows.bounds[position + 1]
+        first_ns, last_ns = rows.first_ns[position], rows.last_ns[position]
+        is_first = not output.last_written_ns
+        if is_first:
+            self._note_begin(output, first_ns)
+        looked.follow(position, output, is_first=is_first)
+        # A copy: else one long answer would keep the tokens of all that ever ran beside it.
+        output.tokens.append(rows.table[:, start:end].T.copy())
+        output.last_written_ns = last_ns
+
+    def _note_begin(self, output: Output, first_ns: int) -> None:
+        output.first_written_ns = first_ns
+        self._begun.append((output, not any(each.tokens for each in output.request.outputs.values())))
 
     def _note(self, step: Step) -> None:
         for request, num_tokens in step.prefix_hits:
@@ -207,9 +224,9 @@ class Open:
         rows: Int64Array,
         steps_of: Int64Array,
         times: list[tuple[int, int]],
-        out: tuple[list[Request], list[Int64Array], list[Int64Array]],
+        looked: "Looked",
     ) -> None:
-        """Add rows to an output; `out` gets what its reader has now, and when it had the token before each."""
+        """Add rows to an output, of which some may be held, or some before them written only now."""
         fresh: list[Int64Array] = []
         for position, written_ns in times:
             for held in output.held:
@@ -228,8 +245,7 @@ class Open:
             return
         table = fresh[0] if len(fresh) == 1 else np.concatenate(fresh)
         if not output.tokens:
-            output.first_written_ns = int(table[0, WRITTEN])
-            self._begun.append((output, not any(each.tokens for each in output.request.outputs.values())))
+            self._note_begin(output, int(table[0, WRITTEN]))
         output.tokens.append(table)
         previous = np.concatenate(([output.last_written_ns], table[:-1, WRITTEN]))
         first = not output.last_written_ns
@@ -237,57 +253,50 @@ class Open:
         if not output.request.began.streamed:
             self._whole.append((output.request, len(table) - first))
         elif len(table) > first:
-            owners, got, before = out
-            owners.append(output.request)
-            got.append(table[first:])
-            before.append(previous[first:])
+            looked.add(output.request, table[first:], previous[first:])
 
 
-def _columns(steps: list[Step]) -> tuple[Int64Array, Int64Array, Int64Array]:
-    """Rows of all steps: [n, STAMP_COLUMNS], the step of each within the batch, and its sequence."""
-    if not steps:
-        return NO_TOKENS, np.empty(0, np.int64), np.empty(0, np.int64)
-    sequences = np.concatenate([np.frombuffer(step.sequences, np.int64) for step in steps])
-    counts = np.array([len(step.sequences) // 8 for step in steps])
-    steps_of = np.repeat(np.arange(len(steps)), counts)
-    shared = np.array(
-        [(step.planned_ns, step.launched_ns, step.computed_ns, step.returned_ns, step.gateway_in_ns) for step in steps],
-        np.int64,
-    )
-    rows = np.empty((len(sequences), len(STAMP_COLUMNS)), np.int64)
-    rows[:, 0] = np.frombuffer(b"".join(step.ready_ns for step in steps), np.int64)
-    rows[:, 1:6] = shared[steps_of]
-    rows[:, WRITTEN] = np.frombuffer(b"".join(step.written_ns for step in steps), np.int64)
-    rows[:, CAUSE] = np.frombuffer(b"".join(step.causes for step in steps), np.int8)
-    rows[:, CAUSE + 1 :] = np.array([(step.step, step.executor, step.scheduler_epoch) for step in steps], np.int64)[
-        steps_of
-    ]
-    return rows, steps_of, sequences
+class Looked:
+    """What is put together of a batch: the rows that follow what their readers had, and those that came late."""
 
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self._keep = np.ones(rows.num, np.bool_)
+        self._before = rows.written_before()
+        self._owners: list[Request] = []
+        self._sizes: list[int] = []
+        self._late: list[tuple[Request, Int64Array, Int64Array]] = []
 
-def _groups(sequences: Int64Array) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Each sequence with its rows, in order."""
-    if not len(sequences):
-        return
-    order = np.argsort(sequences, kind="stable")
-    ordered = sequences[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
-    for where in np.split(order, starts[1:]):
-        yield int(sequences[where[0]]), where
+    def leave_out(self, start: int, end: int) -> None:
+        """These rows are nobody's, or are looked at by themselves."""
+        self._keep[start:end] = False
 
+    def follow(self, position: int, output: Output, *, is_first: bool) -> None:
+        """A group that follows what its reader had. `is_first`: that was nothing, and nobody waited between."""
+        start, end = self.rows.bounds[position], self.rows.bounds[position + 1]
+        if is_first:
+            self._keep[start] = False
+        self._before[start] = output.last_written_ns
+        if end - start > is_first:
+            self._owners.append(output.request)
+            self._sizes.append(end - start - is_first)
 
-def _batch(
-    owners: list[Request],
-    got: list[Int64Array],
-    before: list[Int64Array],
-    begun: list[tuple[Output, bool]],
-    whole: list[tuple[Request, int]],
-) -> Batch:
-    bounds = np.cumsum([0, *map(len, got)]).tolist()
-    if not got:
-        empty = np.empty(0, np.int64)
-        return Batch(np.empty((0, NUM_PARTS), np.int64), empty, empty, [], [0], begun, whole)
-    table, previous = np.concatenate(got), np.concatenate(before)
-    gaps = np.maximum(table[:, WRITTEN] - previous, 0)
-    causes = np.clip(table[:, CAUSE], 0, len(CAUSES) - 1)
-    return Batch(token_parts(previous, table[:, : WRITTEN + 1]), causes, gaps, owners, bounds, begun, whole)
+    def add(self, owner: Request, table: Int64Array, before_ns: Int64Array) -> None:
+        """Rows [n, STAMP_COLUMNS] that were taken by themselves, with when their reader had the token before each."""
+        self._late.append((owner, table, before_ns))
+
+    def batch(self, begun: list[tuple[Output, bool]], whole: list[tuple[Request, int]]) -> Batch:
+        """All of it."""
+        table, before = self.rows.table, self._before
+        if not self._keep.all():
+            table, before = table[:, self._keep], before[self._keep]
+        if self._late:
+            owners, tables, befores = zip(*self._late, strict=True)
+            self._owners += owners
+            self._sizes += map(len, tables)
+            table = np.concatenate([table, *(one.T for one in tables)], axis=1)
+            before = np.concatenate([before, *befores])
+        gaps = np.maximum(table[WRITTEN] - before, 0)
+        causes = np.clip(table[CAUSE], 0, len(CAUSES) - 1)
+        parts = token_parts(before, table[: WRITTEN + 1].T)
+        return Batch(parts, causes, gaps, self._owners, np.cumsum([0, *self._sizes]).tolist(), begun, whole)

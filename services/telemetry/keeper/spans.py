@@ -19,7 +19,8 @@ from services.telemetry import names
 from services.telemetry.attributes import Value, attributes_of, resource_attributes
 from services.telemetry.keeper.arrays import pack
 from services.telemetry.keeper.parts import token_parts
-from services.telemetry.keeper.requests import CAUSE, STAMP_COLUMNS, WRITTEN, Output, Request
+from services.telemetry.keeper.requests import Output, Request
+from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS, WRITTEN
 from services.telemetry.keeper.steps import Steps
 from services.telemetry.keeper.verdict import FAILED, Verdict
 from services.telemetry.records import Began, PolicyInForce

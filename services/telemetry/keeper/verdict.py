@@ -10,7 +10,8 @@ import numpy as np
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from services.telemetry.keeper.parts import Int64Array, token_parts
-from services.telemetry.keeper.requests import WRITTEN, Request
+from services.telemetry.keeper.requests import Request
+from services.telemetry.keeper.rows import WRITTEN
 from services.telemetry.records import PolicyInForce
 from services.telemetry.stamps import FIRST_PARTS, TOKEN_PARTS
 

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.telemetry.keeper.requests import WRITTEN, Open
+from services.telemetry.keeper.requests import Open
+from services.telemetry.keeper.rows import WRITTEN
 from services.telemetry.records import Ended, Written
 from tests.services.telemetry.records import began, let, step
 
