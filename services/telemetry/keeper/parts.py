@@ -5,6 +5,8 @@ that one; such time kept nobody waiting and counts for no part. So parts are cut
 waited, and sum to the latency exactly. Pure: arrays in, arrays out.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,15 +40,16 @@ def token_parts(before_ns: Int64Array, edges_ns: Int64Array) -> Int64Array:
     return parts.T
 
 
-def first_parts(edges_ns: Int64Array) -> Int64Array:
-    """Parts of the time to a first token, likewise.
+def parts_of_one(before_ns: int, edges_ns: Sequence[int]) -> list[int]:
+    """Parts of a single token, as `token_parts`: of one, numbers are cheaper than arrays.
 
-    Args:
-        edges_ns: int64 [11], the boundaries of `stamps.FIRST_PARTS`, from received to written.
-
-    Returns:
-        int64 [10] in ns, none negative, summing to `written - received`.
+    Of a first token the edges are the boundaries of `stamps.FIRST_PARTS`, and the first of them is `before_ns`.
     """
-    edges = np.minimum(np.maximum.accumulate(edges_ns), edges_ns[-1])
-    parts: Int64Array = np.diff(np.maximum(edges, edges_ns[0]))
+    parts = []
+    latest, left, last = edges_ns[0], before_ns, edges_ns[-1]
+    for edge in edges_ns[1:]:
+        latest = max(latest, edge)
+        right = max(min(latest, last), before_ns)
+        parts.append(right - left)
+        left = right
     return parts

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.telemetry.keeper.parts import Int64Array, first_parts, token_parts
+from services.telemetry.keeper.parts import Int64Array, parts_of_one, token_parts
 from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS, WRITTEN, Rows, rows_of
 from services.telemetry.records import Began, Ended, Let, Step, Written
 from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS
@@ -67,7 +67,7 @@ class Request:
         output = min(begun, key=lambda output: int(output.tokens[0][0, WRITTEN]))
         return output.tokens[0][0], output
 
-    def first_parts(self) -> Int64Array | None:
+    def first_parts(self) -> list[int] | None:
         """`stamps.FIRST_PARTS` of the time to its first token, ns; None: it got none, or its way is not known."""
         first = self.first()
         if first is None or self.let is None:
@@ -88,7 +88,7 @@ class Request:
             int(planned_ns),
             *stamps[3:7].tolist(),
         ]
-        return first_parts(np.array(edges, np.int64))
+        return parts_of_one(edges[0], edges)
 
 
 class Batch(msgspec.Struct):

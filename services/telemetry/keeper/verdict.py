@@ -6,10 +6,9 @@ beyond what that part usually takes in this class: the compute of a slow model i
 """
 
 import msgspec
-import numpy as np
 from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
-from services.telemetry.keeper.parts import Int64Array, token_parts
+from services.telemetry.keeper.parts import parts_of_one
 from services.telemetry.keeper.requests import Request
 from services.telemetry.keeper.rows import WRITTEN
 from services.telemetry.records import PolicyInForce
@@ -43,7 +42,8 @@ class Judge:
 
     def __init__(self) -> None:
         self.policies: dict[int, PolicyInForce] = {}
-        self._usual: dict[tuple[str, str], Int64Array] = {}
+        self._usual: dict[tuple[str, str], list[float]] = {}
+        """By class and promise, ns of each part."""
 
     def policy(self, request: Request) -> PolicyInForce | None:
         """The policy under which a request was released."""
@@ -57,12 +57,12 @@ class Judge:
         parts = request.first_parts()
         if not request.began.streamed:
             kept = self._kept(request, policy, missed=False)
-            return Verdict(None, None, {}, (), kept, () if parts is None else tuple(parts.tolist()))
+            return Verdict(None, None, {}, (), kept, tuple(parts or ()))
         missed: dict[str, str] = {}
         checked = []
         first_s = None
         if parts is not None:
-            first_s = float(parts.sum()) / 1e9
+            first_s = sum(parts) / 1e9
             checked.append(TTFT)
             blame = self._blame((request.slo_class, TTFT), parts)
             if first_s > ttft_s:
@@ -74,12 +74,16 @@ class Judge:
             if gap_s is not None and gap_s > tbt_s:
                 missed[TBT] = TOKEN_PARTS[blame]
         kept = self._kept(request, policy, missed=bool(missed))
-        return Verdict(first_s, gap_s, missed, tuple(checked), kept, () if parts is None else tuple(parts.tolist()))
+        return Verdict(first_s, gap_s, missed, tuple(checked), kept, tuple(parts or ()))
 
-    def _blame(self, key: tuple[str, str], parts: Int64Array) -> int:
+    def _blame(self, key: tuple[str, str], parts: list[int]) -> int:
         usual = self._usual.get(key)
-        self._usual[key] = parts.copy() if usual is None else usual + ((parts - usual) * USUAL_SHARE).astype(np.int64)
-        return int(np.argmax(parts if usual is None else parts - usual))
+        if usual is None:
+            self._usual[key] = list(map(float, parts))
+            return parts.index(max(parts))
+        beyond = [part - one for part, one in zip(parts, usual, strict=True)]
+        self._usual[key] = [one + USUAL_SHARE * more for one, more in zip(usual, beyond, strict=True)]
+        return beyond.index(max(beyond))
 
     def _kept(self, request: Request, policy: PolicyInForce | None, *, missed: bool) -> str:
         if policy is None:
@@ -100,13 +104,16 @@ def _sampled(trace_id: int, share: float) -> bool:
     return TraceIdRatioBased(share).should_sample(None, trace_id, "").decision is Decision.RECORD_AND_SAMPLE
 
 
-def _longest_gap(request: Request) -> tuple[float | None, Int64Array | None]:
+def _longest_gap(request: Request) -> tuple[float | None, list[int] | None]:
     longest_ns, longest = -1, None
     for output in request.outputs.values():
         stamps = output.stamps()
-        gaps = np.diff(stamps[:, WRITTEN])
-        if len(gaps) and gaps.max() > longest_ns:
-            at = int(np.argmax(gaps))
+        if len(stamps) < 2:
+            continue
+        written = stamps[:, WRITTEN]
+        gaps = written[1:] - written[:-1]
+        at = int(gaps.argmax())
+        if gaps[at] > longest_ns:
             longest_ns = int(gaps[at])
-            longest = token_parts(stamps[at : at + 1, WRITTEN], stamps[at + 1 : at + 2, : WRITTEN + 1])[0]
+            longest = parts_of_one(int(written[at]), stamps[at + 1, : WRITTEN + 1].tolist())
     return (None, None) if longest is None else (longest_ns / 1e9, longest)

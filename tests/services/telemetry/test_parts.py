@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.telemetry.keeper.parts import first_parts, token_parts
+from services.telemetry.keeper.parts import parts_of_one, token_parts
 from services.telemetry.stamps import FIRST_PARTS, TOKEN_PARTS
 
 STAMP = st.integers(0, 10**12)
@@ -19,11 +19,16 @@ def test_parts_of_tokens_sum_to_the_latency_and_none_is_negative(rows: list[tupl
     assert (parts.sum(axis=1) == np.maximum(table[:, -1] - table[:, 0], 0)).all()
 
 
+@given(STAMP, st.lists(STAMP, min_size=7, max_size=7))
+def test_parts_of_one_token_are_those_of_many(before: int, edges: list[int]) -> None:
+    assert parts_of_one(before, edges) == token_parts(np.array([before]), np.array([edges]))[0].tolist()
+
+
 @given(st.lists(STAMP, min_size=len(FIRST_PARTS) + 1, max_size=len(FIRST_PARTS) + 1))
 def test_parts_of_the_first_token_sum_to_the_time_to_it(edges: list[int]) -> None:
-    parts = first_parts(np.array(edges, np.int64))
-    assert (parts >= 0).all()
-    assert parts.sum() == max(edges[-1] - edges[0], 0)
+    parts = parts_of_one(edges[0], edges)
+    assert min(parts) >= 0
+    assert sum(parts) == max(edges[-1] - edges[0], 0)
 
 
 def test_what_overlaps_with_the_delivery_of_the_token_before_kept_nobody_waiting() -> None:
