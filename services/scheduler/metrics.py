@@ -29,6 +29,7 @@ class SchedulerMetrics:
         self._sequences = registry.gauge(names.SEQUENCES)
         self._executors = registry.gauge(names.EXECUTORS_UP)
         self._abandoned = registry.counter(names.EXECUTORS_ABANDONED)
+        self._abandoned.add(0)  # else its first time would be no increase
         self._coverage = registry.gauge(names.PREDICTION_COVERAGE)
         self._revision = registry.gauge(names.REVISION)
 
