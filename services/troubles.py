@@ -14,6 +14,11 @@ ALL = (STATE, TRAFFIC, HISTORY, EVENT_LOG, STORE)
 log = logging.getLogger(__name__)
 
 
+def only_names(troubles: list[str]) -> list[str]:
+    """Of sentences, what those are told who may not hear of paths and addresses."""
+    return [each.partition(": ")[0] for each in troubles]
+
+
 class Troubles:
     """Of one process. May be told from any thread."""
 
@@ -33,8 +38,8 @@ class Troubles:
 
     @property
     def sentences(self) -> list[str]:
-        """One for each, the longest-standing first."""
-        return list(self._sentences.values())
+        """`what: sentence` for each, the longest-standing first."""
+        return [f"{what}: {sentence}" for what, sentence in tuple(self._sentences.items())]
 
     def family(self) -> Family:
         """1 for each trouble there is, 0 for the others."""

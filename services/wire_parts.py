@@ -118,7 +118,7 @@ class Levels(msgspec.Struct, omit_defaults=True):
     queued: dict[Name, Total] = {}
     """Requests that wait at admission, by the class they would be released under."""
     troubles: list[str] = []
-    """What the service cannot keep at the moment, in sentences."""
+    """What the service cannot keep at the moment: `what: sentence` each."""
 
 
 class Measured(msgspec.Struct, omit_defaults=True):

@@ -29,6 +29,7 @@ from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.structure import ANY_TEXT, Structure
 from services.settings import HttpSettings
 from services.telemetry.keeper_link import KeeperLink
+from services.troubles import only_names
 
 
 class Api:
@@ -116,7 +117,10 @@ class Api:
         document = {
             "ready": not reasons,
             "reasons": reasons,
-            "degraded": self._backend.degraded,
+            "degraded": {
+                name: troubles if operator else only_names(troubles)
+                for name, troubles in self._backend.degraded.items()
+            },
             "policy": revisions.told(revisions.now, whole=operator),
             "last_save": revisions.told(revisions.last_save, whole=operator),
             "model": self._model,

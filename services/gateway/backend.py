@@ -105,10 +105,10 @@ class Backend:
         return self._resuming.num_resumed
 
     @property
-    def degraded(self) -> list[str]:
-        """What cannot be kept at the moment, here and at the services, in sentences."""
-        said = [f"{name}: {each}" for name, levels in self.levels.items() for each in levels.troubles]
-        return [*(f"gateway: {each}" for each in self.troubles.sentences), *said]
+    def degraded(self) -> dict[str, list[str]]:
+        """What each service cannot keep at the moment, `what: sentence` each; those without a trouble are left out."""
+        said = {"gateway": self.troubles.sentences, **{name: each.troubles for name, each in self.levels.items()}}
+        return {name: troubles for name, troubles in said.items() if troubles}
 
     def missing(self) -> list[str]:
         """What keeps new requests from being served, in words; empty when nothing does."""

@@ -137,7 +137,7 @@ async def test_a_log_on_a_full_disk_ends_there_and_the_core_goes_on(core) -> Non
     pump.handle(CancelRequested(1))
     pump.close()
     assert troubles.sentences == [
-        "/dev/full cannot be written: No space left on device; nothing is recorded until the next start"
+        "event_log: /dev/full cannot be written: No space left on device; nothing is recorded until the next start"
     ]
     assert len(core.times) == 3
 

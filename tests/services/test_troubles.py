@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from services.telemetry import names
-from services.troubles import ALL, STATE, TRAFFIC, Troubles
+from services.troubles import ALL, STATE, TRAFFIC, Troubles, only_names
 
 
 def values(troubles: Troubles) -> dict[str, float]:
@@ -21,9 +21,10 @@ def test_a_trouble_is_said_once_and_told_until_it_is_over(caplog: pytest.LogCapt
     troubles.begin(STATE, "the disk is full")
     troubles.begin(STATE, "the disk is still full")
     troubles.begin(TRAFFIC, "nothing is recorded")
-    assert troubles.sentences == ["the disk is still full", "nothing is recorded"]
+    assert troubles.sentences == ["state: the disk is still full", "traffic: nothing is recorded"]
     assert values(troubles) == {**dict.fromkeys(ALL, 0.0), STATE: 1.0, TRAFFIC: 1.0}
     troubles.over(STATE, "all is well")
     troubles.over(STATE, "all is well")
-    assert troubles.sentences == ["nothing is recorded"]
+    assert troubles.sentences == ["traffic: nothing is recorded"]
+    assert only_names(troubles.sentences) == ["traffic"]
     assert caplog.messages == ["the disk is full", "nothing is recorded", "all is well"]

@@ -122,7 +122,7 @@ async def test_after_a_batch_that_was_not_kept_the_next_has_everything_and_its_u
             await asyncio.sleep(0)
     assert kept.ends == []
     assert kept.troubles.sentences == [
-        "the disk is full; requests go on, and a restart would begin with what was kept before"
+        "state: the disk is full; requests go on, and a restart would begin with what was kept before"
     ]
     kept.happens(ENDED, ENDED)
     kept.disk.error = None

@@ -18,6 +18,7 @@ from services.wire import (
     Stopped,
     Submit,
 )
+from services.wire_parts import Levels
 from tests.services.gateway.conftest import ADMIN_KEY, KEY
 
 CHAT = "/v1/chat/completions"
@@ -351,6 +352,20 @@ async def test_readiness_names_the_policy_the_last_save_and_what_is_missing(stag
     assert status == 503
     assert "no stream to scheduler" in document["reasons"]
     assert (await stage.get("/healthz", ""))[0] == 200
+
+
+async def test_what_cannot_be_kept_is_named_to_anybody_and_told_to_an_operator(stage: Any) -> None:
+    backend = stage.gateway._backend
+    assert (await stage.get("/readyz", ""))[1]["degraded"] == {}
+    backend.troubles.begin("traffic", "/data/traffic cannot be written")
+    backend.levels["admission"] = Levels(troubles=["state: /data/admission.sqlite cannot be written: the disk is full"])
+    backend.levels["scheduler"] = Levels()
+    for key in ("", KEY):
+        status, document, _ = await stage.get("/readyz", key)
+        assert (status, document["degraded"]) == (200, {"gateway": ["traffic"], "admission": ["state"]})
+    whole = (await stage.get("/readyz", ADMIN_KEY))[1]["degraded"]
+    assert whole["gateway"] == ["traffic: /data/traffic cannot be written"]
+    assert "the disk is full" in whole["admission"][0]
 
 
 async def test_a_revision_is_in_force_from_its_commit_and_a_bad_one_is_never_prepared(stage: Any) -> None:
