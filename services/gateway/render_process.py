@@ -57,6 +57,7 @@ def render(template: ChatTemplate, conversation: Conversation, max_characters: i
 def main(folder: Path, max_characters: int) -> None:
     """Render what comes until nothing more does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway stops first, and then this process has no more input
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # or, killed, reads no more answers: nothing to complain about
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold what was asked
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + LIMIT_BYTES,) * 2)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)

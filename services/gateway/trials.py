@@ -57,6 +57,7 @@ def judge(compiler: Compiler, trial: Trial) -> Verdict:
 def main(folder: Path, vocabulary_size: int) -> None:
     """Judge what comes until nothing more does. SIGPROF ends the process when a trial takes too long."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway stops first, and then this process has no more input
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # or, killed, reads no more answers: nothing to complain about
     compiler = Compiler(folder, vocabulary_size, read_eos_ids(folder))
     judge(compiler, Trial("start:", []))  # reads the tokenizer, which is nobody's trial
     resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + LIMIT_BYTES,) * 2)
