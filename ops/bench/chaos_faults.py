@@ -4,6 +4,7 @@ Owns when and how a fault strikes, and when it counts as survived. Knows no requ
 """
 
 import asyncio
+import itertools
 import statistics
 import sys
 import time
@@ -24,6 +25,8 @@ NEWBORN_S = 1.5
 JITTER_S = 0.03
 """Pieces come with steps; a fault does not."""
 ON_THE_WAY_S = 0.5
+TWO = tuple(itertools.combinations(("scheduler", "admission", "executor", "gateway"), 2))
+"""Neighbours, and others, that die at the same moment."""
 
 
 class Strikes:
@@ -59,25 +62,27 @@ class Fault(NamedTuple):
     """
 
 
-def _kills(*names: str) -> Strike:
-    """Kill -9 of one of the processes called so."""
+def _kills(*groups: tuple[str, ...]) -> Strike:
+    """All processes of a group at once by kill -9, each group in turn."""
 
     async def strike(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
         while strikes.num < count:
             await load.pieces(int(draw.integers(1, MOST_PIECES)))
             await asyncio.sleep(draw.uniform(0, JITTER_S))
-            name = names[strikes.num % len(names)]
-            pid = _kill(house, load, name)
+            group = groups[strikes.num % len(groups)]
+            killed = {name: _kill(house, load, name) for name in group}
             struck_s = time.monotonic()
             strikes.num += 1
             if draw.random() < NEWBORN_SHARE and strikes.num < count:
-                pid = await house.born(name, not_pid=pid)
+                name = group[0]
+                await house.born(name, not_pid=killed[name])
                 await asyncio.sleep(draw.uniform(0, NEWBORN_S))
-                pid = _kill(house, load, name)
+                killed[name] = _kill(house, load, name)
                 strikes.num += 1
             await load.pieces(1)
             strikes.pauses_s.append(time.monotonic() - struck_s)
-            await house.ready(name, not_pid=pid)
+            for name, pid in killed.items():
+                await house.ready(name, not_pid=pid)
 
     return strike
 
@@ -142,11 +147,12 @@ def _kill(house: Hurt, load: Load, name: str) -> int:
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("kill-executor", _kills("executor")),
-        Fault("kill-scheduler", _kills("scheduler")),
-        Fault("kill-admission", _kills("admission")),
-        Fault("kill-gateway", _kills("gateway", "gateway-2")),
-        Fault("kill-any", _kills("scheduler", "gateway", "executor", "admission", "gateway-2")),
+        Fault("kill-executor", _kills(("executor",))),
+        Fault("kill-scheduler", _kills(("scheduler",))),
+        Fault("kill-admission", _kills(("admission",))),
+        Fault("kill-gateway", _kills(("gateway",), ("gateway-2",))),
+        Fault("kill-any", _kills(("scheduler",), ("gateway",), ("executor",), ("admission",), ("gateway-2",))),
+        Fault("kill-two", _kills(*TWO)),
         Fault("stop-executor", _stops("executor", 30.0), pause_s=30.0),
         Fault("stop-scheduler", _stops("scheduler", 10.0), pause_s=10.0),
         Fault("wake-executor", _stops("executor", 30.0), patient=True),
