@@ -115,6 +115,11 @@ class WholeHouse:
         thread.start()
         self._executors.append((executor, thread))
 
+    def lose_executor(self) -> None:
+        """It comes again with an empty pool."""
+        for executor in list(self.scheduler._fleet.executors.values()):
+            executor.stream.close()
+
     async def lose_scheduler(self) -> None:
         await self.scheduler.stop()
 

@@ -47,7 +47,8 @@ class Ends:
         if charge is None or charge.cancelled:
             return
         if charge.request in self.stranded:
-            self.settle(charge, charge.output_tokens, CANCELLED, now, commands)
+            # Whoever leaves with nothing while nobody computes it pays nothing.
+            self.settle(charge, charge.output_tokens, CANCELLED if charge.output_tokens else LOST, now, commands)
             return
         charge.cancelled = True
         commands.append(CancelReleased(event.request, event.reason))

@@ -14,7 +14,7 @@ from services.admission.scheduler_side import SchedulerSide
 from services.streams import Stream
 from services.wire import RequestEnded, Submit
 
-ABSENT_S = 5.0
+ABSENT_S = 2.0
 """How long a gateway may be away before what nobody computes for it is given up: it connects again within a second."""
 NS_PER_S = 1e9
 

@@ -217,7 +217,9 @@ class Resuming:
         lost = [running for running in self._running.values() if running.lost_at_s is not None]
         for running in lost:
             assert running.lost_at_s is not None  # noqa: S101  asked for above
-            if running.lost_at_s + self._limit_s <= loop.time() and running.request in self._running:
+            if running.admitted:
+                running.lost_at_s = None  # tokens came, and whoever should have said so was lost in its turn
+            elif running.lost_at_s + self._limit_s <= loop.time() and running.request in self._running:
                 self._give_up(running)
         waiting = [each.lost_at_s for each in self._running.values() if each.lost_at_s is not None]
         if waiting:

@@ -61,4 +61,6 @@ class Running:
                 self.submit.ended = [index for index, choice in enumerate(self.choices) if choice.finish_reason]
         self.lost_scheduler = False
         self._num_sent = self.num_tokens
+        for choice in self.choices:
+            choice.direct = False  # its next token says that somebody has it, which a direct one does not
         return self.submit

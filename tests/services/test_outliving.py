@@ -123,6 +123,19 @@ async def test_a_scheduler_that_is_replaced_changes_no_answer_and_no_charge(hous
     await asked.paid()
 
 
+async def test_an_executor_that_is_lost_changes_no_answer_and_no_charge(house: WholeHouse) -> None:
+    asked = Asked(house)
+    expected, running = await asked.all(), await asked.begin()
+    for num_steps in (12, 15):
+        await house.computed(num_steps)
+        house.lose_executor()
+    house.gate.let_on()
+    for kind, task in running.items():
+        assert await task == expected[kind], kind
+    assert house.gateway._backend.num_resumed == 0
+    await asked.paid()
+
+
 async def test_admission_that_is_replaced_changes_no_answer_and_no_charge(house: WholeHouse) -> None:
     asked = Asked(house)
     expected, running = await asked.all(), await asked.begin()

@@ -260,6 +260,10 @@ def test_a_client_that_leaves_meanwhile_settles_it_at_once() -> None:
     world.tell(SchedulerLost(RESUME_S))
     (settled,) = world.tell(CancelRequested(10))
     assert (settled.output_tokens, settled.outcome) == (3, "cancelled")
+    world, _ = begun(num_steps=0)
+    world.tell(SchedulerLost(RESUME_S))
+    (settled,) = world.tell(CancelRequested(10))
+    assert (settled.prompt_tokens, settled.outcome) == (0, "scheduler_lost")
 
 
 def test_a_request_that_was_given_up_is_refused_if_anything_was_made_of_it_and_else_comes_anew() -> None:

@@ -153,3 +153,18 @@ async def test_new_requests_wait_for_admission_that_was_there_a_moment_ago(patie
     (submit,) = await patient.backstage.submitted()
     patient.backstage.speak(submit, [70, 71])
     assert (await answer)[0] == 200
+
+
+async def test_tokens_say_that_somebody_has_it_when_admission_no_longer_can(patient: Any) -> None:
+    answer, submit = await begun(patient, 1)
+    patient.backstage.streams["scheduler"].close()
+    await patient.backstage.submitted(2)
+    patient.backstage.frame([(submit.request, 71, 0)])
+    running = patient.gateway._backend.running[submit.request]
+    await looked(lambda: running.num_tokens == 2)
+    patient.backstage.streams["admission"].close()
+    await looked(lambda: not patient.gateway._backend._neighbours.has("admission"))
+    running.lost_at_s = 0.0
+    patient.gateway._backend._resuming._look()
+    patient.backstage.frame([(submit.request, 72, LENGTH)])
+    assert (await answer)[0] == 200
