@@ -7,10 +7,12 @@ be able to tell. Whether the engine makes progress is not its matter.
 import logging
 import select
 import socket
+import ssl
 import threading
 import time
 from typing import Self
 
+from services import tls
 from services.framing import (
     MAX_HANDSHAKE_FRAME_BYTES,
     ConnectorHandshake,
@@ -42,21 +44,34 @@ class BlockingStream:
     """The connecting end of a stream. Every call may raise `StreamError` (malformed, refused) or `OSError`."""
 
     def __init__(
-        self, connected: socket.socket, identity: Identity, secret: bytes, max_frame_bytes: int, silence_s: float
+        self,
+        connected: socket.socket,
+        identity: Identity,
+        secret: bytes,
+        *,
+        max_frame_bytes: int,
+        silence_s: float,
+        certificate: bytes = b"",
     ) -> None:
-        """Run the handshake on a connected socket."""
+        """Run the handshake on a connected socket; over TLS our certificate is part of the proof."""
         self._socket = connected
         self._sending = threading.Lock()
         self._closed = threading.Event()
         self.lost_s: float | None = None
         """When the peer turned out to have gone, on this process's clock; None: it has not, as far as pings tell."""
         self._silence_s = HANDSHAKE_S
+        self._secured: ssl.SSLSocket | None = None
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
         self.peer = Peer("unknown")
         connected.settimeout(HANDSHAKE_S)
         handshake = ConnectorHandshake(identity, secret)
+        secured = self._secured = connected if isinstance(connected, ssl.SSLSocket) else None
+        if secured is not None:
+            handshake.bind(tls.binding(secured, certificate))
         self.send(handshake.answer(self._one()))
         self.peer = handshake.finish(self._one())
+        if secured is not None:
+            tls.check_name(secured, self.peer.service)
         self._frames.max_frame_bytes = max_frame_bytes
         connected.settimeout(None)
         if self.peer.protocol > 1:
@@ -73,14 +88,16 @@ class BlockingStream:
         *,
         max_frame_bytes: int,
         silence_s: float = SILENCE_S,
+        certificates: tls.Certificates | None = None,
         allow_plaintext: bool = False,
     ) -> Self:
-        """Connect and shake hands.
+        """Connect and shake hands; over TCP with TLS where there are certificates.
 
         Raises:
             AddressError: the address is malformed.
         """
-        where = parse_address(address, allow_plaintext=allow_plaintext)
+        where = parse_address(address, allow_plaintext=allow_plaintext or certificates is not None)
+        certificate = b""
         if isinstance(where, UnixAddress):
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         else:
@@ -89,7 +106,18 @@ class BlockingStream:
         try:
             if isinstance(where, UnixAddress):
                 connected.connect(str(where.path))
-            return cls(connected, identity, secret, max_frame_bytes, silence_s)
+            elif certificates is not None:
+                contexts = certificates.now()
+                certificate = contexts.certificate
+                connected = contexts.connecting.wrap_socket(connected)
+            return cls(
+                connected,
+                identity,
+                secret,
+                max_frame_bytes=max_frame_bytes,
+                silence_s=silence_s,
+                certificate=certificate,
+            )
         except BaseException:
             connected.close()
             raise
@@ -111,8 +139,7 @@ class BlockingStream:
 
     def poll(self, timeout_s: float = 0.0) -> list[AnyMessage]:
         """The messages that are there already or come within the timeout, maybe none."""
-        readable, _, _ = select.select([self._socket], [], [], timeout_s)
-        return self._decode(self._receive()) if readable else []
+        return self._decode(self._receive()) if self._readable(timeout_s) else []
 
     def close(self) -> None:
         """Close the socket."""
@@ -129,9 +156,22 @@ class BlockingStream:
 
     def _receive(self) -> bytes:
         try:
-            return self._socket.recv(RECEIVE_BYTES)
+            if self._secured is None:
+                return self._socket.recv(RECEIVE_BYTES)
+            # TLS's state is one for both ways, and the pings come from another thread: nobody waits in it.
+            if self._readable(self._silence_s):
+                with self._sending:
+                    return self._secured.recv(RECEIVE_BYTES)
+            raise TimeoutError
         except TimeoutError as error:
             raise StreamClosedError(f"the peer was silent for {self._silence_s:g} s") from error
+
+    def _readable(self, timeout_s: float) -> bool:
+        # What is left of a record of TLS is nothing that the kernel still has.
+        if self._secured is not None and self._secured.pending():
+            return True
+        readable, _, _ = select.select([self._socket], [], [], timeout_s)
+        return bool(readable)
 
     def _decode(self, data: bytes) -> list[AnyMessage]:
         if not data:

@@ -38,6 +38,21 @@ def read_document(path: Path) -> bytes:
         return file.read(MAX_BYTES + 1)
 
 
+def exposure(path: Path) -> str:
+    """Why a file with a secret in it cannot be used, as a sentence: others may read or change it; empty: they may not.
+
+    A group may read what root put there, as secrets are given to containers.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    state = path.stat()
+    allowed = PRIVATE | 0o140 if state.st_uid == 0 != os.geteuid() else PRIVATE | 0o100
+    if not (mode := stat.S_IMODE(state.st_mode)) & ~allowed:
+        return ""
+    return f"{path}: others than its owner can reach this secret (mode {mode:04o}); mend it with `chmod 600 {path}`"
+
+
 def replace(path: Path, content: bytes, mode: int = PRIVATE) -> None:
     """Write a file by way of a new one that takes its place; what was written is on the disk when this returns.
 

@@ -159,6 +159,10 @@ class ListenerHandshake:
         self.challenge = Challenge(nonce=_nonce(identity.protocol))
         self._secret = secret
 
+    def bind(self, certificates: bytes) -> None:
+        """The stream is encrypted between these two certificates: prove what is of no use between others."""
+        self._secret = hmac.digest(self._secret, b"tls" + certificates, hashlib.sha256)
+
     def answer(self, message: AnyMessage) -> tuple[Peer, Welcome]:
         """Who connected, and our proof in return.
 
@@ -188,6 +192,10 @@ class ConnectorHandshake:
         self._nonce = _nonce(identity.protocol)
         self._challenge_nonce = b""
         self._spoken = OLDEST_PROTOCOL
+
+    def bind(self, certificates: bytes) -> None:
+        """The stream is encrypted between these two certificates: prove what is of no use between others."""
+        self._secret = hmac.digest(self._secret, b"tls" + certificates, hashlib.sha256)
 
     @property
     def challenged(self) -> bool:
@@ -244,7 +252,7 @@ def parse_address(address: str, *, allow_plaintext: bool = False) -> Address:
 
     Raises:
         AddressError: another form, a path the kernel cannot hold, or TCP beyond this machine without
-            `allow_plaintext` (streams are authenticated, not encrypted).
+            `allow_plaintext`, which whoever encrypts says, too.
     """
     scheme, _, rest = address.partition("://")
     if scheme == "unix" and rest.startswith("/"):
@@ -260,8 +268,8 @@ def parse_address(address: str, *, allow_plaintext: bool = False) -> Address:
     host = host.removeprefix("[").removesuffix("]")
     if host not in {"127.0.0.1", "::1", "localhost"} and not allow_plaintext:
         raise AddressError(
-            f"{address}: streams are not encrypted yet, so TCP is limited to 127.0.0.1, ::1 and localhost; "
-            "set streams.allow_plaintext: true where the network between the machines is private"
+            f"{address}: without streams.tls, TCP is limited to 127.0.0.1, ::1 and localhost; set certificate, key and "
+            "ca there, or streams.allow_plaintext: true where nobody else is on the network between the machines"
         )
     return TcpAddress(host, int(port))
 

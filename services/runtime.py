@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import uvloop
 
 from services.epochs import first_epoch
-from services.files import read_document
+from services.files import exposure, read_document
 from services.health import ready_file
 from services.hearing import HEARS, Hearing
 from services.lines import Lines
@@ -28,6 +28,7 @@ from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
 from services.streams import Stream
 from services.ticking import Ticker
+from services.tls import Certificates
 from services.transport import AddressError, Identity, Link, Listener, Receiver, listen
 
 READY_CHECK_S = 0.05
@@ -236,6 +237,8 @@ def read_secret(deployment: Deployment) -> bytes:
     """
     path = deployment.streams.secret_file
     try:
+        if why := exposure(Path(path)):
+            raise StartError(why)
         secret = read_document(Path(path))
     except OSError as error:
         raise StartError(
@@ -247,6 +250,14 @@ def read_secret(deployment: Deployment) -> bytes:
             "remove the file and `fairlead up` makes one"
         )
     return secret
+
+
+def certificates_of(deployment: Deployment) -> Certificates | None:
+    """What encrypts the streams between machines; None: nothing does. Raises `StartError`."""
+    try:
+        return None if deployment.streams.tls is None else Certificates(deployment.streams.tls)
+    except AddressError as error:
+        raise StartError(str(error)) from error
 
 
 async def open_listener(
@@ -262,6 +273,7 @@ async def open_listener(
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
         silence_s=streams.silence_s,
+        certificates=certificates_of(deployment),
         allow_plaintext=streams.allow_plaintext,
     )
 
@@ -277,6 +289,7 @@ def open_link(deployment: Deployment, address: str, identity: Identity, receiver
         max_frame_bytes=streams.max_frame_bytes,
         buffer_bytes=streams.buffer_bytes,
         silence_s=streams.silence_s,
+        certificates=certificates_of(deployment),
         allow_plaintext=streams.allow_plaintext,
     )
     link.start()

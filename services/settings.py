@@ -85,6 +85,17 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return min(1.0, self.header_s / 4, self.idle_s / 4, self.unread_s / 4)
 
 
+class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Files in PEM; one that is renewed is used by connections made from then on."""
+
+    certificate: str
+    """Of this machine. Its subject alternative names say which services run here: `URI:fairlead:executor`."""
+    key: str
+    """To the certificate, not encrypted and readable by its owner alone."""
+    ca: str
+    """The authority that has signed the certificates of all of this deployment's machines, and nothing else."""
+
+
 class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How the services reach one another."""
 
@@ -101,8 +112,10 @@ class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How long admission waits for a scheduler that went away before it settles what that had in flight."""
     resume_s: Annotated[float, Meta(ge=0)] = 30.0
     """How long a request waits for a scheduler or an admission process that was lost, before it ends with an error."""
+    tls: TlsSettings | None = None
+    """Both ends of every tcp:// stream prove with certificates who they are, and nobody between reads along."""
     allow_plaintext: bool = False
-    """Allow tcp:// beyond this machine: streams are authenticated, but not encrypted yet."""
+    """Allow tcp:// beyond this machine without `tls`: whoever is on the network between can read and change all."""
 
     @property
     def admissions(self) -> tuple[str, ...]:
@@ -311,6 +324,11 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
                 else tuple(fill(address) for address in self.streams.admission),
                 scheduler=fill(self.streams.scheduler),
                 secret_file=_absolute(fill(self.streams.secret_file)),
+                tls=None
+                if self.streams.tls is None
+                else TlsSettings(
+                    *(_absolute(fill(path)) for path in msgspec.structs.astuple(self.streams.tls)),
+                ),
             ),
         )
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from services import tls
 from services.clocks import ClockDifference
 from services.framing import (
     MAX_HANDSHAKE_FRAME_BYTES,
@@ -99,7 +100,7 @@ class Registry(Protocol):
 
 
 class SocketStream(asyncio.Protocol):
-    """A stream over a socket. `registry` is None at the end that connected."""
+    """A stream over a socket. `registry` is None at the end that connected, `certificate` ours where TLS is spoken."""
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class SocketStream(asyncio.Protocol):
         max_frame_bytes: int,
         buffer_bytes: int,
         silence_s: float = SILENCE_S,
+        certificate: bytes = b"",
         registry: Registry | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -132,6 +134,7 @@ class SocketStream(asyncio.Protocol):
         self._handshake: ListenerHandshake | ConnectorHandshake | None = handshake
         self._receiver = receiver
         self._registry = registry
+        self.certificate = certificate
         self._max_frame_bytes = max_frame_bytes
         self._buffer_bytes = buffer_bytes
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
@@ -147,6 +150,8 @@ class SocketStream(asyncio.Protocol):
         """Begin the handshake."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._buffer_bytes)
+        if (secured := transport.get_extra_info("ssl_object")) is not None and self._handshake is not None:
+            self._handshake.bind(tls.binding(secured, self.certificate))
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(HANDSHAKE_S, self.fail, f"no handshake within {HANDSHAKE_S:g} s")
         if isinstance(self._handshake, ListenerHandshake):
@@ -178,7 +183,11 @@ class SocketStream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the receiver, once."""
         self._transport = None
-        self._end(str(exc) if exc else "closed by the peer")
+        reason = tls.sentence(exc) if isinstance(exc, OSError) else str(exc or "closed by the peer")
+        if exc is None and self.certificate and isinstance(self._handshake, ConnectorHandshake):
+            # TLS 1.3 is done for us before the listener has looked at our certificate, and its word is lost on the way.
+            reason += " before we were let in: if it refuses our certificate, its log says why"
+        self._end(reason)
         if not self.ended.done():
             self.ended.set_result(self._reason)
 
@@ -193,6 +202,11 @@ class SocketStream(asyncio.Protocol):
         self._stalled = False
         if self.is_open:
             self._receiver.resumed(self)
+
+    @property
+    def is_connected(self) -> bool:
+        """There is a connection, open or not yet."""
+        return self._transport is not None
 
     @property
     def buffered_bytes(self) -> int:
@@ -241,14 +255,21 @@ class SocketStream(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101  bytes come only while connected
         if isinstance(handshake, ListenerHandshake):
             peer, welcome = handshake.answer(message)
+            self._check_certificate(peer)
             if self._registry is not None:
                 self._registry.admit(self, peer)
             self._transport.write(encode_frame(welcome))
             self._open(peer)
         elif handshake.challenged:
-            self._open(handshake.finish(message))
+            peer = handshake.finish(message)
+            self._check_certificate(peer)
+            self._open(peer)
         else:
             self._transport.write(encode_frame(handshake.answer(message)))
+
+    def _check_certificate(self, peer: Peer) -> None:
+        if self._transport is not None and (secured := self._transport.get_extra_info("ssl_object")) is not None:
+            tls.check_name(secured, peer.service)
 
     def _open(self, peer: Peer) -> None:
         assert self._timeout is not None  # noqa: S101  set when the connection was made

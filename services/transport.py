@@ -13,11 +13,14 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
+from services import tls
+from services.arrivals import Arrivals
 from services.framing import (
     AddressError,
     ConnectorHandshake,
@@ -26,10 +29,12 @@ from services.framing import (
     ListenerHandshake,
     Peer,
     UnixAddress,
+    is_milestone,
     parse_address,
 )
 from services.inproc import InprocStream, inproc_pair
 from services.streams import SILENCE_S, Receiver, SocketStream, Stream
+from services.tls import Certificates
 
 __all__ = [
     "AddressError",
@@ -48,17 +53,31 @@ FIRST_RETRY_S = 0.02
 LAST_RETRY_S = 1.0
 MAX_FRAME_BYTES = 64 * 2**20
 BUFFER_BYTES = 8 * 2**20
+MOST_UNPROVED = 256
+"""Connections of one listener before their proof: each holds a descriptor and little memory."""
 
 log = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What accepts: asyncio's server, or `Arrivals`."""
+
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """What is listened on."""
+
+    def close(self) -> None:
+        """Accept no more."""
 
 
 class Listener:
     """An address that accepts streams, at most one of each (service, instance): a newer one replaces an older."""
 
-    def __init__(self, server: asyncio.Server, path: Path | None) -> None:
+    def __init__(self, server: Server, path: Path | None) -> None:
         self._server = server
         self._path = path
         self._waiting: list[SocketStream] = []
+        self._num_pushed_out = 0
         self._streams: list[SocketStream] = []
         self._epochs: dict[tuple[str, str], int] = {}
 
@@ -68,7 +87,14 @@ class Listener:
         return int(self._server.sockets[0].getsockname()[1])
 
     def expect(self, stream: SocketStream) -> SocketStream:
-        """A connection begins its handshake."""
+        """A connection begins its handshake. Of many that prove nothing the oldest goes: an honest one is done at once,
+        and whoever opens more cannot keep it out.
+        """
+        if len(self._waiting) >= MOST_UNPROVED:
+            self._num_pushed_out += 1
+            if is_milestone(self._num_pushed_out):
+                log.warning("%d connections that proved nothing in time made way for others", self._num_pushed_out)
+            self._waiting.pop(0).supersede()
         self._waiting.append(stream)
         return stream
 
@@ -111,15 +137,18 @@ async def listen(
     max_frame_bytes: int = MAX_FRAME_BYTES,
     buffer_bytes: int = BUFFER_BYTES,
     silence_s: float = SILENCE_S,
+    certificates: Certificates | None = None,
     allow_plaintext: bool = False,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Listener:
-    """Accept streams at an address. A Unix socket file is made with mode 0600 in a folder of mode 0700.
+    """Accept streams at an address; over TCP with TLS where there are certificates.
+
+    A Unix socket file is made with mode 0600 in a folder of mode 0700.
 
     Raises:
         AddressError: the address is malformed, in use or cannot be bound.
     """
-    where = parse_address(address, allow_plaintext=allow_plaintext)
+    where = parse_address(address, allow_plaintext=allow_plaintext or certificates is not None)
     listening: list[Listener] = []
 
     def accept() -> SocketStream:
@@ -137,9 +166,11 @@ async def listen(
     loop = asyncio.get_running_loop()
     try:
         if isinstance(where, UnixAddress):
-            server: asyncio.Server = await loop.create_unix_server(
+            server: asyncio.Server | Arrivals = await loop.create_unix_server(
                 accept, sock=_bind_unix(where.path), start_serving=False
             )
+        elif certificates is not None:
+            server = await Arrivals.at(where.host, where.port, certificates, accept)
         else:
             server = await loop.create_server(accept, where.host, where.port, start_serving=False)
     except OSError as error:
@@ -162,10 +193,12 @@ class Link:
         max_frame_bytes: int = MAX_FRAME_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
         silence_s: float = SILENCE_S,
+        certificates: Certificates | None = None,
         allow_plaintext: bool = False,
     ) -> None:
         self.address = address
-        self._where = parse_address(address, allow_plaintext=allow_plaintext)
+        self._where = parse_address(address, allow_plaintext=allow_plaintext or certificates is not None)
+        self._certificates = certificates
         self._identity = identity
         self._secret = secret
         self._receiver = receiver
@@ -215,6 +248,9 @@ class Link:
 
     async def _connect(self, identity: Identity) -> str:
         """Why it did not work, or nothing."""
+        secured = None
+        if self._certificates is not None and not isinstance(self._where, UnixAddress):
+            secured = self._certificates.now()
 
         def make() -> SocketStream:
             self._connection = SocketStream(
@@ -223,6 +259,7 @@ class Link:
                 max_frame_bytes=self._max_frame_bytes,
                 buffer_bytes=self._buffer_bytes,
                 silence_s=self._silence_s,
+                certificate=secured.certificate if secured is not None else b"",
             )
             return self._connection
 
@@ -231,10 +268,11 @@ class Link:
             if isinstance(self._where, UnixAddress):
                 await loop.create_unix_connection(make, str(self._where.path))
             else:
-                await loop.create_connection(make, self._where.host, self._where.port)
+                context = None if secured is None else secured.connecting
+                await loop.create_connection(make, self._where.host, self._where.port, ssl=context)
         except OSError as error:
             self._connection = None
-            return error.strerror or str(error)
+            return tls.sentence(error)
         return ""
 
 

@@ -197,7 +197,7 @@ class Fed(Neighbour):
         """As the executor does it; a scheduler of protocol 1 has no thread that pings it."""
         identity = Identity("executor", "0", self.num_connections)
         connected: Any = self._socket
-        self._served = BlockingStream(connected, identity, SECRET, MAX_FRAME_BYTES, 1e9)
+        self._served = BlockingStream(connected, identity, SECRET, max_frame_bytes=MAX_FRAME_BYTES, silence_s=1e9)
 
     def say(self, data: bytes) -> None:
         """Bytes arrive; before the handshake they are its answer."""

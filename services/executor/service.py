@@ -26,7 +26,7 @@ from services.executor.wedge import Wedge
 from services.framing import AddressError, Identity, StreamError
 from services.loading import LoadingFile, loading_file
 from services.pulse import BEAT_S, Pulse
-from services.runtime import ReadyFile, StartError, read_secret
+from services.runtime import ReadyFile, StartError, certificates_of, read_secret
 from services.settings import Deployment
 from services.wire import AnyMessage
 from services.wire_parts import LogprobColumns
@@ -113,6 +113,7 @@ class Executor:
         self._ready = ready
         self._departure = departure or Departure(deployment.http.drain_s)
         self._secret = read_secret(deployment)
+        self._certificates = certificates_of(deployment)
         # Several may serve one scheduler, from a machine or a data folder each: with one name they would take each
         # other's place for ever.
         self._instance = place_name(deployment.data)
@@ -170,6 +171,7 @@ class Executor:
             self._secret,
             max_frame_bytes=streams.max_frame_bytes,
             silence_s=streams.silence_s,
+            certificates=self._certificates,
             allow_plaintext=streams.allow_plaintext,
         )
 

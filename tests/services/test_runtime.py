@@ -110,6 +110,16 @@ def test_a_missing_or_short_secret_is_named(tmp_path: Path, content: bytes | Non
         read_secret(deployment)
 
 
+def test_a_secret_that_others_can_read_is_refused_with_what_mends_it(tmp_path: Path) -> None:
+    deployment = Deployment(data=str(tmp_path)).resolved()
+    secret = Path(deployment.streams.secret_file)
+    secret.write_bytes(b"s" * 32)
+    assert read_secret(deployment) == b"s" * 32
+    secret.chmod(0o644)
+    with pytest.raises(StartError, match=r"mode 0644\); mend it with `chmod 600 .*streams.secret`"):
+        read_secret(deployment)
+
+
 def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
     child = (
         "import signal; from services.runtime import die_with_parent; die_with_parent();"

@@ -5,10 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from services import streams
+from services import streams, transport
 from services.blocking import BlockingStream
-from services.framing import FrameBuffer, FrameError, HandshakeError, encode_frame, parse_address
+from services.framing import (
+    ConnectorHandshake,
+    FrameBuffer,
+    FrameError,
+    HandshakeError,
+    ListenerHandshake,
+    encode_frame,
+    parse_address,
+)
 from services.transport import AddressError, Identity, Link, Listener, inproc_pair, listen
 from services.wire import Cancel, Usage
 from services.wire_handshake import Challenge, Hello, Welcome
@@ -147,6 +156,64 @@ async def test_another_protocol_number_is_refused_by_name(listener, address, cap
     assert "the peer speaks protocol 999 where both know 1" in caplog.text
 
 
+async def test_connections_that_prove_nothing_make_way_for_those_that_do(listener, heard, address, monkeypatch) -> None:
+    monkeypatch.setattr(transport, "MOST_UNPROVED", 3)
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+    for each in idle:
+        each.settimeout(10)
+        each.connect(address.removeprefix("unix://"))
+        await asyncio.to_thread(each.recv, 1000)  # its Challenge: it is one of those that wait
+    good = await connect_blocking(address)
+    good.send(Cancel(1))
+    await heard.count("received Cancel")
+    assert await asyncio.to_thread(idle[0].recv, 1000) == b""
+    assert len(listener._waiting) == 2
+    for each in (*idle, good):
+        each.close()
+
+
+async def test_a_proof_of_one_connection_is_of_no_use_on_another(listener, heard, address) -> None:
+    said: list[bytes] = []
+
+    class Overheard(socket.socket):
+        def sendall(self, data: bytes, flags: int = 0) -> None:
+            said.append(data)
+            super().sendall(data, flags)
+
+    overheard = Overheard(socket.AF_UNIX)
+    await asyncio.to_thread(overheard.connect, address.removeprefix("unix://"))
+    good = await asyncio.to_thread(
+        BlockingStream, overheard, Identity("executor", "0", 1), SECRET, max_frame_bytes=2**20, silence_s=5
+    )
+    await heard.count("opened")
+    await asyncio.to_thread(say, address, said[0])
+    assert len(heard.events) == 1
+    good.close()
+
+
+def test_a_proof_of_one_side_is_none_of_the_other() -> None:
+    ours, theirs = ListenerHandshake(Identity("a"), SECRET), ConnectorHandshake(Identity("a"), b"another secret!!")
+    hello = theirs.answer(ours.challenge)
+    reflected = ConnectorHandshake(Identity("a"), SECRET)
+    reflected.answer(Challenge(hello.nonce))
+    with pytest.raises(HandshakeError, match="does not know the secret"):
+        reflected.finish(Welcome("a", "0", 0, hello.proof))
+
+
+@pytest.mark.parametrize("newest", [1, 2, 3])
+def test_two_versions_speak_the_older_of_theirs_and_nobody_can_lower_it(newest: int) -> None:
+    ours, theirs = ListenerHandshake(Identity("a"), SECRET), ConnectorHandshake(Identity("b", protocol=newest), SECRET)
+    hello = theirs.answer(ours.challenge)
+    peer, welcome = ours.answer(hello)
+    assert (peer.protocol, theirs.finish(welcome).protocol) == (min(2, newest), min(2, newest))
+    if newest > 1:
+        with pytest.raises(HandshakeError, match="speaks protocol 1 where both know 2"):
+            ours.answer(replace(hello, protocol=1))
+        unmarked = replace(hello, protocol=1, nonce=bytes(32))
+        with pytest.raises(HandshakeError, match="does not know the secret"):
+            ours.answer(unmarked)
+
+
 async def test_a_silent_connection_is_closed_after_the_handshake_timeout(
     listener, address, caplog, monkeypatch
 ) -> None:
@@ -261,7 +328,7 @@ async def test_a_socket_file_of_a_dead_process_is_replaced_and_of_a_living_one_i
         ("tcp://localhost", "not an address"),
         ("tcp://localhost:70000", "not an address"),
         ("unix:///" + "a" * 120, "holds at most 107 bytes"),
-        ("tcp://10.0.0.1:80", "not encrypted yet"),
+        ("tcp://10.0.0.1:80", "without streams.tls"),
     ],
 )
 def test_an_unusable_address_is_refused_with_what_is_allowed(address: str, sentence: str) -> None:

@@ -1,0 +1,265 @@
+"""Streams between machines: both ends show certificates, which say who their holder may be."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services import streams
+from services.blocking import BlockingStream
+from services.framing import (
+    AddressError,
+    ConnectorHandshake,
+    HandshakeError,
+    Identity,
+    ListenerHandshake,
+    parse_address,
+)
+from services.settings import TlsSettings
+from services.tls import Certificates
+from services.transport import Link, Listener, listen
+from services.wire import Cancel, Usage
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+
+SECRET = b"s" * 32
+DOCUMENTED = Path(__file__).parents[2] / "ops" / "security.md"
+EVERYBODY = "URI:fairlead:scheduler,URI:fairlead:admission,URI:fairlead:gateway,URI:fairlead:executor"
+
+
+def commands() -> list[str]:
+    """What ops/security.md says: the authority's, then a machine's."""
+    block = re.search(r"```bash\n(umask 077\n.*?)```", DOCUMENTED.read_text(), re.DOTALL)
+    assert block is not None
+    authority, machine = block[1].split("# for each machine")
+    return [authority, "umask 077\n#" + machine]
+
+
+class Authority:
+    """The documented commands, run in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._run(commands()[0])
+
+    def machine(self, name: str, names: str = EVERYBODY, days: str = "90") -> TlsSettings:
+        said = commands()[1].replace("machine1", name).replace("-days 90", f"-days {days}")
+        self._run(said.replace("URI:fairlead:scheduler,URI:fairlead:admission", names))
+        return TlsSettings(*(str(self.folder / file) for file in (f"{name}.pem", f"{name}.key", "ca.pem")))
+
+    def _run(self, script: str) -> None:
+        subprocess.run(["bash", "-e", "-c", script], cwd=self.folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ca")
+
+
+@pytest.fixture(scope="module")
+def machine(authority: Authority) -> TlsSettings:
+    return authority.machine("all")
+
+
+class Stage:
+    """A listener with certificates, and links to it."""
+
+    def __init__(self, authority: Authority, machine: TlsSettings, recorder) -> None:
+        self.authority = authority
+        self.machine = machine
+        self.recorder = recorder
+        self.heard = recorder()
+        self._listeners: list[Listener] = []
+        self._links: list[Link] = []
+
+    async def listen(self, settings: TlsSettings | None) -> Listener:
+        certificates = None if settings is None else Certificates(settings)
+        identity = Identity("scheduler")
+        self._listeners.append(
+            await listen("tcp://127.0.0.1:0", identity, SECRET, self.heard, certificates=certificates)
+        )
+        return self._listeners[-1]
+
+    def link(self, settings: TlsSettings | None, receiver=None, service: str = "gateway") -> Link:
+        """To the newest listener."""
+        certificates = None if settings is None else Certificates(settings)
+        address = f"tcp://127.0.0.1:{self._listeners[-1].port}"
+        receiver = receiver or self.recorder()
+        self._links.append(Link(address, Identity(service, "1"), SECRET, receiver, certificates=certificates))
+        self._links[-1].start()
+        return self._links[-1]
+
+    async def close(self) -> None:
+        for each in (*self._links, *self._listeners):
+            await each.close()
+
+
+@pytest.fixture
+async def stage(authority, machine, recorder) -> AsyncIterator[Stage]:
+    made = Stage(authority, machine, recorder)
+    await made.listen(machine)
+    yield made
+    await made.close()
+
+
+async def said(caplog, sentence: str) -> None:
+    async with asyncio.timeout(10):
+        while sentence not in caplog.text:  # noqa: ASYNC110  nobody is told of a line in the log
+            await asyncio.sleep(0.005)
+
+
+async def test_messages_go_both_ways_over_tls(stage, recorder) -> None:
+    mine = recorder()
+    link = stage.link(stage.machine, mine)
+    await mine.count("opened scheduler")
+    assert certificate_of(link).version() == "TLSv1.3"
+    for request in range(100):
+        link.stream.send(Cancel(request))
+    await stage.heard.count("received Cancel", 100)
+    stage.heard.streams[0].send(Usage(sequences=bytes(400_000)))
+    assert len((await mine.message(Usage)).sequences) == 400_000
+
+
+async def test_a_blocking_stream_speaks_tls(stage) -> None:
+    port = stage._listeners[0].port
+    stream = await asyncio.to_thread(
+        BlockingStream.connect,
+        f"tcp://127.0.0.1:{port}",
+        Identity("executor", "0", 1),
+        SECRET,
+        max_frame_bytes=2**20,
+        certificates=Certificates(stage.machine),
+    )
+    stream.send(Cancel(1))
+    await stage.heard.count("received Cancel")
+    stage.heard.streams[0].send(Usage(sequences=bytes(400_000)))
+    assert len((await asyncio.to_thread(stream.wait))[0].sequences) == 400_000
+    assert stream.poll() == []
+    stream.close()
+
+
+async def test_a_certificate_of_another_authority_is_refused_and_both_logs_say_so(stage, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    foreign = Authority(tmp_path / "foreign").machine("other")
+    stage.link(TlsSettings(foreign.certificate, foreign.key, stage.machine.ca))
+    await said(caplog, "no stream from 127.0.0.1:")
+    await said(caplog, "its certificate is refused: ")
+    await said(caplog, "before we were let in: if it refuses our certificate, its log says why; trying again")
+    assert stage.heard.events == []
+
+
+async def test_a_listener_of_another_authority_is_left_with_the_reason(stage, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    stage.link(Authority(tmp_path / "foreign").machine("other"))
+    await said(caplog, f"no stream to tcp://127.0.0.1:{stage._listeners[0].port}: its certificate is refused: ")
+    assert stage.heard.events == []
+
+
+async def test_an_expired_certificate_is_refused(stage, caplog) -> None:
+    caplog.set_level("INFO")
+    stage.link(stage.authority.machine("expired", days="-1"))
+    await said(caplog, "its certificate is refused: certificate has expired")
+
+
+async def test_a_machine_is_only_what_its_certificate_says(stage, caplog) -> None:
+    only_executor = stage.authority.machine("executor", "URI:fairlead:executor")
+    stage.link(only_executor, service="admission")
+    sentence = "its certificate is for fairlead:executor, and it says that it is admission (fairlead:admission)"
+    await said(caplog, sentence)
+    assert stage.heard.events == []
+    stage.link(only_executor, service="executor")
+    await stage.heard.count("opened executor")
+
+
+async def test_a_listener_must_be_what_its_certificate_says(stage, recorder, caplog) -> None:
+    await stage.listen(stage.authority.machine("gateway", "URI:fairlead:gateway"))
+    mine = recorder()
+    stage.link(stage.machine, mine)
+    await said(caplog, "its certificate is for fairlead:gateway, and it says that it is scheduler")
+    assert mine.events == []
+
+
+async def test_a_peer_that_speaks_no_tls_is_not_let_in(stage, caplog, monkeypatch) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(streams, "HANDSHAKE_S", 0.1)
+    stage.link(None)
+    await said(caplog, "no handshake within")
+    assert stage.heard.events == []
+
+
+async def test_a_listener_that_speaks_no_tls_is_told_apart(stage, caplog) -> None:
+    caplog.set_level("INFO")
+    await stage.listen(None)
+    stage.link(stage.machine)
+    await said(caplog, "the peer does not speak TLS; is streams.tls set at both ends?; trying again")
+    assert stage.heard.events == []
+
+
+async def test_renewed_files_are_used_from_the_next_connection_on(stage, recorder, caplog) -> None:
+    caplog.set_level("INFO")
+    renewed, again = stage.authority.machine("renewed"), stage.authority.machine("again")
+    await stage.listen(renewed)
+    first, second, third = recorder(), recorder(), recorder()
+    old = stage.link(stage.machine, first)
+    await first.count("opened")
+    shutil.move(again.certificate, renewed.certificate)
+    shutil.move(again.key, renewed.key)
+    new = stage.link(stage.machine, second, "executor")
+    await second.count("opened")
+    before, after = (certificate_of(each).getpeercert(binary_form=True) for each in (old, new))
+    assert before != after
+    old.stream.send(Cancel(1))
+    await stage.heard.count("received Cancel")
+    shutil.copy(renewed.key, renewed.certificate)
+    stage.link(stage.machine, third, "admission")
+    await third.count("opened")
+    assert "are no certificate and its key in PEM" in caplog.text
+    assert "the certificate read before stays in use" in caplog.text
+
+
+def certificate_of(link: Link):
+    return link._connection._transport.get_extra_info("ssl_object")
+
+
+def test_a_proof_holds_only_between_its_two_certificates() -> None:
+    for theirs, holds in ((b"a" * 64, True), (b"b" * 64, False)):
+        listening = ListenerHandshake(Identity("scheduler"), SECRET)
+        connecting = ConnectorHandshake(Identity("gateway"), SECRET)
+        listening.bind(b"a" * 64)
+        connecting.bind(theirs)
+        hello = connecting.answer(listening.challenge)
+        if holds:
+            listening.answer(hello)
+        else:
+            with pytest.raises(HandshakeError, match="does not know the secret"):
+                listening.answer(hello)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda files: Path(files.ca).unlink(), r"streams.tls.ca: .*: there is no such file"),
+        (lambda files: Path(files.key).chmod(0o644), r"mode 0644\); mend it with `chmod 600"),
+        (lambda files: Path(files.key).write_text("x"), "are no certificate and its key in PEM"),
+        (lambda files: Path(files.ca).write_text("x"), "no authority's certificate in PEM"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_with_what_is_wrong(tmp_path, machine, change, sentence: str) -> None:
+    copies = TlsSettings(*(str(tmp_path / Path(path).name) for path in (machine.certificate, machine.key, machine.ca)))
+    files = ("certificate", "key", "ca")
+    for copy, path in ((getattr(copies, file), getattr(machine, file)) for file in files):
+        shutil.copy(path, copy)
+    Certificates(copies)
+    change(copies)
+    with pytest.raises(AddressError, match=sentence):
+        Certificates(copies)
+
+
+def test_without_certificates_tcp_beyond_this_machine_is_refused() -> None:
+    with pytest.raises(AddressError, match="set certificate, key and ca there"):
+        parse_address("tcp://10.0.0.1:80")
