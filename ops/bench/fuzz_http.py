@@ -34,8 +34,8 @@ HANG_S = 30.0
 """Far above every limit of the gateway here."""
 STALL_S = 3.0
 """After which the gateway ends what stalls: longer than this side, which makes the requests too, is ever busy."""
-WARM_SHARE = 0.2
-"""Of the requests, before memory is looked at for the first time."""
+WARM_SHARE = 0.4
+"""Of the requests, before memory is looked at for the first time: bodies of megabytes leave holes in it until then."""
 MAX_SEQUENCE_TOKENS = 128
 POOL_TOKENS = 2**14
 """Few enough for the invariants to be asserted after every event."""

@@ -33,6 +33,7 @@ BENCHMARKS = {
     "fuzz-http": "mutated HTTP requests: each must have a defined end, and nothing may grow or stay",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
     "parts": "what the parts of tokens' latencies come to, against the clock of their reader",
+    "prefix-timing": "what a clock tells a tenant of what another has asked",
     "refusals": "what refusing late requests buys in the simulator, and how many refusals are false",
     "replay-error": "replays of recorded live runs, against what happened in them",
     "scheduler": "time of one step plan, against a heap and a loop",

@@ -341,3 +341,21 @@ def test_whatever_happens_everybody_ends_and_reads_its_own_tokens_alone(sharing)
         assert all(fake.tables == {} for fake in w.executors.values())
 
     check()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_nothing_that_a_tenant_can_see_depends_on_what_another_asked(sharing, together):
+    """By counts, which decide the times: how much of its prompt each of its steps computes, and when they come."""
+    seen = []
+    for asked_before in (words(24), words(24, 100)):
+        w = sharing(policy(budget=8))
+        w.join()
+        w.ask(0, asked_before, output=2, owner="acme")
+        if not together:
+            w.drain()
+        w.ask(1, words(24), output=2, owner="globex")
+        w.drain()
+        seen.append([repr(each.plan) for each in w.plans])
+        assert w.core.snapshot().num_prefix_hits == 0
+        assert w.computed() == 2 * (24 + 1)
+    assert seen[0] == seen[1]
