@@ -6,7 +6,6 @@ Everything here may run any number of times: what exists is kept. `fairlead up` 
 
 import argparse
 import json
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
-from services.files import read_document
+from services.files import read_document, replace
 from services.keys import ensure_admin_key, ensure_demo_key
 from services.settings import Deployment, SettingsError, load_deployment
 
@@ -135,7 +134,6 @@ def _check_model(deployment: Deployment) -> str:
 
 
 def _ensure_secret(path: Path) -> None:
+    # Whole or not at all: half a secret, left by a full disk, would be kept by every later start.
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
+        replace(path, secrets.token_bytes(SECRET_BYTES))

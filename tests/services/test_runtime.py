@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime import StartError, read_secret, serve
+from services.runtime import ReadyFile, StartError, read_secret, serve
 from services.settings import Deployment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,3 +134,26 @@ def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
         process.kill()
         # The child holds the other end of the pipe: its end is the end of the file.
         assert process.stdout.read() == b""
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_with_its_name(tmp_path: Path) -> None:
+    blocked = tmp_path / "run"
+    blocked.write_bytes(b"")
+    with pytest.raises(StartError, match=f"{blocked}: the folder of the running processes cannot be used"):
+        ReadyFile(blocked, "gateway")
+
+
+def test_a_ready_file_that_cannot_be_written_is_said_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready = ReadyFile(tmp_path / "run", "gateway")
+    ready.path.with_suffix(".new").mkdir()  # in its way
+    for _ in range(3):
+        ready.update("")
+    assert not ready.path.exists()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        f"{ready.path} cannot be written: Is a directory; it is tried again"
+    ]
+    ready.path.with_suffix(".new").rmdir()
+    ready.update("")
+    assert ready.path.read_text().split() == [str(os.getpid())]
