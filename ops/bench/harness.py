@@ -32,6 +32,7 @@ BENCHMARKS = {
     "fuzz": "crashes, leaks and slow frames under mutated frames at each end of the internal streams",
     "fuzz-http": "mutated HTTP requests: each must have a defined end, and nothing may grow or stay",
     "gateway": "CPU per streamed token of the gateway, against a raw socket writer and a FastAPI server",
+    "overload": "goodput, memory and recovery under ten times what can be served",
     "parts": "what the parts of tokens' latencies come to, against the clock of their reader",
     "prefix-timing": "what a clock tells a tenant of what another has asked",
     "refusals": "what refusing late requests buys in the simulator, and how many refusals are false",

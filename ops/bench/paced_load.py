@@ -96,7 +96,7 @@ async def send(port: int, requests: list[Ask], rate: float, *, seed: int) -> flo
     readers = []
     for ask, due_s in zip(requests, np.cumsum(gaps_s).tolist(), strict=True):
         await asyncio.sleep(began_at_s + due_s - loop.time())
-        asked = _request(ask)
+        asked = as_http(ask)
         _, reader = await loop.create_connection(lambda asked=asked: Reader(asked), "127.0.0.1", port)  # type: ignore[misc]
         readers.append(reader)
     await asyncio.gather(*(reader.ended for reader in readers))
@@ -111,7 +111,8 @@ def _secret(tenant: str) -> str:
     return f"fl-bench-{tenant}"
 
 
-def _request(ask: Ask) -> bytes:
+def as_http(ask: Ask) -> bytes:
+    """The request as bytes, streamed."""
     body = json.dumps(
         {
             "model": "demo",

@@ -24,12 +24,12 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from engine.interface import EngineSettings
 from ops.bench import deployed
 from ops.bench.harness import Paired, Row, at_least, at_most, interleave
+from ops.bench.processes import KEEPER, cpu_s, pids
 from services.settings import REPOSITORY, Deployment, HttpSettings, MetricsSettings, TelemetrySettings
 from services.telemetry.stamps import TOKEN_PARTS
 
 NUM_STREAMS = 256
 SERVING = ("gateway", "admission", "scheduler", "executor")
-KEEPER = "keeper"
 SPANS = 20_000
 ATTRIBUTES: dict[str, str | int | float] = {"fairlead.token.index": 7, "fairlead.token.cause": "pipeline"} | {
     f"fairlead.token.{part}_s": 0.001 for part in TOKEN_PARTS
@@ -91,7 +91,7 @@ class House:
             telemetry=TelemetrySettings(metrics=metrics, tokens=tokens, endpoint=endpoint),
         )
         self.port, self.key = deployed.start(deployment, folder, stack)
-        self.pids = _pids(str(folder))
+        self.pids = pids(str(folder))
         self._metrics = _metrics_port(self.pids["gateway"]) if tokens else 0
         self._readers = subprocess.Popen(
             [sys.executable, "-m", "ops.bench.token_readers"],
@@ -137,7 +137,7 @@ class House:
         )
 
     def _cpu(self) -> dict[str, float]:
-        return {name: _cpu_s(pid) for name, pid in self.pids.items()}
+        return {name: cpu_s(pid) for name, pid in self.pids.items()}
 
     def _recorded(self) -> tuple[int, int]:
         """Tokens that the keeper has counted, and records that were dropped."""
@@ -260,28 +260,6 @@ def _span_us() -> float:
 
 def _noted(row: Row, note: str) -> Row:
     return Row(**{**{name: getattr(row, name) for name in row.__struct_fields__}, "note": note})
-
-
-def _pids(folder: str) -> dict[str, int]:
-    """The processes of the services that run on a folder, and of the keeper."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if folder.encode() not in (entry / "environ").read_bytes():
-                continue
-            if b"serve" in words:
-                found[words[words.index(b"serve") + 1].decode()] = int(entry.name)
-            elif b"services.telemetry.keeper" in words:
-                found[KEEPER] = int(entry.name)
-    return found
-
-
-def _cpu_s(pid: int) -> float:
-    # The kernel's clock of another process's CPU (clock_getcpuclockid): /proc knows hundredths of a second alone.
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _metrics_port(pid: int) -> int:
