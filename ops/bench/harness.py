@@ -25,6 +25,7 @@ import msgspec
 BENCHMARKS = {
     "admission": "time of one admission decision, against a bare heap",
     "chaos": "streams, usage and what stays held while processes are killed, stopped and replaced",
+    "bad-clients": "token gaps of normal clients beside a thousand slow, half-open or vanishing ones, and what is left",
     "collector": "what readers and memory see of a collector that is down, slow or wrong for a minute",
     "damage": "500 kinds of damage to a policy, a tenants and a deployment file: refused with place and reason",
     "engine": "the engine's throughput, against what the device can do and against other engines",

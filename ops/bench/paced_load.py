@@ -74,7 +74,7 @@ def write_tenants(folder: Path) -> None:
     """The tenants' file of a data folder that has none yet."""
     folder.mkdir(parents=True, exist_ok=True)
     tenants = [
-        {"name": name, "tier": tier, "keys": [{"id": f"key_{name}", "sha256": digest(_secret(name))}]}
+        {"name": name, "tier": tier, "keys": [{"id": f"key_{name}", "sha256": digest(secret(name))}]}
         for name, tier, *_ in TENANTS
     ]
     # YAML reads JSON.
@@ -107,7 +107,8 @@ async def send(port: int, requests: list[Ask], rate: float, *, seed: int) -> flo
     return took_s
 
 
-def _secret(tenant: str) -> str:
+def secret(tenant: str) -> str:
+    """The key of a tenant."""
     return f"fl-bench-{tenant}"
 
 
@@ -125,6 +126,6 @@ def as_http(ask: Ask) -> bytes:
     )
     head = (
         "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {_secret(ask.tenant)}\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {secret(ask.tenant)}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return (head + body).encode()

@@ -1,8 +1,8 @@
 """Readers that want a number of tokens, in a process of their own: `python -m ops.bench.token_readers`.
 
-Takes one order a line on stdin, a JSON object: {port, key, streams, tokens}. Opens that many streams at once, reads
-them to the end and answers `done SECONDS P99`, the P99 of the times between two pieces of a stream in seconds, or
-`wrong SENTENCE` if one was cut short.
+Takes one order a line on stdin, a JSON object: {port, key, streams, tokens}, perhaps with a seed. Opens that many
+streams at once, reads them to the end and answers `done SECONDS P99`, the P99 of the times between two pieces of a
+stream in seconds, or `wrong SENTENCE` if one was cut short.
 """
 
 import asyncio
@@ -35,7 +35,8 @@ class TimedReader(Reader):
 async def read(order: dict[str, Any]) -> str:
     """Carry out an order."""
     loop = asyncio.get_running_loop()
-    asked = request(order["key"], max_tokens=order["tokens"], ignore_eos=True)
+    seeded = {"seed": order["seed"]} if "seed" in order else {}
+    asked = request(order["key"], max_tokens=order["tokens"], ignore_eos=True, **seeded)
     readers: list[TimedReader] = []
     begun = time.monotonic()
     for _ in range(order["streams"]):

@@ -4,8 +4,8 @@ Owns how fast released work gets its first tokens, how much of it has none yet, 
 time. Knows cost and seconds; does not know batches or blocks, and so not when a step will start what is released: a
 request's wait is what goes before it over the speed of late, and one with nothing before it is never refused.
 
-Time without an executor does not count: what waits through an outage is served after it. What was released is never
-refused, however late it turns out to be.
+Time without an executor does not count: what waits through an outage is served after it. What was let in and is here
+again, because whoever had it was lost, is never refused, nor is what was released, however late it turns out to be.
 """
 
 from collections.abc import Iterator
@@ -31,6 +31,8 @@ NEWEST_SHARE = 0.5
 SPARE = 1.25
 """How much longer than expected a wait is taken to be: with 1 what is let in last is as often late as not, and under a
 load that lasts that is everything. `fairlead bench refusals` says what it costs."""
+SEEN = 0.25
+"""The part of a promise that somebody ahead must have waited, before a wait is believed to be as long as expected."""
 NUM_LENGTHS = 256
 """Lengths of prompts told apart: eight to a power of two."""
 SPARE_ENTRIES = 64
@@ -51,8 +53,9 @@ class Lateness:
         self._fairness: Fairness | None = None
         """That costs are counted by; None: the policy does not ask."""
         self._shortest_first = False
-        self._unstarted: dict[int, tuple[int, float]] = {}
-        """(its prompt's length as `_length` has it, cost) of what was released and has no token yet, by request."""
+        self._unstarted: dict[int, tuple[int, float, float]] = {}
+        """(its prompt's length as `_length` has it, cost, arrival) of what was released and has no token yet, by
+        request."""
         self._by_length = [0.0] * NUM_LENGTHS
         """Cost of what is unstarted, by its prompt's length."""
         self._due: list[tuple[float, int, int]] = []
@@ -107,7 +110,7 @@ class Lateness:
             self._count_time(now)
             self._is_busy = True
             length = _length(queued.prompt_tokens)
-            self._unstarted[queued.request] = length, cost
+            self._unstarted[queued.request] = length, cost, queued.arrived_at_s
             self._by_length[length] += cost
 
     def produced(self, sequences: list[int], now: float) -> None:
@@ -134,7 +137,7 @@ class Lateness:
 
     def on_arrival(self, event: Arrived, arrived_at_s: float, now: float) -> Refuse | None:
         """The refusal of a request that would wait behind all that waits of its tenant, and its share of the others."""
-        if self._fairness is None:
+        if self._fairness is None or event.resent:
             return None
         queue = self._core.queue
         account = queue.accounts.get(event.tenant)
@@ -151,7 +154,9 @@ class Lateness:
 
     def on_its_turn(self, queued: Queued, now: float) -> Refuse | None:
         """The refusal of a request that would be released now."""
-        return None if self._fairness is None else self._refusal(queued, queued.arrived_at_s, 0.0, now)
+        if self._fairness is None or queued.resent:
+            return None
+        return self._refusal(queued, queued.arrived_at_s, 0.0, now)
 
     def overdue(self, now: float) -> Iterator[tuple[Queued, Refuse]]:
         """What waits and can no longer be in time: each is gone from the queue before the next is asked for."""
@@ -173,7 +178,7 @@ class Lateness:
         gone = [request for request in self._unstarted if request not in self._core.ledger.in_flight]
         assert not gone, f"requests {gone} have ended and are counted as not started"
         costs = [0.0] * NUM_LENGTHS
-        for length, cost in self._unstarted.values():
+        for length, cost, _ in self._unstarted.values():
             costs[length] += cost
         close = all(abs(one - other) <= 1e-6 * max(1.0, one) for one, other in zip(costs, self._by_length, strict=True))
         assert close, "the cost of what has no token yet does not sum up"
@@ -187,14 +192,32 @@ class Lateness:
         if self._there_since_s is None:
             return None
         total_s = now - self._since_s(arrived_at_s) + self._wait_s(asked, waiting_cost)
-        return self._late(asked, total_s) if total_s > self._promise_s(asked) else None
+        if total_s <= self._promise_s(asked) or not self._is_real(asked, now):
+            return None
+        return self._late(asked, total_s)
+
+    def _is_real(self, asked: Arrived | Queued, now: float) -> bool:
+        """Whether anybody before it has waited for a good part of what it was promised: many who come at once to an
+        executor with time to spare start together, much faster than they would one by one.
+        """
+        before_s = now - SEEN * self._promise_s(asked)
+        waiting, last = self._core.queue.waiting, self._last(asked)
+        if waiting and self._since_s(next(iter(waiting.values())).arrived_at_s) <= before_s:
+            return True
+        return any(
+            length <= last and self._since_s(arrived_at_s) <= before_s
+            for length, _, arrived_at_s in self._unstarted.values()
+        )
 
     def _wait_s(self, asked: Arrived | Queued, waiting_cost: float) -> float:
         """From now to its first token, its own prompt not counted; 0 until the speed has been measured."""
         if not self.per_s:
             return 0.0
-        last = _length(asked.prompt_tokens) if self._shortest_first else NUM_LENGTHS
-        return SPARE * max(0.0, waiting_cost + sum(self._by_length[: last + 1])) / self.per_s
+        return SPARE * max(0.0, waiting_cost + sum(self._by_length[: self._last(asked) + 1])) / self.per_s
+
+    def _last(self, asked: Arrived | Queued) -> int:
+        """The longest of the lengths that start before it."""
+        return _length(asked.prompt_tokens) if self._shortest_first else NUM_LENGTHS
 
     def _late(self, asked: Arrived | Queued, total_s: float) -> Refuse:
         rules = self._core.rules
@@ -212,7 +235,8 @@ class Lateness:
         return arrived_at_s if self._there_since_s is None else max(arrived_at_s, self._there_since_s)
 
     def _entry(self, queued: Queued) -> tuple[float, int, int]:
-        return self._since_s(queued.arrived_at_s) + self._promise_s(queued), queued.number, queued.request
+        due_s = inf if queued.resent else self._since_s(queued.arrived_at_s) + self._promise_s(queued)
+        return due_s, queued.number, queued.request
 
     def _list_due(self) -> None:
         self._due = []
@@ -227,7 +251,7 @@ class Lateness:
         self._counted_until_s = now
 
     def _take_out(self, request: int) -> None:
-        length, cost = self._unstarted.pop(request)
+        length, cost, _ = self._unstarted.pop(request)
         self._by_length[length] -= cost
         if not self._unstarted:
             self._by_length = [0.0] * NUM_LENGTHS

@@ -28,6 +28,7 @@ class Queued:
         "project",
         "prompt_tokens",
         "request",
+        "resent",
         "service_tier",
         "tenant",
         "tier",
@@ -57,6 +58,7 @@ class Queued:
         allowed_classes: tuple[str, ...] = (),
         expected_tokens: int | None = None,
         true_tokens: int | None = None,
+        resent: bool = False,
     ) -> None:
         self.request = request
         self.earlier: Queued | None = None
@@ -85,6 +87,8 @@ class Queued:
         """Output over all choices that it is sized by: the declared maximum, or a bound where nothing was declared."""
         self.true_tokens = self.expected_tokens if true_tokens is None else num_choices * true_tokens
         """Output over all choices; where nobody knows it, what it is sized by."""
+        self.resent = resent
+        """It was let in before, and whoever had it was lost."""
 
     @classmethod
     def of(cls, event: Arrived, number: int, expected_tokens: int, *, arrived_at_s: float, now: float) -> "Queued":
@@ -106,6 +110,7 @@ class Queued:
             allowed_classes=event.allowed_classes,
             expected_tokens=expected_tokens,
             true_tokens=event.output_tokens,
+            resent=event.resent,
         )
 
 

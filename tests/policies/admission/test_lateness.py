@@ -188,3 +188,17 @@ def test_times_of_those_who_left_are_not_kept() -> None:
         at.arrive(request)
         at.finish(request, 0, "cancelled")
     assert len(at.core.lateness._due) < 100
+
+
+def test_whoever_was_let_in_before_is_not_refused_when_it_is_sent_again() -> None:
+    at = measured(desk())
+    crowd(at)
+    assert released(at.arrive(999, tier="paid", resent=True, waited_s=4.0)) == [999]
+
+
+def test_many_who_come_at_once_are_believed_to_start_together_until_somebody_has_waited() -> None:
+    at = measured(desk())
+    start(at, 11, 10.0)
+    assert [released(at.arrive(request)) for request in range(100, 130)] == [[request] for request in range(100, 130)]
+    at.now = 10.0 + FREE_S / 4
+    assert refused(at.arrive(999)) == [999]
