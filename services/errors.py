@@ -66,6 +66,7 @@ FORMS: dict[str, Form] = {
     "draining": Form(503, SERVER, 1.0, OVERLOADED, 529),
     "no_capacity": Form(503, SERVER, 1.0, OVERLOADED, 529),
     "store_lost": Form(503, SERVER, 1.0, OVERLOADED, 529),
+    "too_many_connections": Form(503, SERVER, 1.0, OVERLOADED, 529),
     "would_be_late": Form(503, SERVER, 1.0, OVERLOADED, 529),
     "queue_timeout": Form(503, SERVER, 1.0, OVERLOADED, 529),
     "admission_lost": Form(503, SERVER, 1.0, OVERLOADED, 529),

@@ -44,6 +44,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """0: any free port."""
     gateways: Annotated[int, Meta(ge=1, le=64)] = 1
     """How many gateway processes `fairlead up` runs, all on this port: each takes what comes when it has time."""
+    max_connections: Annotated[int, Meta(ge=1)] = 10_000
+    """Of clients at a time to one gateway, and no more than it may have files open; others are told to come again."""
     max_body_bytes: Bytes = 4 * 2**20
     max_head_bytes: Annotated[int, Meta(ge=1024, le=2**20)] = 32 * 2**10
     """Of a request's first line and its headers."""

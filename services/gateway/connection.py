@@ -129,9 +129,7 @@ class Connection(web.RequestHandler):
         """Answer a request that will not arrive, and close the connection."""
         log.info("%s: %s", self.peername, error.message)
         if self.transport is not None:
-            lines = [f"HTTP/1.1 {error.status} {error.code}", f"server: {SERVER}", f"content-type: {JSON}"]
-            lines += ["connection: close", f"content-length: {len(error.body)}"]
-            self.transport.write("\r\n".join([*lines, "\r\n"]).encode() + error.body)
+            self.transport.write(last_words(error))
         self.force_close()
 
     def handle_error(
@@ -194,6 +192,14 @@ async def watch(server: web.Server, period_s: float) -> None:
         for connection in server.connections:
             if isinstance(connection, Connection):
                 connection.look(now)
+
+
+def last_words(error: RequestError) -> bytes:
+    """An answer to what was no request, before its connection is closed."""
+    lines = [f"HTTP/1.1 {error.status} {error.code}", f"server: {SERVER}", f"content-type: {JSON}"]
+    lines += [f"{name}: {value}" for name, value in error.headers.items()]
+    lines += ["connection: close", f"content-length: {len(error.body)}"]
+    return "\r\n".join([*lines, "\r\n"]).encode() + error.body
 
 
 def kind_of(cause: BaseException | str | None) -> str:

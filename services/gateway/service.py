@@ -12,7 +12,8 @@ from services.errors import RequestError
 from services.gateway.api import Api
 from services.gateway.auth import Keys
 from services.gateway.backend import Backend
-from services.gateway.connection import Connection, watch
+from services.gateway.connection import watch
+from services.gateway.door import Door
 from services.gateway.draining import Draining
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
@@ -135,12 +136,8 @@ class GatewayService:
         self.port = int(listening.getsockname()[1])
         http, server = self._deployment.http, runner.server
         assert server is not None  # noqa: S101  set up above
-
-        def accept() -> Connection:
-            return Connection(server, http, loop)
-
         self._watches.append(loop.create_task(watch(server, http.look_s)))
-        self._server = await loop.create_server(accept, sock=listening, backlog=BACKLOG)
+        self._server = await loop.create_server(Door(server, http, loop), sock=listening, backlog=BACKLOG)
 
     def not_ready(self) -> str:
         """What keeps new requests from being served."""

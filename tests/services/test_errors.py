@@ -87,6 +87,8 @@ def test_an_exhausted_quota_is_not_to_be_tried_again_whatever_wait_it_came_with(
 
 def test_what_is_overloaded_is_to_be_tried_again_in_a_second() -> None:
     overloaded = {code for code, form in FORMS.items() if form.anthropic_status == 529}
-    ours = {"cancelled", "draining", "no_capacity", "queue_timeout", "would_be_late", "admission_lost", "store_lost"}
-    assert overloaded == ours
+    assert overloaded == {
+        *("cancelled", "draining", "no_capacity", "queue_timeout", "would_be_late", "admission_lost", "store_lost"),
+        "too_many_connections",
+    }
     assert {RequestError(code, "").headers["retry-after"] for code in overloaded} == {"1"}
