@@ -6,7 +6,9 @@ Whoever cannot give it (stopped, or stuck in a callback) cannot serve either.
 
 import contextlib
 import os
+import signal
 import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -20,23 +22,35 @@ class Pulse:
     Args:
         ready: the process's ready file.
         descriptor: the pipe to the supervisor; None: nobody supervises this process.
+        orphaned: called once when the supervisor has gone.
     """
 
-    def __init__(self, ready: Path, descriptor: int | None = None) -> None:
+    def __init__(self, ready: Path, descriptor: int | None = None, orphaned: Callable[[], None] | None = None) -> None:
         self._ready = ready
         self._descriptor = descriptor
+        self._orphaned = orphaned or _end
         if descriptor is not None:
             # A supervisor that does not read (somebody pressed Ctrl-Z) must not hold up its services.
             os.set_blocking(descriptor, False)
 
     def beat(self) -> None:
         """This process lives."""
-        with contextlib.suppress(OSError):
-            if self._descriptor is not None:
+        if self._descriptor is not None:
+            try:
                 os.write(self._descriptor, b".")
+            except BrokenPipeError:
+                self._descriptor = None
+                self._orphaned()
+            except OSError:
+                pass  # a supervisor that does not read has enough to read
         # Not there while the service is not ready; on a disk that cannot be written its age says so.
         with contextlib.suppress(OSError):
             os.utime(self._ready)
+
+
+def _end() -> None:
+    """As the kernel does where it tells of a parent's end, and told us in time."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def age_s(ready: Path) -> float | None:

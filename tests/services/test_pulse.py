@@ -56,11 +56,16 @@ def test_the_kernel_tells_what_a_process_does() -> None:
 
 def test_nobody_who_listens_holds_up_whoever_beats(tmp_path: Path) -> None:
     heard = Listener()
-    pulse = Pulse(tmp_path / "x.ready", heard.given)
+    orphaned = []
+    pulse = Pulse(tmp_path / "x.ready", heard.given, orphaned=lambda: orphaned.append("once"))
     for _ in range(70_000):  # more than a pipe holds
         pulse.beat()
+    assert orphaned == []
+    # Its supervisor has ended, and without it nobody would start what ends.
     heard.close()
     pulse.beat()
+    pulse.beat()
+    assert orphaned == ["once"]
     os.close(heard.given)
 
 
