@@ -6,8 +6,22 @@ no streaming. First undisturbed, which gives the right answers; then while a fau
 drawn from `--seed`. Every stream whose gateway was not killed must end with exactly the right answer, usage must be the
 sum of what clients were told, and nothing may stay held when they have left.
 
-    fairlead bench chaos                                  one of each fault, short
-    fairlead bench chaos --fault kill-executor --kills 30
+Faults: `kill-NAME` (-9) of each service, of each in turn (`kill-any`) and of two at once (`kill-two`), some of them
+again while they start; `stop-NAME`: SIGSTOP, which the supervisor must notice; `wake-NAME`: it does not, so that the
+process is woken when its neighbours have long gone on without it; `restart`: `fairlead restart` of all services;
+`soak`: four fifths of what the machine can do, while readers leave and the policy is edited.
+
+    fairlead bench chaos                                         all of them, three times each and a minute of soak
+    fairlead bench chaos --fault kill-executor --kills 30        one, as often as the promise says
+    fairlead bench chaos --fault soak --minutes 10
+
+What is remembered of requests on purpose is kept small here, so that the growth of memory in a soak is a leak's. It is
+the slope of a least-squares line through the medians of twelve blocks of samples, after the first 30 % of the time.
+
+Seen on two cores that ten other processes shared, every invariant checked after every event: of 30 kills each of the
+executor (155 streams went on over a kill or between two), the scheduler (145), admission (828) and a gateway (1,407, of
+which 606 were its own), no stream lost, changed or refused, usage exact, nothing held; readers waited 5.5, 4.4, 0.0 and
+0.3 s in the median, mostly for processes to start.
 """
 
 import argparse
@@ -17,7 +31,7 @@ from collections import Counter
 from ops.bench.chaos_faults import FAULTS, Fault
 from ops.bench.chaos_runs import Outcome, outcome
 from ops.bench.chaos_soak import SOAK, Growth, soak
-from ops.bench.harness import Row, UnmeasurableError, progress
+from ops.bench.harness import Row, UnmeasurableError
 
 SHORT_KILLS = 3
 SHORT_MINUTES = 1.0
@@ -32,14 +46,13 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     if unknown := [name for name in names if name not in known]:
         raise UnmeasurableError(f"--fault {unknown[0]}: there is no such fault; there are {', '.join(known)}")
     rows: list[Row] = []
-    for number, name in enumerate(names):
+    for name in names:
         if name == SOAK:
             seen, growth = soak(arguments.minutes or SHORT_MINUTES, arguments.seed)
             rows += [*_rows(seen), _grows(growth)]
         else:
             seen = outcome(FAULTS[name], arguments.kills or SHORT_KILLS, arguments.seed)
             rows += [*_rows(seen), *_pauses(FAULTS[name], seen)]
-        progress(number + 1, len(names))
     return rows
 
 

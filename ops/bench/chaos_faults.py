@@ -15,6 +15,7 @@ import numpy as np
 
 from ops.bench.chaos_house import Hurt, kill, stop, wake
 from ops.bench.chaos_load import Load
+from ops.bench.harness import progress
 from services.settings import REPOSITORY
 
 MOST_PIECES = 400
@@ -32,10 +33,17 @@ TWO = tuple(itertools.combinations(("scheduler", "admission", "executor", "gatew
 class Strikes:
     """When and how often, and what readers saw of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
+        """There will be."""
         self.num = 0
         self.pauses_s: list[float] = []
         """After each strike, until any reader got a piece; of a restart, the longest time in which none did."""
+
+    def struck(self) -> None:
+        """One more."""
+        self.num += 1
+        progress(min(self.num, self.most), self.most)
 
     def words(self) -> str:
         """For a note."""
@@ -46,7 +54,7 @@ class Strikes:
         return f"{self.num} strikes, after which somebody got a piece {pauses}"
 
 
-Strike = Callable[[Hurt, Load, np.random.Generator, int, Strikes], Awaitable[None]]
+Strike = Callable[[Hurt, Load, np.random.Generator, Strikes], Awaitable[None]]
 
 
 class Fault(NamedTuple):
@@ -65,20 +73,20 @@ class Fault(NamedTuple):
 def _kills(*groups: tuple[str, ...]) -> Strike:
     """All processes of a group at once by kill -9, each group in turn."""
 
-    async def strike(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
-        while strikes.num < count:
+    async def strike(house: Hurt, load: Load, draw: np.random.Generator, strikes: Strikes) -> None:
+        while strikes.num < strikes.most:
             await load.pieces(int(draw.integers(1, MOST_PIECES)))
             await asyncio.sleep(draw.uniform(0, JITTER_S))
             group = groups[strikes.num % len(groups)]
             killed = {name: _kill(house, load, name) for name in group}
             struck_s = time.monotonic()
-            strikes.num += 1
-            if draw.random() < NEWBORN_SHARE and strikes.num < count:
+            strikes.struck()
+            if draw.random() < NEWBORN_SHARE and strikes.num < strikes.most:
                 name = group[0]
                 await house.born(name, not_pid=killed[name])
                 await asyncio.sleep(draw.uniform(0, NEWBORN_S))
                 killed[name] = _kill(house, load, name)
-                strikes.num += 1
+                strikes.struck()
             await load.pieces(1)
             strikes.pauses_s.append(time.monotonic() - struck_s)
             for name, pid in killed.items():
@@ -90,14 +98,14 @@ def _kills(*groups: tuple[str, ...]) -> Strike:
 def _stops(name: str, stopped_s: float) -> Strike:
     """SIGSTOP: the process does nothing, but what it holds stays open. Woken after that time, if it is still there."""
 
-    async def strike(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
-        while strikes.num < count:
+    async def strike(house: Hurt, load: Load, draw: np.random.Generator, strikes: Strikes) -> None:
+        while strikes.num < strikes.most:
             await load.pieces(int(draw.integers(1, MOST_PIECES)))
             await asyncio.sleep(draw.uniform(0, JITTER_S))
             pid = house.pids()[name]
             stop(pid)
             struck_s = time.monotonic()
-            strikes.num += 1
+            strikes.struck()
             # What was on its way when it stopped still comes.
             await asyncio.sleep(ON_THE_WAY_S)
             waking = asyncio.get_running_loop().call_later(stopped_s - ON_THE_WAY_S, wake, pid)
@@ -110,15 +118,15 @@ def _stops(name: str, stopped_s: float) -> Strike:
     return strike
 
 
-async def _restart(house: Hurt, load: Load, draw: np.random.Generator, count: int, strikes: Strikes) -> None:
+async def _restart(house: Hurt, load: Load, draw: np.random.Generator, strikes: Strikes) -> None:
     """All services, one process after the other, by the command for it.
 
     Raises:
         RuntimeError: it failed; it has what it said.
     """
-    while strikes.num < count:
+    while strikes.num < strikes.most:
         await load.pieces(int(draw.integers(1, MOST_PIECES)))
-        strikes.num += 1
+        strikes.struck()
         load.longest_gap_s = 0.0
         restarting = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.cli", "restart", "--data-dir", house.deployment.data),

@@ -49,7 +49,9 @@ READY_S = 120.0
 SETTLED_S = 90.0
 """For everything to be given back after the last stream: longer than admission waits for a lost scheduler."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-TROUBLE = re.compile(r"^.*(?: CRITICAL | ERROR |Error: |Invariant).*$", re.MULTILINE)
+TROUBLE = re.compile(r"^(?:.* CRITICAL .*|[\w.]*(?:Error|Exception|InvalidTransition)(?::.*)?)$", re.MULTILINE)
+"""A process that ends because it must not go on, and the last line of a traceback; what is lost, refused or given up
+because of a fault is said with other words."""
 
 
 class Books(NamedTuple):

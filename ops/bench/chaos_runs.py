@@ -56,7 +56,7 @@ def outcome(fault: Fault, num_strikes: int, seed: int, *, num_asks: int = NUM_AS
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.run())
             try:
-                await fault.strike(house, load, np.random.default_rng(seed), num_strikes, strikes)
+                await fault.strike(house, load, np.random.default_rng(seed), strikes)
                 await load.pieces(NUM_STREAMS * 4)
             except TimeoutError as error:
                 load.tally.hung(f"after strike {strikes.num}: {error}")
@@ -64,18 +64,25 @@ def outcome(fault: Fault, num_strikes: int, seed: int, *, num_asks: int = NUM_AS
                 load.over = True
 
     silence_s = PATIENT_S if fault.patient else SILENCE_S
-    return outcome_of(fault.name, act, seed, num_asks=num_asks, check=check, silence_s=silence_s)
+    return outcome_of(fault.name, act, Strikes(num_strikes), seed, num_asks=num_asks, check=check, silence_s=silence_s)
 
 
 def outcome_of(
-    name: str, act: Act, seed: int, *, num_asks: int = NUM_ASKS, check: bool = True, silence_s: float = SILENCE_S
+    name: str,
+    act: Act,
+    strikes: Strikes,
+    seed: int,
+    *,
+    num_asks: int = NUM_ASKS,
+    check: bool = True,
+    silence_s: float = SILENCE_S,
 ) -> Outcome:
     """Act on services of its own."""
     print(f"{name}, seed {seed}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-chaos-")))
         house = Hurt(folder, stack, engine=ENGINE, check=check, silence_s=silence_s)
-        return uvloop.run(_story(house, name, act, seed, num_asks))
+        return uvloop.run(_story(house, name, act, strikes, seed=seed, num_asks=num_asks))
 
 
 async def references(house: Hurt, catalogue: Sequence[Ask], seed: int) -> tuple[list[Said], list[Tally]]:
@@ -91,12 +98,11 @@ async def references(house: Hurt, catalogue: Sequence[Ask], seed: int) -> tuple[
     return right, [crowd.tally, few.tally]
 
 
-async def _story(house: Hurt, name: str, act: Act, seed: int, num_asks: int) -> Outcome:
+async def _story(house: Hurt, name: str, act: Act, strikes: Strikes, *, seed: int, num_asks: int) -> Outcome:
     catalogue = asks(num_asks, seed)
     right, tallies = await references(house, catalogue, seed)
     load = Load(house.address, catalogue, right=right, seed=seed)
     began_s = time.monotonic()
-    strikes = Strikes()
     await act(house, load, strikes)
     took_s = time.monotonic() - began_s
     left = await house.left_behind()

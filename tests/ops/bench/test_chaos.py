@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from ops.bench.chaos_asks import KINDS, Ask, Said, asks
+from ops.bench.chaos_house import TROUBLE
 from ops.bench.chaos_load import House, Load
 
 SEED = 3
@@ -112,6 +113,18 @@ def test_the_catalogue_has_every_kind_and_is_the_same_for_the_same_seed() -> Non
     made = asks(65, SEED)
     assert {ask.kind for ask in made} == set(KINDS)
     assert made == asks(65, SEED) != asks(65, SEED + 1)
+
+
+def test_a_traceback_and_a_critical_line_are_trouble_and_what_a_fault_brings_with_it_is_not() -> None:
+    log = """22:23:34.303 ERROR scheduler: executor 0 is given up: step 998 has not ended for 5.1 s
+Traceback (most recent call last):
+  File "core.py", line 1, in check
+AssertionError
+policies.lifecycle.InvalidTransition: request 7 was released twice
+22:23:34.303 CRITICAL scheduler: Exception in callback; this process ends
+BrokenPipeError: [Errno 32] Broken pipe
+"""
+    assert TROUBLE.findall(log) == log.splitlines()[3:]
 
 
 def test_log_probabilities_may_differ_by_rounding_alone() -> None:
