@@ -1,6 +1,8 @@
 """Requests that come with output from a scheduler that was lost: they go on where their reader is."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from policies.commands import Finish, StartStep
 from policies.scheduling.causes import Cause
@@ -62,3 +64,29 @@ def test_one_that_comes_before_any_executor_waits_with_what_it_has(world):
     (finish,) = finished(w)
     assert finish.output_tokens == 8
     assert w.tokens == {1: 3}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["slai", "fcfs", "vllm", "orca", "sarathi", "rad", "amin", "fairlead"]),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(0, 19)), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_under_any_policy_and_memory_exactly_the_rest_is_made(world, policy, requests, is_tight) -> None:
+    w = world(policy)
+    w.join(num_blocks=12 if is_tight else 1000, block_tokens=8)
+    rest = {}
+    for number, (prompt, output, most_made) in enumerate(requests):
+        made = min(most_made, output - 1)
+        w.release(number, prompt, output, made_tokens=(made,))
+        if number not in w.finished:
+            rest[number] = output - made
+    for _ in range(1000):
+        if len(w.finished) == len(requests):
+            break
+        w.end_step()
+    assert w.tokens == rest
+    assert {number: w.finished[number].output_tokens for number in rest} == {
+        number: requests[number][1] for number in rest
+    }
+    assert w.used_blocks() == 0
