@@ -84,7 +84,8 @@ def test_points_of_latency_panels_lead_to_traces() -> None:
 
 
 def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert() -> None:
-    sections = re.split(r"^## ", (OPS / "runbook.md").read_text(), flags=re.MULTILINE)[1:]
+    of_alerts, _, _ = (OPS / "runbook.md").read_text().partition("\n# What `fairlead up` says")
+    sections = re.split(r"^## ", of_alerts, flags=re.MULTILINE)[1:]
     titles = [section.partition("\n")[0] for section in sections]
     assert sorted(titles) == sorted(alert["alert"] for alert in alerts())
     for section in sections:
@@ -96,6 +97,16 @@ def test_every_alert_has_its_section_in_the_runbook_and_every_section_its_alert(
         assert alert["annotations"]["runbook"] == f"ops/runbook.md#{alert['alert'].lower()}"
         assert alert["labels"]["severity"] in ("page", "ticket")
         assert alert["annotations"]["summary"].endswith(".")
+
+
+def test_what_the_runbook_explains_of_the_supervisor_is_what_it_says() -> None:
+    _, _, of_supervisor = (OPS / "runbook.md").read_text().partition("\n# What `fairlead up` says")
+    said = "".join(
+        (OPS.parent / f"services/{name}.py").read_text() for name in ("supervisor", "rolling", "scheduler/fleet")
+    )
+    for words in ("starting it again", "has given no sign of life", "is given up", "not start"):
+        assert words in said, words
+        assert words in of_supervisor, words
 
 
 def test_commands_that_the_runbook_names_exist() -> None:
