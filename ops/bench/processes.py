@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
-TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 KEEPER = "keeper"
 
@@ -27,9 +27,9 @@ def pids(folder: str) -> dict[str, int]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """User and system time, to the nanosecond."""
+    # The kernel's clock of another process's CPU (clock_getcpuclockid): /proc knows hundredths of a second alone.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def rss_mib(pid: int) -> float:
