@@ -57,6 +57,8 @@ class BlockingStream:
         self._socket = connected
         self._sending = threading.Lock()
         self._closed = threading.Event()
+        self._early: list[AnyMessage] = []
+        """What came right behind the handshake."""
         self.lost_s: float | None = None
         """When the peer turned out to have gone, on this process's clock; None: it has not, as far as pings tell."""
         self._silence_s = HANDSHAKE_S
@@ -132,13 +134,15 @@ class BlockingStream:
 
     def wait(self) -> list[AnyMessage]:
         """The messages that came, at least one; waits for it."""
-        messages: list[AnyMessage] = []
+        messages, self._early = self._early, []
         while not messages:
             messages = self._decode(self._receive())
         return messages
 
     def poll(self, timeout_s: float = 0.0) -> list[AnyMessage]:
         """The messages that are there already or come within the timeout, maybe none."""
+        if self._early:
+            return self.wait()
         return self._decode(self._receive()) if self._readable(timeout_s) else []
 
     def close(self) -> None:
@@ -191,7 +195,5 @@ class BlockingStream:
         return messages
 
     def _one(self) -> AnyMessage:
-        messages = self.wait()
-        if len(messages) != 1:
-            raise StreamError(f"{len(messages)} messages at once during the handshake")
-        return messages[0]
+        first, *self._early = self.wait()
+        return first
