@@ -21,6 +21,7 @@ from engine.memory import amount, free_on_host
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
+from services.descriptors import FEWEST
 from services.files import read_document
 from services.settings import Deployment, HttpSettings, SettingsError, load_deployment
 
@@ -103,9 +104,12 @@ def machine(http: HttpSettings) -> Iterator[Finding]:
     """Memory and limits of this process, as a service of the same user would have them."""
     free = free_on_host()
     yield Finding("memory", f"{amount(free.num_bytes)} free", free.where)
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    reason = "each client takes one; raise it with `ulimit -n` to serve thousands" if soft <= FEW_FILES else ""
-    yield Finding("open files", "unlimited" if soft == resource.RLIM_INFINITY else str(soft), reason)
+    # What a service gives itself at its start.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = hard != resource.RLIM_INFINITY and hard <= FEW_FILES
+    reason = "each client takes one; raise it with `ulimit -Hn` to serve thousands" if few else ""
+    too_few = few and hard < FEWEST
+    yield Finding("open files", "unlimited" if hard == resource.RLIM_INFINITY else str(hard), reason, obstacle=too_few)
     yield _port(http)
 
 

@@ -82,12 +82,21 @@ def test_a_port_in_use_and_few_open_files_are_pointed_out(doctor, monkeypatch: p
     import resource
     import socket
 
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, out, _ = doctor(http={"port": taken.getsockname()[1]})
     assert status == 0
     assert "cannot be used now" in out
     assert "each client takes one" in out
+
+
+def test_a_limit_below_which_nothing_starts_is_an_obstacle(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    status, out, _ = doctor()
+    assert status == 2
+    assert "open files" in out
 
 
 def test_a_deployment_that_cannot_be_read_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
