@@ -2,6 +2,7 @@
 
 import math
 import struct
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -12,11 +13,12 @@ from engine.paced import PacedEngine
 from policies.events import HeldAtScheduler
 from services.executor.checking import problem
 from services.framing import FrameError, Identity, UnknownMessageError, decode_message
-from services.hearing import Hearing
+from services.hearing import HEARS, Hearing
 from services.inproc import inproc_pair
 from services.transport import Link, listen
 from services.wire import (
     Admitted,
+    AnyMessage,
     Cancel,
     Capacity,
     Dispatch,
@@ -28,6 +30,8 @@ from services.wire import (
     Usage,
     encoder,
 )
+from services.wire_handshake import Challenge, Hello, Welcome
+from services.wire_operator import MirrorEnded, MirrorRecords, MirrorState, Ping, Pong, Report
 from services.wire_steps import ExecutorReady, StepMessage, StepResult
 
 SECRET = b"s" * 32
@@ -168,3 +172,10 @@ def test_a_step_that_fits_its_engine_is_computed() -> None:
 )
 def test_a_step_that_does_not_fit_its_engine_is_refused_with_the_reason(fields, why: str) -> None:
     assert why in problem(step(**fields), INFO)
+
+
+def test_every_kind_of_message_is_somebodys_to_hear() -> None:
+    heard = {kind for neighbours in HEARS.values() for kinds in neighbours.values() for kind in kinds}
+    below = {Challenge, Hello, Welcome, Ping, Pong}
+    to_operators = {MirrorState, MirrorRecords, MirrorEnded, Report}
+    assert set(get_args(AnyMessage)) == heard | below | to_operators

@@ -3,11 +3,15 @@
 import asyncio
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import joined_services
 import pytest
+from joined_services import GATEWAY, House, expected
 
 from services import streams
 from services.blocking import BlockingStream
@@ -19,10 +23,10 @@ from services.framing import (
     ListenerHandshake,
     parse_address,
 )
-from services.settings import TlsSettings
+from services.settings import Deployment, StreamSettings, TlsSettings
 from services.tls import Certificates
 from services.transport import Link, Listener, listen
-from services.wire import Cancel, Usage
+from services.wire import Cancel, Capacity, PolicyNow, Usage
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
 
@@ -263,3 +267,33 @@ def test_files_that_cannot_be_used_are_refused_with_what_is_wrong(tmp_path, mach
 def test_without_certificates_tcp_beyond_this_machine_is_refused() -> None:
     with pytest.raises(AddressError, match="set certificate, key and ca there"):
         parse_address("tcp://10.0.0.1:80")
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def test_all_services_serve_a_request_over_tls(authority, tmp_path, recorder, monkeypatch) -> None:
+    machine = authority.machine("one")
+    streamed = StreamSettings(admission=free_address(), scheduler=free_address(), tls=machine)
+    monkeypatch.setattr(joined_services, "Deployment", partial(Deployment, streams=streamed))
+    house = House(tmp_path, recorder())
+    await house.scheduler.start()
+    await house.admission.start()
+    house.add_executor()
+    for service in ("admission", "scheduler"):
+        address = getattr(streamed, service)
+        identity, certificates = Identity("gateway", str(GATEWAY)), Certificates(machine)
+        house.links[service] = Link(address, identity, joined_services.SECRET, house.gateway, certificates=certificates)
+        house.links[service].start()
+    await house.gateway.until(
+        lambda: any(isinstance(each, Capacity) and each.num_executors for each in house.gateway.messages)
+    )
+    await house.gateway.message(PolicyNow)
+    request = house.submit(20, 30)
+    assert (await house.ended(request)).output_tokens == 30
+    assert house.tokens()[request] == expected(request, 20, 30)
+    assert certificate_of(house.links["scheduler"]).version() == "TLSv1.3"
+    await house.stop()
