@@ -109,6 +109,15 @@ def test_what_the_runbook_explains_of_the_supervisor_is_what_it_says() -> None:
         assert words in of_supervisor, words
 
 
+def test_what_the_runbook_explains_of_the_streams_is_what_they_say() -> None:
+    _, _, of_streams = (OPS / "runbook.md").read_text().partition("\n# What the streams between services say")
+    names = ("framing", "hearing", "streams", "tls", "transport")
+    said = "".join((OPS.parent / f"services/{name}.py").read_text() for name in names)
+    for words in ("does not know the secret", "before we were let in", "its certificate is for", "which is not for it"):
+        assert words in said, words
+        assert words in of_streams, words
+
+
 def test_commands_that_the_runbook_names_exist() -> None:
     named = re.findall(r"`fairlead (policy )?([a-z-]+)", (OPS / "runbook.md").read_text())
     assert len(named) > 5
