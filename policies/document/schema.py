@@ -13,7 +13,7 @@ from msgspec import Meta, field
 from policies.document.fairness import Fairness
 from policies.document.limits import Limit
 from policies.document.memory import Kv, Prediction, Preemption
-from policies.document.section import Count, Fraction, Name, Seconds, Section
+from policies.document.section import Count, Fraction, Label, Name, Seconds, Section
 from policies.document.tracing import Tracing
 
 OrderKey = Literal[
@@ -261,7 +261,7 @@ PLANNED_SECTIONS = ("elastic", "padded_batching", "autotune")
 class HashedKey(Section, frozen=True):
     """An API key as stored: SHA-256 of a 256-bit random secret (no salt needed at that entropy)."""
 
-    id: Annotated[str, Meta(description="Public name of the key, shown in listings and logs.")]
+    id: Annotated[Label, Meta(description="Public name of the key, shown in listings and logs.")]
     sha256: Annotated[
         str,
         Meta(
@@ -282,9 +282,9 @@ class Tenant(Section, frozen=True):
     """Who is billed and protected: the top of tenant / project / key."""
 
     name: Name
-    tier: Annotated[str, Meta(description="Matched by `classify` rules.")] = "free"
-    weight: Annotated[float, Meta(gt=0, description="Share of service relative to the other tenants.")] = 1.0
-    classes: Annotated[tuple[str, ...], Meta(description="Classes it may use; empty: any.")] = ()
+    tier: Annotated[Label, Meta(description="Matched by `classify` rules.")] = "free"
+    weight: Annotated[float, Meta(gt=0, le=1e9, description="Share of service relative to the other tenants.")] = 1.0
+    classes: Annotated[tuple[Label, ...], Meta(description="Classes it may use; empty: any.")] = ()
     keys: Annotated[tuple[HashedKey, ...], Meta(description="Its API keys.")] = ()
 
 

@@ -15,6 +15,8 @@ Name = Annotated[
         extra={"words": "a name of at most 64 lowercase letters, digits and _, starting with a letter"},
     ),
 ]
+Label = Annotated[str, Meta(max_length=256, extra={"words": "text of at most 256 characters"})]
+"""Of somebody else's making, in any script."""
 Seconds = Annotated[float, Meta(ge=0, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]

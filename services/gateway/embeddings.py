@@ -12,6 +12,7 @@ from msgspec import Struct
 from engine.interface import Sampling
 from services.errors import RequestError
 from services.gateway.requests import convert, drop_harmless, read_fields, several
+from services.gateway.sampling import TierName
 from services.gateway.shapes import Shape, encode
 from services.gateway.streams import Answer, Choice
 
@@ -26,7 +27,7 @@ class EmbeddingBody(Struct, forbid_unknown_fields=True, kw_only=True):
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
-    service_tier: str | None = None
+    service_tier: TierName | None = None
     pooling: Literal["mean", "last"] = "mean"
     """How the tokens' hidden states become one vector; not a parameter of OpenAI's."""
 

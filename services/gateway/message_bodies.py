@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from engine.interface import Sampling
 from services.errors import RequestError
 from services.gateway.requests import MAX_STOPS, MAX_TOOLS, MAX_TURNS, Stop, convert, drop_harmless, read_fields
-from services.gateway.sampling import SamplingFields
+from services.gateway.sampling import SamplingFields, TierName
 from services.gateway.structure import (
     Function,
     FunctionName,
@@ -182,7 +182,7 @@ class MessagesBody(CountBody, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
-    service_tier: str | None = None
+    service_tier: TierName | None = None
     metadata: Metadata | None = None
 
     seed = None

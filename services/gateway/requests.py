@@ -18,7 +18,7 @@ from services.errors import RequestError
 from services.gateway.bounds import out_of_bounds
 from services.gateway.json_bounds import check_parts
 from services.gateway.messages import ChatMessage, Role, check_turns
-from services.gateway.sampling import SamplingFields
+from services.gateway.sampling import SamplingFields, TierName
 from services.gateway.structure import ResponseFormat, Structure, Tool, ToolChoice, read_structure
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -46,7 +46,7 @@ class Body(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     user: str | None = None
-    service_tier: str | None = None
+    service_tier: TierName | None = None
 
     @property
     def stops(self) -> list[str]:

@@ -17,6 +17,8 @@ SEED_RANGE = 2**63
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+TierName = Annotated[str, Meta(max_length=64)]
+"""What `service_tier` may be: the name of a class, or one of OpenAI's."""
 TokenId = Annotated[int, Meta(ge=0)]
 
 

@@ -23,6 +23,12 @@ tenants:
         ("id: k2", "id: k1", '8:14: tenants[acme].keys[k1].id: the key id "k1" is here twice, first at 7:14'),
         (B, A, f'8:26: tenants[acme].keys[k2].sha256: the digest "{A}" is here twice, first at 7:26'),
         (B, "abc", '8:26: tenants[acme].keys[k2].sha256: the text "abc" does not fit; allowed: 64 hexadecimal digits'),
+        (
+            "weight: 2",
+            "weight: 1.0e+10",
+            "weight: 1.0e+10 is out of bounds; allowed: a number, above 0 and at most 1e+09",
+        ),
+        ("tier: paid", f"tier: {'x' * 257}", "allowed: text of at most 256 characters"),
         ("weight: 2", "weight: 0", "5:13: tenants[acme].weight: 0 is out of bounds; allowed: a number, above 0"),
         ("tier:", "teir:", 'tenants[acme]: unknown key "teir"; allowed: name, tier, weight, classes, keys; did you'),
         (

@@ -47,6 +47,10 @@ def deep(depth: int) -> dict[str, Any]:
         (COMPLETIONS, {"prompt": [[]] * 60_000}, "60004 lists, objects and members of objects; at most 50000"),
         (COMPLETIONS, {"prompt": "x " * 2**20}, "a text of 2097152 characters, which are at least"),
         (COMPLETIONS, {"prompt": "x", "a\nb" * 1000: 1}, "a b"),
+        (COMPLETIONS, {"prompt": "x", "service_tier": "x" * 65}, "service_tier: has 65 characters; at most 64"),
+        (CHAT, {"messages": [TURN], "service_tier": "x" * 65}, "service_tier: has 65 characters; at most 64"),
+        ("/v1/embeddings", {"input": "x", "service_tier": "x" * 65}, "service_tier: has 65 characters"),
+        (MESSAGES, {"max_tokens": 1, "messages": [TURN], "service_tier": "x" * 65}, "service_tier: has 65 characters"),
     ],
 )
 async def test_what_is_too_much_is_refused_with_its_bound_and_its_size(
