@@ -34,8 +34,10 @@ SEED = 21
 """With it each token completes a character (`ops.bench.slow_reader`)."""
 STEP_S = 0.02
 NORMAL, BAD = "acme", "globex"
-LONGEST_S = 60.0
-"""Until bad clients that stay are to be gone: the longest of the gateway's limits, and some."""
+LONGEST_S = 200.0
+"""Until bad clients that stay are to be gone: a slow one first fills all buffers on its way, then it is cut off."""
+WARM_S = 6.0
+"""After the first round: files that are written from time to time are open by then."""
 LOOK_S = 0.5
 
 
@@ -105,6 +107,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     with contextlib.ExitStack() as stack:
         house = House(stack, COUNTS)
         house.p99_ms()
+        time.sleep(WARM_S)
         before, before_mib = house.num_descriptors(), house.rss_mib()
 
         def beside() -> float:
