@@ -78,7 +78,7 @@ def twins(name: str, load: float, seed: int, *, arrivals_s: float = ARRIVALS_S) 
     return Twins(
         goodput_rps=float(np.count_nonzero(good)) / arrivals_s,
         goodput_without_rps=float(np.count_nonzero(good_without)) / arrivals_s,
-        false_share=false / max(1, np.count_nonzero(refused)),
+        false_share=float(false / max(1, np.count_nonzero(refused))),
         refused_share=float(refused.mean()),
     )
 
