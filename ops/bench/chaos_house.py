@@ -41,7 +41,7 @@ limits:
 """
 MANY, WINDOW_S = 1000, 1.0
 """Crashes within seconds that are no reason to wait, nor to give a process up: they are ours."""
-RECENT = RecentSettings(tokens=20_000, steps=500)
+RECENT = RecentSettings(tokens=4_000, steps=200)
 """What is remembered on purpose is soon all it may be: what grows then is a leak."""
 LOOK_S = 0.02
 READY_S = 120.0
