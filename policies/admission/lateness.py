@@ -28,9 +28,9 @@ SAMPLE_S = 1.0
 """Seconds with something to start, together, that make one sample of the speed."""
 NEWEST_SHARE = 0.5
 """Of a sample that is slower than the speed; a faster one counts whole, because it shows what can be done."""
-SPARE = 1.25
-"""How much longer than expected a wait is taken to be: with 1 what is let in last is as often late as not, and under a
-load that lasts that is everything. `fairlead bench refusals` says what it costs."""
+SPARE = 2.0
+"""How many times as long as expected a wait is taken to be. With 1 what is let in last is as often late as not, and a
+load that has ended is felt for as long as the promise is; `fairlead bench refusals` says what it costs."""
 SEEN = 0.25
 """The part of a promise that somebody ahead must have waited, before a wait is believed to be as long as expected."""
 NUM_LENGTHS = 256
