@@ -154,8 +154,10 @@ class Open:
         request = self.requests.pop(ended.request, None)
         if request is not None:
             request.ended = ended
-            for sequence in request.outputs:
+            for sequence, output in request.outputs.items():
                 del self._outputs[sequence]
+                # Else they hold each other, and their memory waits for the garbage collector's longest round.
+                del output.request
         return request
 
     def batch(self) -> Batch:

@@ -1,5 +1,7 @@
 """Requests put together from records: every token in its place, whatever batch it came with."""
 
+import gc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +93,15 @@ def test_no_token_is_lost_or_doubled_however_records_fall_into_batches(events: l
         output = known.requests[sequence].outputs[sequence]
         assert output.stamps()[:, WRITTEN].tolist() == times
         assert sum(map(len, output.held)) == held[sequence]
+
+
+def test_a_request_that_is_forgotten_is_freed_at_once() -> None:
+    known = Open()
+    known.begin(began(1, num_choices=2))
+    known.step(step(1, [1, 2], [195, 196]))
+    known.batch()
+    request = known.end(Ended(1, "finished", "", 2, 400))
+    assert request is not None
+    holders = [each for each in gc.get_referrers(*request.outputs.values()) if each is not request.outputs]
+    assert holders == []
+    assert [each for output in request.outputs.values() for each in gc.get_referents(output) if each is request] == []
