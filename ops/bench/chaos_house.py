@@ -70,7 +70,7 @@ class Hurt:
         self, folder: Path, stack: contextlib.ExitStack, *, engine: EngineSettings, check: bool, silence_s: float
     ) -> None:
         policy = folder / "policy.yaml"
-        policy.write_text(deployed.let_in(POLICY.read_text()) + LIMITS)
+        policy.write_text(POLICY.read_text() + LIMITS)
         self.policy = policy
         metrics = MetricsSettings(gateway=None, admission=None, scheduler=_free_port(), executor=None)
         self.deployment = Deployment(

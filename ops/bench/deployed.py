@@ -13,18 +13,6 @@ import msgspec
 from services.settings import REPOSITORY, Deployment
 
 STOP_S = 60.0
-REFUSES = "refuse_when_late: true"
-
-
-def let_in(policy: str) -> str:
-    """A policy under which nobody is refused for being late: where every answer counts, however slow the machine is.
-
-    Raises:
-        ValueError: it does not say whether anybody is.
-    """
-    if REFUSES not in policy:
-        raise ValueError(f"the policy does not say `{REFUSES}`")
-    return policy.replace(REFUSES, "refuse_when_late: false")
 
 
 def start(deployment: Deployment, folder: Path, stack: contextlib.ExitStack) -> tuple[int, str]:

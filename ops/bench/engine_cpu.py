@@ -23,7 +23,7 @@ import uvloop
 
 from engine.interface import EngineSettings
 from ops.bench import llama_26m
-from ops.bench.deployed import let_in, start
+from ops.bench.deployed import start
 from ops.bench.harness import Paired, Row, UnmeasurableError, at_least, at_most, interleave
 from ops.bench.readers import Reader
 from services.settings import REPOSITORY, Deployment, HttpSettings, child_environment
@@ -161,7 +161,7 @@ class Bench:
     def _served(self) -> Row:
         # The engine computes every prompt in every round, so the services must too.
         policy = self._folder / "policy.yaml"
-        policy.write_text(let_in(POLICY.read_text()).replace("kv: {", "kv: {share: none, "))
+        policy.write_text(POLICY.read_text().replace("kv: {", "kv: {share: none, "))
         deployment = Deployment(
             policy=str(policy),
             model=str(self._checkpoint),

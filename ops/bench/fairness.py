@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import uvloop
 
 from engine.interface import EngineSettings
-from ops.bench.deployed import let_in, start
+from ops.bench.deployed import start
 from ops.bench.harness import Row, progress
 from ops.bench.readers import Reader
 from policies.document.tenants import digest
@@ -227,7 +227,7 @@ def services(fairness: str, engine: EngineSettings) -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         (folder / "data").mkdir()
-        text = re.sub(r"(?ms)^fairness:.*?(?=^\w)", f"fairness: {fairness}\n", let_in(POLICY.read_text()))
+        text = re.sub(r"(?ms)^fairness:.*?(?=^\w)", f"fairness: {fairness}\n", POLICY.read_text())
         (folder / "policy.yaml").write_text(text)
         tenants = [
             {"name": each, "tier": "free", "keys": [{"id": f"key_{each}", "sha256": digest(_secret(each))}]}

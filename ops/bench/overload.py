@@ -1,8 +1,9 @@
 """Ten times what can be served, for a minute (`fairlead bench overload`).
 
-All four services under `fairlead.yaml` with a paced engine, whose KV pool is what runs out; clients come whatever
-became of those before them, from a process of their own. A round is a fresh start: a steady state at capacity, the
-largest load at which as good as everybody gets what the class promises, then ten times that, then capacity again.
+All four services under `fairlead.yaml` with `refuse_when_late`, and a paced engine, whose KV pool is what runs out;
+clients come whatever became of those before them, from a process of their own. A round is a fresh start: a steady state
+at capacity, the largest load at which as good as everybody gets what the class promises, then ten times that, then
+capacity again.
 
 - goodput: finished requests a second that kept both limits of their class, over the steady state's.
 - memory: the most of any serving process from the overload on, over the most in the second half of the steady state.
@@ -40,7 +41,7 @@ from policies.document.loading import load_policy
 from services.settings import REPOSITORY, Deployment, HttpSettings, MetricsSettings, TelemetrySettings
 from services.traffic.reading import read_requests
 
-POLICY = REPOSITORY / "policies" / "fairlead.yaml"
+POLICY = (REPOSITORY / "policies" / "fairlead.yaml").read_text() + "admission: {refuse_when_late: true}\n"
 CAPACITY_RPS = 14.0
 TIMES = 10
 POOL_TOKENS = 16_384
@@ -168,10 +169,11 @@ def overload(plan: Plan, *, seed: int) -> Round:
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         write_tenants(folder / "data")
+        (folder / "policy.yaml").write_text(POLICY)
         none = MetricsSettings(gateway=None, admission=None, scheduler=None, executor=None)
         deployment = Deployment(
             data=str(folder / "data"),
-            policy=str(POLICY),
+            policy=str(folder / "policy.yaml"),
             http=HttpSettings(port=0),
             engine=EngineSettings(kind="paced", paced_step_s=STEP_S, kv_pool_tokens=POOL_TOKENS),
             telemetry=TelemetrySettings(metrics=none),
@@ -257,7 +259,7 @@ def _num_served(endings: list[Ending]) -> int:
 
 def _num_good(endings: list[Ending]) -> int:
     """Finished requests that kept both limits of their class."""
-    policy = load_policy(POLICY.read_bytes())
+    policy = load_policy(POLICY.encode())
     limits = {one.name: (one.ttft_s, one.tbt_s) for one in policy.classes}
     promised = {tenant.name: limits[tenant.tier] for tenant in TENANTS}
     return sum(

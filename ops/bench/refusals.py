@@ -21,7 +21,7 @@ from policies.simulation.samples import Samples
 from policies.simulation.workload import synthetic
 
 POLICIES = Path(__file__).resolve().parents[2] / "policies"
-ON, OFF = b"\nadmission: {refuse_when_late: true}", b"\nadmission: {refuse_when_late: false}"
+KNOB = b"\nadmission: {refuse_when_late: true}"
 NAMES = ("fairlead", "sarathi")
 """Short prompts first with a window of three pools, and by arrival with an open window."""
 DEVICE = "rtx6000ada-mistral7b"
@@ -67,10 +67,9 @@ def twins(name: str, load: float, seed: int, *, arrivals_s: float = ARRIVALS_S) 
         max_sequence_tokens=device.max_sequence_tokens,
     )
     document = (POLICIES / f"{name}.yaml").read_bytes()
-    with_it = document if ON in document else document + ON
     outcomes = [
         Simulation(text, requests, device, duration_s=arrivals_s * DURATION_S / ARRIVALS_S).run()
-        for text in (with_it, with_it.replace(ON, OFF))
+        for text in (document + KNOB, document)
     ]
     (_, good), (in_time_without, good_without) = (_kept(outcome) for outcome in outcomes)
     refused = np.array([one.refusal == CODE for one in outcomes[0].served])

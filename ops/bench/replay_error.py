@@ -26,7 +26,7 @@ import uvloop
 
 from engine.config import read_config
 from engine.demo import CHECKPOINT
-from ops.bench.deployed import let_in, start
+from ops.bench.deployed import start
 from ops.bench.harness import Paired, Row, at_least, progress, within
 from ops.bench.paced_load import asks, send, write_tenants
 from policies.admission.core import AdmissionCore
@@ -37,9 +37,8 @@ from policies.simulation.outcome import Served
 from policies.simulation.recording import fitted_device, read_recording
 from policies.simulation.report import percentile
 from policies.simulation.tokens import Gaps
-from services.settings import REPOSITORY, Deployment, HttpSettings
+from services.settings import Deployment, HttpSettings
 
-POLICY = REPOSITORY / "policies" / "fairlead.yaml"
 LOAD = 0.7
 """Of the requests a second that a burst is worked off at."""
 NUM_BURST = 60
@@ -134,13 +133,8 @@ def _recorded() -> Iterator[tuple[int, dict[str, bytes]]]:
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as name:
         folder = Path(name)
         write_tenants(folder / "data")
-        (folder / "policy.yaml").write_text(let_in(POLICY.read_text()))
         deployment = Deployment(
-            data=str(folder / "data"),
-            policy=str(folder / "policy.yaml"),
-            http=HttpSettings(port=0),
-            record=str(folder / "recorded"),
-            model="demo",
+            data=str(folder / "data"), http=HttpSettings(port=0), record=str(folder / "recorded"), model="demo"
         )
         with contextlib.ExitStack() as stack:
             port, _ = start(deployment, folder, stack)

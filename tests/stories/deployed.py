@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ops.bench.deployed import let_in
-
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90
 
@@ -38,7 +36,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         self.policy = folder / "policy.yaml"
-        self.policy.write_text(let_in((ROOT / "policies" / "fairlead.yaml").read_text()))
+        self.policy.write_bytes((ROOT / "policies" / "fairlead.yaml").read_bytes())
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output: list[str] = []

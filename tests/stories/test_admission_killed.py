@@ -20,7 +20,6 @@ import pytest
 from deployed import ROOT, House, fairlead, free_port
 
 from engine.interface import EngineSettings
-from ops.bench.deployed import let_in
 from policies.commands import Finish
 from policies.event_log import read_records
 from services.settings import Deployment, HttpSettings, child_environment
@@ -45,7 +44,7 @@ class Services:
 
     def __init__(self, folder: Path) -> None:
         policy = folder / "policy.yaml"
-        shipped = let_in((ROOT / "policies" / "fairlead.yaml").read_text())
+        shipped = (ROOT / "policies" / "fairlead.yaml").read_text()
         assert "limits:" not in shipped
         policy.write_text(shipped + LIMITS)
         self.deployment = Deployment(

@@ -19,7 +19,6 @@ from deployed import ROOT, House, free_port
 
 from engine.demo import CHECKPOINT
 from engine.tokenizer import Tokenizer
-from ops.bench.deployed import let_in
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +130,7 @@ def test_no_text_and_no_key_is_in_any_file_log_trace_or_metric(
     telemetry = {"endpoint": endpoint, "metrics": ports}
     file.write_text(json.dumps({"version": 1, "http": {"port": 0}, "telemetry": telemetry}))
     policy, records = tmp_path / "traced.yaml", tmp_path / "records"
-    policy.write_text(let_in((ROOT / "policies" / "fairlead.yaml").read_text()) + TRACING)
+    policy.write_text((ROOT / "policies" / "fairlead.yaml").read_text() + TRACING)
     running = house("--deployment", str(file), "--record", str(records), "--policy", str(policy))
     key = running.add_key("acme", "paid")
     client = Client(running.port, key)

@@ -20,7 +20,6 @@ import pytest
 from deployed import ROOT, House
 from phoenix import PHOENIX, PROJECT, Backend, Span, phoenix
 
-from ops.bench.deployed import let_in
 from services.telemetry import names
 from services.telemetry.keeper.arrays import unpack
 from services.telemetry.stamps import CAUSES, TOKEN_PARTS
@@ -85,7 +84,7 @@ def test_every_request_is_one_whole_tree_in_a_backend_that_is_not_ours(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", f"{PROJECT}={transport}")
     deployment, policy = tmp_path / "deployment.yaml", tmp_path / "traced.yaml"
     deployment.write_text(DEPLOYMENT.format(endpoint=backend.endpoints[transport]))
-    policy.write_text(let_in((ROOT / "policies" / "fairlead.yaml").read_text()) + POLICY)
+    policy.write_text((ROOT / "policies" / "fairlead.yaml").read_text() + POLICY)
     running = house("--deployment", str(deployment), "--policy", str(policy))
     trace, of_refused = secrets.token_hex(16), secrets.token_hex(16)
     asked = [

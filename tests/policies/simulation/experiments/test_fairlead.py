@@ -1,7 +1,4 @@
-"""What the default policy promises, in a short run of SLAI's set-up at a rate where Sarathi's median is past it.
-
-Its steps are judged with everybody let in, as the other's are; whom it refuses is judged apart.
-"""
+"""What the default policy promises, in a short run of SLAI's set-up at a rate where Sarathi's median is past it."""
 
 from functools import cache
 from pathlib import Path
@@ -13,14 +10,11 @@ from policies.simulation.sharegpt import sharegpt_lengths
 SHIPPED = Path(__file__).resolve().parents[4] / "policies"
 
 
-LATE, LET_IN = b"refuse_when_late: true", b"refuse_when_late: false"
-
-
 @cache
 def run(policy: str) -> Any:
     point = slai.Point(
         policy=policy,
-        document=(SHIPPED / f"{policy}.yaml").read_bytes().replace(LATE, LET_IN),
+        document=(SHIPPED / f"{policy}.yaml").read_bytes(),
         lengths=sharegpt_lengths(7, 2000),
         qps=1.8,
         seed=42,
