@@ -18,7 +18,7 @@ prepare_environment() { # prepare_environment EXTRAS
   fi
   # The stamp holds what the environment was made from: a changed pin or dependency installs again.
   local want stamp=.venv/fairlead-"$extras"
-  want=$(cat pyproject.toml ops/requirements.txt ops/install.sh ops/environment.sh | sha256sum)
+  want=$(cat pyproject.toml ops/constraints.txt ops/install.sh ops/environment.sh | sha256sum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     echo "fairlead: installing the pinned dependencies into .venv (the first time takes minutes: torch is large)" >&2
     ops/install.sh "$PWD/$python" base ${extras//,/ }

@@ -1,4 +1,4 @@
-"""`python3 ops/lock.py [--upgrade]`: writes ops/requirements.txt, what pyproject.toml asks for by version and hash.
+"""`python3 ops/lock.py [--upgrade]`: writes ops/constraints.txt, what pyproject.toml asks for by version and hash.
 
 The file has four parts, so that one lock serves an image without torch, a machine without a GPU and a developer:
 `base`, `engine`, `cuda` (what torch's CUDA build needs beside it) and `test`. `ops/install.sh` installs parts of it.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "ops" / "requirements.txt"
+LOCK = ROOT / "ops" / "constraints.txt"
 PARTS = ("base", "engine", "cuda", "test")
 RESOLVER = "uv==0.13.9"
 OLDEST_PYTHON = "3.11"
@@ -86,7 +86,7 @@ def read_lock(text: str) -> dict[str, list[Pin]]:
 
 def main() -> int:
     """Write the lock; 2 and a sentence if it cannot be."""
-    parser = argparse.ArgumentParser(description="Write ops/requirements.txt: versions and hashes of all dependencies.")
+    parser = argparse.ArgumentParser(description="Write ops/constraints.txt: versions and hashes of all dependencies.")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions instead of those it has")
     args = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -1,4 +1,4 @@
-"""ops/requirements.txt is whole: what is installed from it needs nothing that it does not pin."""
+"""ops/constraints.txt is whole: what is installed from it needs nothing that it does not pin."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ from ops.lock import PARTS, TORCH_ON_CPU, Pin, normalized, read_lock, read_pins
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCK = read_lock((ROOT / "ops" / "requirements.txt").read_text())
+LOCK = read_lock((ROOT / "ops" / "constraints.txt").read_text())
 INSTALLED_TOGETHER = {"base": ("base",), "engine": ("base", "engine"), "test": ("base", "engine", "test")}
 ASKED = {
     "base": [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]],
