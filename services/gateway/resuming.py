@@ -15,6 +15,8 @@ from services.wire import Cancel, Capacity, RequestEnded, Submit
 
 EXECUTOR = "executor"
 
+MOST_IN_VAIN = 3
+"""A request that was sent again so often and got nothing may be what brings its services down."""
 MOST_OWED = 10_000
 """Kept for an admission process that does not come back."""
 
@@ -70,7 +72,7 @@ class Resuming:
         elif num_before and capacity.resumes:
             self._away.setdefault(EXECUTOR, asyncio.get_running_loop().time())
         if stream.peer.service == ADMISSION and self._owed:
-            pass
+            self._tell_counts()
         if self._parked:
             self.send_again()
 
@@ -195,6 +197,9 @@ class Resuming:
     def _park(self, running: Running, lost: Stream, failure: RequestError) -> None:
         if not self._limit_s or not self._neighbours.resumes(lost):
             self._fail(running.request, failure)
+            return
+        if running.num_in_vain >= MOST_IN_VAIN and not running.is_begun:
+            self._give_up(running)
             return
         running.is_parked = True
         running.admitted = False

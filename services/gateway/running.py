@@ -37,6 +37,8 @@ class Running:
         """It is to be sent again."""
         self.lost_scheduler = False
         """Since it was sent last."""
+        self.num_in_vain = 0
+        """How often it was sent again since it got something."""
         self._num_sent = 0
 
     @property
@@ -52,6 +54,8 @@ class Running:
     def again(self, scheduler_epoch: int) -> Submit:
         """What is sent again, to go on with what its client has; an embedding is made anew."""
         self.is_parked, self.admitted = False, False
+        if self.admission is not None:
+            self.num_in_vain = 0 if self.is_begun else self.num_in_vain + 1
         self.submit = msgspec.structs.replace(self.submit, resent=True)
         if self.was_admitted:
             self.submit.attempt += self.lost_scheduler

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from policies.commands import FinishReason
+from services.gateway.resuming import MOST_IN_VAIN
 from services.wire import Admitted, Cancel, RequestEnded, Submit
 
 CHAT = "/v1/chat/completions"
@@ -120,6 +121,34 @@ async def test_admission_is_told_of_what_a_lost_scheduler_had_finished(patient: 
     await patient.backstage.lose("scheduler")
     (ended,) = await patient.backstage.until(lambda: patient.backstage.all_of(RequestEnded, "admission"))
     assert (ended.request, ended.outcome, ended.output_tokens) == (submit.request, "finished", 4)
+
+
+async def test_admission_is_told_of_it_when_it_is_back_if_it_was_lost_too(patient: Any) -> None:
+    answer, submit = await begun(patient, 3)
+    patient.backstage.frame([(submit.request, 73, LENGTH)])
+    assert (await answer)[0] == 200
+    patient.backstage.streams["admission"].close()
+    await looked(lambda: not patient.gateway._backend._neighbours.has("admission"))
+    patient.backstage.streams["scheduler"].close()
+    await looked(lambda: patient.gateway._backend._resuming._owed)
+    await patient.backstage.until(lambda: "admission" in patient.backstage.streams)
+    assert patient.backstage.all_of(RequestEnded, "admission") == []
+    patient.backstage.send("admission", patient.backstage.capacity)
+    (ended,) = await patient.backstage.until(lambda: patient.backstage.all_of(RequestEnded, "admission"))
+    assert (ended.request, ended.outcome, ended.output_tokens) == (submit.request, "finished", 4)
+
+
+async def test_a_request_that_is_lost_with_admission_each_time_it_is_sent_is_given_up(patient: Any) -> None:
+    answer = asyncio.create_task(patient.post(CHAT, patient.chat()))
+    for number in range(1, MOST_IN_VAIN + 2):
+        await patient.backstage.submitted(number)
+        lost = patient.backstage.streams.pop("admission")
+        lost.close()
+        await patient.backstage.until(lambda: "admission" in patient.backstage.streams)
+        patient.backstage.send("admission", patient.backstage.capacity)
+    status, document, _ = await answer
+    assert (status, document["error"]["code"]) == (503, "admission_lost")
+    assert len(patient.backstage.all_of(Submit)) == MOST_IN_VAIN + 1
 
 
 async def test_what_was_sent_twice_is_cancelled_when_its_reader_has_all_of_it(patient: Any) -> None:
