@@ -31,7 +31,7 @@ class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
     max_output_tokens: Annotated[int, Meta(ge=0, lt=2**31)]
     """Of one choice."""
     num_choices: Annotated[int, Meta(ge=1, le=2**16)]
-    output_tokens: Annotated[int, Meta(ge=0, le=2**60)]
+    output_tokens: Annotated[int, Meta(ge=0, lt=2**40)]
     """Produced so far, all choices together."""
     cached_tokens: Annotated[int, Meta(ge=0, le=2**60)] = 0
     """Of the prompt, found in the prefix cache."""

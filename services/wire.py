@@ -28,6 +28,7 @@ from services.wire_parts import (
     Seconds,
     Share,
     Stamp,
+    Sum,
     Total,
     Weight,
     Words,
@@ -224,7 +225,8 @@ class RequestEnded(Message, tag="ended"):
 
     request: Id
     outcome: Name
-    output_tokens: Count
+    output_tokens: Sum
+    """Over all of its choices."""
     code: Name = ""
     message: Words = ""
     measured: Measured | None = None

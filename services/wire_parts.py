@@ -18,6 +18,8 @@ Revision = Annotated[int, Meta(ge=1, lt=2**31)]
 """Of a policy; they count from 1."""
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 """Fits int32."""
+Sum = Annotated[int, Meta(ge=0, lt=2**40)]
+"""Of counts, over the choices of a request. Many of them together still fit what a store can count."""
 Total = Annotated[int, Meta(ge=0, le=2**60)]
 """Of counts, or of bytes."""
 Stamp = Annotated[int, Meta(ge=-(2**62), le=2**62)]

@@ -243,12 +243,13 @@ class SchedulerCore:
     def _stop(self, event: StopFound, now: float, commands: list[Command]) -> None:
         sequence = self.sequences.get(event.sequence)
         if sequence is not None:
-            self._complete(sequence, event.output_tokens, "stop string", now, commands)
+            self._complete(sequence, min(event.output_tokens, sequence.max_output_tokens), "stop string", now, commands)
             return
         for request in self.requests.values():
             # Its last token overtook the stop string found in it; a sibling is still running, so the count can follow.
             if event.sequence in request.output_tokens:
-                request.output_tokens[event.sequence] = event.output_tokens
+                made = request.output_tokens[event.sequence]
+                request.output_tokens[event.sequence] = min(event.output_tokens, made)
                 return
 
     # --- gateways that do not read --------------------------------------------------------------------------------

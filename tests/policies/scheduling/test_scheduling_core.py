@@ -80,6 +80,18 @@ def test_a_stop_string_counts_what_the_reader_got(world):
     assert (finish.outcome, finish.output_tokens) == ("finished", 3)
 
 
+def test_a_stop_string_counts_no_more_than_could_be_made(world):
+    w = world()
+    w.join()
+    w.release(1, prompt=10, output=50, num_choices=2)
+    for _ in range(5):
+        w.end_step()
+    w.send(StopFound(sequence=1, output_tokens=2**31 - 1))
+    w.send(StopFound(sequence=1, output_tokens=2**31 - 1))
+    (finish,) = of(Finish, w.send(StopFound(sequence=2, output_tokens=2**31 - 1)))
+    assert finish.output_tokens == 100
+
+
 def test_a_request_of_three_choices_finishes_once_with_all_their_tokens(world):
     w = world()
     w.join()
