@@ -147,7 +147,7 @@ def _kill(house: Hurt, load: Load, name: str) -> int:
     # Stopped first, so that it accepts no connection that is not among those known to be lost.
     stop(pid)
     if name.startswith("gateway"):
-        load.lost_ports |= house.connections(pid)
+        load.num_lost.update(house.connections(pid))
     kill(pid)
     return pid
 

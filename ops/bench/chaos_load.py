@@ -106,8 +106,10 @@ class Load:
         self._heard_at_s = 0.0
         self.answers: dict[int, Said] = {}
         """The last of each request, by its place in the catalogue."""
-        self.lost_ports = set[int]()
-        """Of connections that a fault cuts; whoever is about to kill a gateway adds those that it holds."""
+        self.num_lost = Counter[int]()
+        """How often a fault has cut the connection of a port; whoever is about to kill a gateway counts those that it
+        holds. The next connection may have the port before the reader of the one before knows that it is cut.
+        """
         self._house = house
         self._catalogue = catalogue
         self._right = right
@@ -183,15 +185,15 @@ class Load:
         ask = self._catalogue[number]
         said = Said.nothing(ask.num_choices)
         tally = self.tally
-        port = 0
+        port, num_before = 0, 0
 
         def bound(address: Any) -> socket.socket:
             # Which connection is whose must be known before there is an answer.
-            nonlocal port
+            nonlocal port, num_before
             made = socket.socket(address[0], socket.SOCK_STREAM)
             made.bind((HOST, 0))
             port = made.getsockname()[1]
-            self.lost_ports.discard(port)
+            num_before = self.num_lost[port]
             return made
 
         try:
@@ -209,7 +211,7 @@ class Load:
                 return
             tally.problem("failed", ask, f"nothing more within {PATIENCE_S:g} s after {said.texts}")
         except CUT as error:
-            self._cut(number, said, port, error)
+            self._cut(number, said, error, lost=self.num_lost[port] > num_before)
         else:
             self._complete(number, said)
 
@@ -260,9 +262,9 @@ class Load:
         tally.num["complete"] += 1
         tally.num_by_kind[ask.kind] += 1
 
-    def _cut(self, number: int, said: Said, port: int, error: Exception) -> None:
+    def _cut(self, number: int, said: Said, error: Exception, *, lost: bool) -> None:
         ask, tally = self._catalogue[number], self.tally
-        if port not in self.lost_ports:
+        if not lost:
             tally.problem("failed", ask, f"its connection broke ({error!r}), whose gateway was not killed")
             return
         self._unfinished("cut", number, said)

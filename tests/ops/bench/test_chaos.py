@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -61,16 +62,19 @@ async def read(pieces: list[bytes], *, break_off: bool = False, lost: bool = Fal
         load = Load(house, [ASK], right=[RIGHT], num_streams=1, seed=SEED)
         reading = asyncio.ensure_future(load.run())
         if lost:
-            load.lost_ports = AnyPort()
+            load.num_lost = Struck()
         await load.pieces(1)
         load.over = True
         await reading
     return load
 
 
-class AnyPort(set[int]):
-    def __contains__(self, port: object) -> bool:
-        return True
+class Struck(Counter[int]):
+    """Every connection is cut, after it was made."""
+
+    def __getitem__(self, port: int) -> int:
+        self[port] = super().__getitem__(port) + 1
+        return super().__getitem__(port)
 
 
 async def test_a_right_answer_is_complete_and_counted() -> None:
