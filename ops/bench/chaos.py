@@ -19,8 +19,8 @@ What is remembered of requests on purpose is kept small here, so that the growth
 the slope of a least-squares line through the medians of twelve blocks of samples, after the first 30 % of the time.
 
 Seen on two cores, every invariant checked after every event: of 30 kills each of the
-executor (164 streams went on over a kill or between two), the scheduler (145), admission (828) and a gateway (1,475, of
-which 848 were its own), no stream lost, changed or refused, usage exact, nothing held; readers waited 3.5, 4.4, 0.0 and
+executor (164 streams went on over a kill or between two), the scheduler (154), admission (801) and a gateway (1,475, of
+which 848 were its own), no stream lost, changed or refused, usage exact, nothing held; readers waited 3.5, 2.3, 0.0 and
 0.1 s in the median, mostly for processes to start. In nine minutes of soak 14,260 streams, none lost or changed, and
 resident memory grew by 1.25 % in ten minutes (95 %: 0.19 %).
 """
