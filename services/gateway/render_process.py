@@ -15,6 +15,7 @@ import msgspec
 
 from engine.chat_template import NO_TEMPLATE, ChatTemplate
 from engine.interface import EngineError
+from services.gateway.own_process import bound_memory, say
 
 LIMIT_S = 1.0
 """Computing time of one conversation, and of the template's compilation. A megabyte takes some hundredths of it."""
@@ -59,34 +60,23 @@ def main(folder: Path, max_characters: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway stops first, and then this process has no more input
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # or, killed, reads no more answers: nothing to complain about
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold what was asked
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + LIMIT_BYTES,) * 2)
+    bound_memory(LIMIT_BYTES)
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         template = ChatTemplate.load(folder)
         if template is None:
             raise EngineError(NO_TEMPLATE)
     except EngineError as error:
-        _say(f"{error}\n".encode())
+        say(f"{error}\n".encode())
         return
     gc.freeze()
-    _say(READY)
+    say(READY)
     for line in sys.stdin.buffer:
         conversation = msgspec.json.decode(line, type=Conversation)
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
         prompt = render(template, conversation, max_characters)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _say(msgspec.json.encode(prompt) + b"\n")
-
-
-def _say(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    return pages * resource.getpagesize()
+        say(msgspec.json.encode(prompt) + b"\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ process ends itself when it has used up its time, and takes nobody with it.
 It says `READY` once. Then a line in is a `Trial`, a line out the `Verdict` on it, both JSON. Knows no requests.
 """
 
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from engine.config import read_eos_ids
 from engine.grammar import lark
 from engine.grammar.compiler import Compiler, GrammarError
+from services.gateway.own_process import bound_memory, say
 
 LIMIT_S = 1.0
 """Computing time of one trial, all of it: an executor may have to wait that long."""
@@ -60,25 +60,14 @@ def main(folder: Path, vocabulary_size: int) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # or, killed, reads no more answers: nothing to complain about
     compiler = Compiler(folder, vocabulary_size, read_eos_ids(folder))
     judge(compiler, Trial("start:", []))  # reads the tokenizer, which is nobody's trial
-    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + LIMIT_BYTES,) * 2)
-    _say(READY)
+    bound_memory(LIMIT_BYTES)
+    say(READY)
     for line in sys.stdin.buffer:
         trial = msgspec.json.decode(line, type=Trial)
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
         verdict = judge(compiler, trial)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _say(msgspec.json.encode(verdict) + b"\n")
-
-
-def _say(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
-    return pages * resource.getpagesize()
+        say(msgspec.json.encode(verdict) + b"\n")
 
 
 if __name__ == "__main__":
