@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def ask(running: House) -> None:
-    body = json.dumps({"model": "demo", "prompt": "import os", "max_tokens": 4}).encode()
+    body = json.dumps({"model": "demo", "prompt": "import os", "max_tokens": 4, "ignore_eos": True}).encode()
     headers = {"authorization": f"Bearer {running.key}", "content-type": "application/json"}
     request = urllib.request.Request(f"{running.url}/v1/completions", body, headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
