@@ -260,7 +260,7 @@ class Backend:
                     self.tracing.let(message, stream.clock)
                 self._admitted(stream, message)
             case Refused():
-                self._refused(message)
+                self._refused(stream, message)
             case RequestEnded() if stream.peer.service == ADMISSION and self._resuming.stranded(stream, message):
                 pass
             case RequestEnded():
@@ -300,7 +300,7 @@ class Backend:
         answer.wake()
         return answer.told
 
-    def _refused(self, message: Refused) -> None:
+    def _refused(self, admission: Stream, message: Refused) -> None:
         error = RequestError(
             message.code, message.message, retry_after_s=message.retry_after_s, dimension=message.dimension
         )
@@ -309,6 +309,11 @@ class Backend:
             told = Told()
             told.refused(message)
             counted.set_result((told, error))
+            return
+        running = self.running.get(message.request)
+        if running is not None and self._resuming.refused(running, admission):
+            if running.admitted:
+                self._heard(message.request)
             return
         self._heard(message.request).refused(message)
         self._traffic.gone(message.request, "refused", message.code)
@@ -327,8 +332,7 @@ class Backend:
             if message.request not in self.running:
                 self._traffic.gone(message.request, "lost", "scheduler_lost")
             return
-        running.admitted = running.was_admitted = True
-        self._resuming.heard(running)
+        self._resuming.admitted(running)
 
     def _choice_ended(self, sequence: int, choice: Choice, reason: str) -> None:
         running = choice.running
@@ -342,6 +346,8 @@ class Backend:
             if running.submit.resent:
                 # Should what was sent twice come there twice, nobody waits for it.
                 self._send(self._neighbours.scheduler, Cancel(running.request, "finished"))
+                if running.earlier and running.request in running.answer.unheard:
+                    self._send(running.admission, Cancel(running.request, "finished"))
 
     def _request_ended(self, message: RequestEnded) -> None:
         """The scheduler is done with a request. After a whole answer nothing is left here to end."""
@@ -385,7 +391,7 @@ class Backend:
             there.send(message)
 
     def _hand_on(self, running: Running, admission: Stream, submit: Submit) -> None:
-        running.admission = admission
+        self._resuming.handed_on(running, admission)
         if running.request in running.answer.unheard:
             self._unheard[running.request] = (running.answer, admission)
         admission.send(submit)

@@ -51,6 +51,11 @@ class Neighbours:
         """The stream to the same place, if it was connected anew; None: nobody is there."""
         return self._streams.get(_place(stream))
 
+    @staticmethod
+    def is_same(stream: Stream, other: Stream) -> bool:
+        """Whether both lead, or led, to the same place."""
+        return _place(stream) == _place(other)
+
     def has(self, service: str) -> bool:
         """Whether there is a stream to it."""
         return bool(self._of(service))

@@ -138,7 +138,10 @@ class Resuming:
         running = self._running.get(message.request)
         if not self._neighbours.resumes(stream):
             return False
-        if running is None:
+        moved = running or self._finished.get(message.request)
+        if moved is not None and moved.admission is not None and not self._neighbours.is_same(stream, moved.admission):
+            self._tell_moved(moved)
+        elif running is None:
             if message.request in self._finished:
                 self._owed[message.request] = self._finished.pop(message.request)
                 self._tell_counts()
@@ -149,6 +152,40 @@ class Resuming:
             self._park(running, stream, RequestError(message.code, message.message))
             self.send_again()
         return True
+
+    def handed_on(self, running: Running, admission: Stream) -> None:
+        """An admission process is given it (again), which need not be the one before."""
+        before, running.admission = running.admission, admission
+        known = [each for each in (*running.earlier, before) if each is not None]
+        running.earlier = [each for each in known if not self._neighbours.is_same(each, admission)]
+
+    def refused(self, running: Running, stream: Stream) -> bool:
+        """An admission process does not have it. True: one that it was given to before does, as tokens have shown."""
+        if running.admission is None or not self._neighbours.is_same(stream, running.admission):
+            return True  # whoever it was given to last decides
+        if not (running.earlier and running.was_admitted):
+            return False
+        running.admission = running.earlier.pop()
+        if not running.admitted:
+            self._park(running, stream, RequestError("scheduler_lost", "the scheduler was lost; try again"))
+            self.send_again()
+        return True
+
+    def admitted(self, running: Running) -> None:
+        """The process that it was given to has released it."""
+        running.admitted = running.was_admitted = True
+        self.heard(running)
+        self._tell_moved(running)
+
+    def _tell_moved(self, running: Running) -> None:
+        """Whoever released it before the scheduler was lost charges nothing for it, once another does."""
+        if not (running.submit.attempt and running.admitted):
+            return
+        for before in list(running.earlier):
+            there = self._neighbours.again(before)
+            if there is not None:
+                running.earlier.remove(before)
+                there.send(RequestEnded(running.request, "refused", 0, attempt=running.submit.attempt))
 
     def _is_made(self, running: Running) -> bool:
         """The scheduler has it, for all that is known here."""

@@ -27,6 +27,8 @@ class Running:
         self.answer = answer
         self.admission: Stream | None = None
         """The process that it was given to last; None: none was there."""
+        self.earlier: list[Stream] = []
+        """Those that it was given to before, in order: one of them may have released it, and not have said so."""
         self.admitted = False
         """The scheduler has it: it no longer depends on admission."""
         self.was_admitted = False
