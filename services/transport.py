@@ -55,6 +55,10 @@ MAX_FRAME_BYTES = 64 * 2**20
 BUFFER_BYTES = 8 * 2**20
 MOST_UNPROVED = 256
 """Connections of one listener before their proof: each holds a descriptor and little memory."""
+MOST_ABSENT = 1000
+"""Instances that are not connected and whose newest epoch is remembered: each start of a gateway is an instance of its
+own. An older process of one that is forgotten would be let in, if it slept while so many others came and went.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Listener:
         self._num_pushed_out = 0
         self._streams: list[SocketStream] = []
         self._epochs: dict[tuple[str, str], int] = {}
+        """The newest of each instance, those that came last at the end."""
 
     @property
     def port(self) -> int:
@@ -110,9 +115,13 @@ class Listener:
             raise HandshakeError(f"{peer.service} {peer.instance} has epoch {peer.epoch}; epoch {newest} came before")
         for other in [other for other in self._streams if (other.peer.service, other.peer.instance) == name]:
             other.supersede()
+        self._epochs.pop(name, None)
         self._epochs[name] = peer.epoch
         self._waiting.remove(stream)
         self._streams.append(stream)
+        if len(self._epochs) - len(self._streams) > MOST_ABSENT:
+            present = {(each.peer.service, each.peer.instance) for each in self._streams} | {name}
+            del self._epochs[next(each for each in self._epochs if each not in present)]
 
     def forget(self, stream: SocketStream) -> None:
         """A connection is gone."""
