@@ -9,7 +9,8 @@ from services.telemetry import names
 from services.telemetry.metrics import Family, Registry
 
 STATE, TRAFFIC, HISTORY, EVENT_LOG, STORE = "state", "traffic", "policy_history", "event_log", "store"
-ALL = (STATE, TRAFFIC, HISTORY, EVENT_LOG, STORE)
+ENDS = "ends"
+ALL = (STATE, TRAFFIC, HISTORY, EVENT_LOG, STORE, ENDS)
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ Owns the ends that no admission has acknowledged, so that one that was killed le
 counts and names; does not know tokens' values or steps.
 """
 
-import logging
 from collections import OrderedDict
 
 import msgspec
@@ -14,14 +13,13 @@ from policies.commands import Int64Array
 from policies.events import HeldAtScheduler
 from services.scheduler.sequences import INT32_BYTES, Sequences, output_tokens_of
 from services.transport import Stream
+from services.troubles import ENDS, Troubles
 from services.wire import Capacity, Dispatch, Holds, RequestEnded, Submit, Usage
 
 ADMISSION = "admission"
 """What its processes call themselves."""
 MOST_ENDS = 100_000
-"""Kept for an admission process that does not come back, or whose store fails; the oldest go first."""
-
-log = logging.getLogger(__name__)
+"""Kept for an admission process that does not come back, or whose store fails, 70 MB of them; the oldest go first."""
 
 
 class _Owed:
@@ -43,8 +41,9 @@ class _Owed:
 class Admissions:
     """The admission processes that have released something to this scheduler, connected or not."""
 
-    def __init__(self, sequences: Sequences) -> None:
+    def __init__(self, sequences: Sequences, troubles: Troubles) -> None:
         self._sequences = sequences
+        self._troubles = troubles
         self._owed: dict[str, _Owed] = {}
         """By instance."""
         self._held: dict[int, tuple[_Owed, HeldAtScheduler]] = {}
@@ -76,6 +75,8 @@ class Admissions:
         owed = self._owed[stream.peer.instance]
         while owed.ends and next(iter(owed.ends)) <= number:
             owed.ends.popitem(last=False)
+        if all(len(each.ends) < MOST_ENDS for each in self._owed.values()):
+            self._troubles.over(ENDS, "admission keeps the ends of requests again")
         if owed.has_asked:
             return
         owed.has_asked = True
@@ -143,10 +144,9 @@ class Admissions:
         owed.ends[owed.num_ends] = (held, numbered)
         if len(owed.ends) > MOST_ENDS:
             lost, _ = owed.ends.popitem(last=False)
-            if lost % MOST_ENDS == 1:
-                log.error(
-                    "admission has not acknowledged %d ends: from number %d on they are forgotten", MOST_ENDS, lost
-                )
+            sentence = f"admission has kept none of the last {MOST_ENDS} ends of requests: those up to number {lost}"
+            consequence = "are forgotten, and a restart of admission would charge by what it had kept before"
+            self._troubles.begin(ENDS, f"{sentence} {consequence}")
         owed.send(numbered)
 
     def _now(self, held: HeldAtScheduler) -> HeldAtScheduler:

@@ -81,7 +81,7 @@ class SchedulerService:
         self._sequences = Sequences()
         self._gateways: dict[int, Stream] = {}
         self._fleet = Fleet()
-        self._admissions = Admissions(self._sequences)
+        self._admissions = Admissions(self._sequences, self._troubles)
         self._early_cancels = EarlyCancels()
         self._prepared: tuple[int, bytes] | None = None
         self._returned: StepTokens | None = None

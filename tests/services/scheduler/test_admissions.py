@@ -9,6 +9,7 @@ from services.scheduler import admissions as admissions_module
 from services.scheduler.admissions import Admissions
 from services.scheduler.sequences import Sequences
 from services.transport import Identity
+from services.troubles import Troubles
 from services.wire import Capacity, Dispatch, Holds, Message, RequestEnded, Submit, Usage
 
 CAPACITY = Capacity(1, 1000, 1000, counts_ends=True)
@@ -33,7 +34,8 @@ class Stream:
 class Scheduler:
     def __init__(self) -> None:
         self.sequences = Sequences()
-        self.admissions = Admissions(self.sequences)
+        self.troubles = Troubles()
+        self.admissions = Admissions(self.sequences, self.troubles)
 
     def connect(self, instance: str = "0", kept: int = 0) -> Stream:
         stream = Stream(instance)
@@ -161,8 +163,14 @@ def test_of_a_process_that_never_comes_back_only_so_many_ends_are_kept(scheduler
     for request in range(1, 6):
         scheduler.dispatch(stream, request)
         scheduler.end(request, 0)
-    assert [ended.number for ended in scheduler.connect().take(RequestEnded)] == [3, 4, 5]
     assert caplog.text.count("are forgotten") == 1
+    (trouble,) = scheduler.troubles.sentences
+    assert "the last 3 ends of requests: those up to number 2 are forgotten" in trouble
+    again = scheduler.connect()
+    assert [ended.number for ended in again.take(RequestEnded)] == [3, 4, 5]
+    assert scheduler.troubles.sentences
+    scheduler.admissions.kept(again, 3, CAPACITY)
+    assert scheduler.troubles.sentences == []
 
 
 def again(scheduler: Scheduler, stream: Stream, request: int, attempt: int, output: bytes = b"") -> None:
