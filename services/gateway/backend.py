@@ -392,6 +392,8 @@ class Backend:
 
     def _hand_on(self, running: Running, admission: Stream, submit: Submit) -> None:
         self._resuming.handed_on(running, admission)
+        if submit.attempt:
+            self._traffic.goes_on(running.request, running.first_token_ns)
         if running.request in running.answer.unheard:
             self._unheard[running.request] = (running.answer, admission)
         admission.send(submit)

@@ -39,6 +39,8 @@ class Running:
         """It is to be sent again."""
         self.lost_scheduler = False
         """Since it was sent last."""
+        self.first_token_ns: int | None = None
+        """When the step ended that made its first token, on this process's clock; None: it has none."""
         self.num_in_vain = 0
         """How often it was sent again since it got something."""
         self._num_sent = 0

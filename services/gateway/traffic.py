@@ -18,9 +18,12 @@ class Traffic:
     def __init__(self, write: Callable[[RequestRow], None]) -> None:
         self._write = write
         self._open: dict[int, RequestRow] = {}
+        self._arrived_ns: dict[int, int] = {}
+        """Of these, on this process's clock."""
 
     def arrived(self, submit: Submit, revision: int) -> None:
         """A request was handed to admission."""
+        self._arrived_ns[submit.request] = time.monotonic_ns()
         self._open[submit.request] = RequestRow(
             unix_s=time.time(),
             tenant=submit.tenant,
@@ -44,9 +47,17 @@ class Traffic:
             key=submit.key,
         )
 
+    def goes_on(self, request: int, first_token_ns: int | None) -> None:
+        """It is sent again; whoever goes on with it will not know when its first token was made."""
+        row = self._open.get(request)
+        if row is not None and first_token_ns is not None:
+            ttft_s = max(0, first_token_ns - self._arrived_ns[request]) / 1e9
+            self._open[request] = row._replace(ttft_s=ttft_s)
+
     def gone(self, request: int, outcome: str, code: str) -> None:
         """It ended without the scheduler's word: `refused`, `cancelled` while it waited, or `lost`."""
         row = self._open.pop(request, None)
+        self._arrived_ns.pop(request, None)
         if row is not None:
             self._write(row._replace(outcome=outcome, code=code))
 
@@ -58,7 +69,7 @@ class Traffic:
             self._open[message.request] = row._replace(
                 slo_class=measured.slo_class,
                 output_tokens=message.output_tokens,
-                ttft_s=measured.ttft_s,
+                ttft_s=row.ttft_s if measured.ttft_s is None else measured.ttft_s,
                 gaps=measured.gaps,
                 key_tokens=measured.key_tokens,
                 prompt_keys=measured.prompt_keys,

@@ -186,6 +186,9 @@ class Backstage:
         prefix_hits: Sequence[tuple[int, int]] = (),
         vectors: dict[int, bytes] | None = None,
         logprobs: LogprobColumns | None = None,
+        *,
+        chunks: dict[int, bytes] | None = None,
+        returned_ns: int = 0,
     ) -> None:
         """Rows of (sequence, token, finish)."""
         sequences, tokens, finishes = zip(*rows, strict=True)
@@ -202,7 +205,8 @@ class Backstage:
                 planned_ns=0,
                 launched_ns=0,
                 computed_ns=0,
-                returned_ns=0,
+                returned_ns=returned_ns,
+                chunks=chunks or {},
                 prefix_hits=list(prefix_hits),
                 vectors=vectors or {},
                 logprobs=logprobs,

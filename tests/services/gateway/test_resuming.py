@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from policies.commands import FinishReason
 from services.gateway.resuming import MOST_IN_VAIN
+from services.traffic.reading import read_requests
 from services.wire import Admitted, Cancel, RequestEnded, Submit
+from services.wire_parts import Measured
 
 CHAT = "/v1/chat/completions"
 LENGTH = int(FinishReason.LENGTH)
@@ -160,6 +162,29 @@ async def test_what_was_sent_twice_is_cancelled_when_its_reader_has_all_of_it(pa
     assert (await answer)[0] == 200
     await patient.backstage.until(lambda: patient.backstage.all_of(Cancel, "scheduler"))
     assert patient.backstage.all_of(Cancel, "admission") == []
+
+
+async def test_the_record_of_what_goes_on_has_the_time_to_the_token_that_came_first(patient: Any) -> None:
+    answer, submit = await begun(patient, 0)
+    arrived_ns = patient.gateway._backend._traffic._arrived_ns[submit.request]
+    first, later = ({"chunks": {submit.request: b""}, "returned_ns": arrived_ns + ns} for ns in (250_000_000, 10**9))
+    patient.backstage.frame([(submit.request, 70, 0)], **first)
+    patient.backstage.frame([(submit.request, 71, 0)], **later)
+    running = patient.gateway._backend.running[submit.request]
+    await looked(lambda: running.num_tokens == 2)
+    patient.backstage.streams["scheduler"].close()
+    await patient.backstage.submitted(2)
+    patient.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, attempt=1))
+    patient.backstage.frame([(submit.request, 72, LENGTH)])
+    measured = Measured("all", None, b"gaps")
+    patient.backstage.send("scheduler", RequestEnded(submit.request, "finished", 3, measured=measured))
+    assert (await answer)[0] == 200
+    await looked(lambda: not patient.gateway._backend._traffic._open)
+    assert patient.gateway._backend._traffic._arrived_ns == {}
+    patient.gateway._store.close()
+    patient.gateway._store = None
+    (row,) = read_requests(str(patient.folder), 60)
+    assert (row.outcome, row.output_tokens, row.ttft_s, row.gaps) == ("finished", 3, 0.25, b"gaps")
 
 
 async def test_a_client_that_leaves_while_its_request_is_nobodys_is_forgotten_by_all(patient: Any) -> None:
