@@ -26,6 +26,12 @@ MOST_ROWS_WAITING = 20_000
 RETRY_S = 10.0
 CLOSE_S = 5.0
 PAGE_BYTES = 4096
+CATCHES_UP = 2.0
+"""Ages are counted by a clock that goes no faster than so many times the one that cannot jump: when the wall clock
+leaps, yesterday's rows stay for half of the time that they are kept for, which somebody has to put it right.
+"""
+AGES = "CREATE TABLE IF NOT EXISTS ages (unix_s REAL NOT NULL)"
+"""One row: what that clock said last. Kept in the file, because the wall clock may leap between two processes."""
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +68,8 @@ class Store:
         self._timer: asyncio.TimerHandle | None = None
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
+        self._aged_at = 0.0
+        """Monotonic seconds: when the clock of ages was looked at last."""
         self._failed_at: float | None = None
         self._num_lost = 0
         self._queue: queue.SimpleQueue[dict[Table, list[Row]] | None] = queue.SimpleQueue()
@@ -132,7 +140,11 @@ class Store:
                 columns = ", ".join(("unix_s REAL NOT NULL", *table.columns))
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table.name} ({columns})")
                 connection.execute(f"CREATE INDEX IF NOT EXISTS {table.name}_by_time ON {table.name} (unix_s)")
+            connection.execute(AGES)
+            if connection.execute("SELECT count(*) FROM ages").fetchone() == (0,):
+                connection.execute("INSERT INTO ages VALUES (?)", (self._newest(connection),))
             connection.execute(f"PRAGMA user_version = {FORMAT}")
+        self._aged_at = time.monotonic()
         return connection
 
     def _write(self, connection: sqlite3.Connection, batch: dict[Table, list[Row]]) -> None:
@@ -141,7 +153,7 @@ class Store:
                 places = ", ".join("?" * len(table.names))
                 kept = rows[: table.most_per_flush]
                 connection.executemany(f"INSERT INTO {table.name} VALUES ({places})", kept)  # noqa: S608  our own names
-            oldest = time.time() - self._settings.keep_s
+            oldest = self._now(connection) - self._settings.keep_s
             for table in self._tables:
                 newest = f" AND rowid < (SELECT max(rowid) FROM {table.name})" if table.keeps_newest else ""  # noqa: S608
                 connection.execute(f"DELETE FROM {table.name} WHERE unix_s < ?{newest}", (oldest,))  # noqa: S608
@@ -155,6 +167,21 @@ class Store:
                 )
             # A script, because `execute` would take one step of it and free one page.
             connection.executescript("PRAGMA incremental_vacuum")
+
+    def _now(self, connection: sqlite3.Connection) -> float:
+        """By the clock of ages, which goes on by this."""
+        (before,) = connection.execute("SELECT unix_s FROM ages").fetchone()
+        at = time.monotonic()
+        now = min(time.time(), before + CATCHES_UP * (at - self._aged_at))
+        self._aged_at = at
+        connection.execute("UPDATE ages SET unix_s = ?", (now,))
+        return float(now)
+
+    def _newest(self, connection: sqlite3.Connection) -> float:
+        """Time of the newest row; of an empty file, now."""
+        names = [table.name for table in self._tables]
+        found = [connection.execute(f"SELECT max(unix_s) FROM {name}").fetchone()[0] for name in names]  # noqa: S608
+        return max((float(unix_s) for unix_s in found if unix_s is not None), default=time.time())
 
     @staticmethod
     def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -2,6 +2,7 @@ import asyncio
 import logging
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,50 @@ async def test_what_is_too_old_goes_and_the_newest_fleet_stays(tmp_path, setting
         assert connection.execute("SELECT unix_s FROM requests").fetchall() == [(now,)]
         assert connection.execute("SELECT word FROM fleets").fetchall() == [("4000",)]
     connection.close()
+
+
+class Clocks:
+    """Of the wall, which may leap, and of the time that passes."""
+
+    def __init__(self) -> None:
+        self.wall_s = time.time()
+        self.passed_s = 100.0
+
+    def time(self) -> float:
+        return self.wall_s
+
+    def monotonic(self) -> float:
+        return self.passed_s
+
+    def pass_(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.passed_s += seconds
+
+
+async def test_a_clock_that_leaps_forward_deletes_nothing_before_half_of_its_time_has_passed(
+    tmp_path, settings, monkeypatch
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(store, "time", clocks)
+    began_s = clocks.wall_s
+
+    def written(*pauses_h: float) -> list[float]:
+        """Rows that there are, in hours since it began, after a process has written one after each of these pauses."""
+        writer = opened(tmp_path, settings)
+        with closing(writer._open()) as connection:
+            for pause_h in pauses_h:
+                clocks.pass_(pause_h * 3600)
+                writer._write(connection, {REQUESTS: [row(clocks.wall_s)]})
+        writer.close()
+        return [round((each.unix_s - began_s) / 3600, 2) for each in read_requests(str(tmp_path), 1e9)]
+
+    assert written(0.0) == [0.0]
+    clocks.wall_s += 86_400
+    # Neither a process that runs nor its successor takes the day for one that has passed.
+    assert written(0.1, 0.1) == [0.0, 24.1, 24.2]
+    assert written(0.1, 0.15) == [0.0, 24.1, 24.2, 24.3, 24.45]
+    # What would have been kept for half of its time goes, if the clock is still not put right.
+    assert written(0.1) == [24.1, 24.2, 24.3, 24.45, 24.55]
 
 
 async def test_a_file_keeps_to_its_size_and_loses_the_oldest(tmp_path, settings) -> None:
