@@ -54,6 +54,7 @@ def waits_and_fits(core: "AdmissionCore") -> int | None:
 
 def check_queue(queue: FairQueue) -> None:
     """Assert what must hold between events."""
+    queue.order.check(queue)
     nodes: list[Node] = [queue.root]
     for node in nodes:
         if isinstance(node, Branch):

@@ -109,6 +109,8 @@ class FairQueue:
         node.given += amount
         if node.num_waiting:
             self._enter(node)
+        if amount < 0:
+            self.order.eased(node)
         self.offer(node)
 
     def push(self, queued: Queued) -> None:
@@ -138,6 +140,7 @@ class FairQueue:
             node.num_waiting -= 1
             if not node.num_waiting:
                 _emptied(node.above, node)
+                self.order.eased(node)
                 some_left = True
             elif some_left:
                 # What it has next now may be older than what it had, although its counter is the same.
@@ -228,6 +231,7 @@ class FairQueue:
             node.counter -= amount / weight if node.parent is self.root else amount
             if node.num_waiting:
                 self._enter(node)
+            self.order.eased(node)
 
     def retire(self, leaf: Leaf, now: float) -> None:
         """A request of this leaf is gone: forget what no later decision can depend on.

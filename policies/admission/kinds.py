@@ -27,6 +27,16 @@ class Stateless:
     def joined(self, tenant: Node) -> None:
         """The queue knows."""
 
+    def eased(self, node: Node) -> None:
+        """The queue knows."""
+
+    def deficit(self, node: Node) -> float:
+        """Of a kind that takes turns, if one was in force before."""
+        return node.credit - node.counter
+
+    def check(self, queue: FairQueue) -> None:
+        """There is nothing of its own to go wrong."""
+
     def keeps(self, node: Node) -> bool:  # noqa: ARG002  the same for all
         """Counters are all there is."""
         return False

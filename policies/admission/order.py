@@ -37,5 +37,14 @@ class Order(Protocol):
     def joined(self, tenant: Node) -> None:
         """A tenant joined the backlog."""
 
+    def eased(self, node: Node) -> None:
+        """A node's counter fell, or nothing of it waits any more and nothing of it was released."""
+
+    def deficit(self, node: Node) -> float:
+        """What a node has left of its turns, cost units; it goes on with that after a restart."""
+
     def keeps(self, node: Node) -> bool:
         """Whether it remembers more of an idle node than its counter."""
+
+    def check(self, queue: "FairQueue") -> None:
+        """Assert what must hold between events."""

@@ -12,6 +12,7 @@ from policies.admission.intake import Taken
 from policies.admission.ledger import Charge
 from policies.admission.limits.items import LimitItem
 from policies.admission.nodes import Branch, Node
+from policies.admission.order import Order
 from policies.admission.shared import SEPARATOR
 from policies.commands import Adjust, Command, Queue, Refuse, Release, Resume, Settle, Withdraw
 from policies.document.fairness import Level
@@ -170,7 +171,7 @@ class Saved:
         nodes: list[Node] = [*core.queue.accounts.values()]
         for node in nodes:
             path = _path(node)
-            rows[_node_name(path)] = _node_row(node, path)
+            rows[_node_name(path)] = _node_row(core.queue.order, node, path)
             if isinstance(node, Branch):
                 nodes += node.children.values()
         for request in {**core.ledger.in_flight, **core.intake.taken}:
@@ -182,13 +183,13 @@ class Saved:
         rows: dict[str, bytes | None] = {}
         for path in self._nodes:
             node = core.queue.root.find(path)
-            rows[_node_name(path)] = None if node is None else _node_row(node, path)
+            rows[_node_name(path)] = None if node is None else _node_row(core.queue.order, node, path)
         if self._produced:
             # Counters and progress go together: a token is either in both or in neither.
             leaves = dict.fromkeys(charge.leaf for charge in core.ledger.in_flight.values())
             for node in dict.fromkeys(node for leaf in leaves for node in leaf.path):
                 path = _path(node)
-                rows[_node_name(path)] = _node_row(node, path)
+                rows[_node_name(path)] = _node_row(core.queue.order, node, path)
         for request in self._requests:
             rows |= self._request_rows(request)
         return rows
@@ -223,10 +224,10 @@ def _node_name(path: Path) -> str:
     return NODE + SEPARATOR.join(path)
 
 
-def _node_row(node: Node, path: Path) -> bytes:
+def _node_row(order: Order, node: Node, path: Path) -> bytes:
     shifted, last_left = (node.shifted, node.last_left) if isinstance(node, Branch) else (0.0, None)
     last_name = None if last_left is None else last_left.name
-    value, deficit = node.counter + node.above.shifted, node.credit - node.counter
+    value, deficit = node.counter + node.above.shifted, order.deficit(node)
     return _encoder.encode(NodeRow(path, value, shifted, deficit, node.weight, last_name))
 
 
