@@ -18,7 +18,7 @@ from typing import Any
 
 from services.files import exposure
 from services.framing import AddressError, HandshakeError
-from services.settings import TlsSettings
+from services.stream_settings import TlsSettings
 
 NAME = "fairlead:"
 """How the URI that names a service begins."""

@@ -17,7 +17,8 @@ from services.executor.service import Executor
 from services.gateway.service import GatewayService
 from services.runtime import ReadyFile
 from services.scheduler.service import SchedulerService
-from services.settings import Deployment, HttpSettings, StreamSettings, TelemetrySettings
+from services.settings import Deployment, HttpSettings, TelemetrySettings
+from services.stream_settings import StreamSettings
 from services.usage_rows import FILE, read_usage
 
 SECRET = b"the secret of a test deployment"

@@ -23,7 +23,8 @@ from services.framing import (
     decode_message,
     encode_frame,
 )
-from services.settings import Deployment, StreamSettings, TelemetrySettings, TrafficSettings
+from services.settings import Deployment, TelemetrySettings, TrafficSettings
+from services.stream_settings import StreamSettings
 from services.streams import Receiver, SocketStream
 from services.transport import Listener
 from services.wire import (

@@ -23,7 +23,8 @@ from services.framing import (
     ListenerHandshake,
     parse_address,
 )
-from services.settings import Deployment, StreamSettings, TlsSettings
+from services.settings import Deployment
+from services.stream_settings import StreamSettings, TlsSettings
 from services.tls import Certificates
 from services.transport import Link, Listener, listen
 from services.wire import Cancel, Capacity, PolicyNow, Usage

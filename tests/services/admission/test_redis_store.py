@@ -19,7 +19,8 @@ from services.admission.redis_operations import ExchangeOperation
 from services.admission.redis_store import RedisStore
 from services.admission.store import Batch, Kept, StoreError
 from services.runtime import StartError
-from services.settings import Deployment, OutageSettings, SharedStoreSettings, StreamSettings
+from services.settings import Deployment, OutageSettings, SharedStoreSettings
+from services.stream_settings import StreamSettings
 from services.troubles import Troubles
 from services.usage_rows import day_of
 

@@ -27,7 +27,8 @@ from services.errors import RequestError
 from services.gateway import service as gateway_service
 from services.gateway.render_process import Conversation, render
 from services.gateway.service import GatewayService
-from services.settings import Deployment, HttpSettings, StreamSettings, TelemetrySettings
+from services.settings import Deployment, HttpSettings, TelemetrySettings
+from services.stream_settings import StreamSettings
 from services.transport import Identity, Listener, Stream, listen
 from services.wire import (
     Admitted,
