@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from services.streams import HANDSHAKE_S, SocketStream
-from services.tls import Certificates, sentence
+from services.tls import Certificates, Secured, sentence
 
 MOST_AT_ONCE = 256
 """Connections in TLS's handshake: of more, the oldest goes."""
@@ -80,12 +80,12 @@ class Arrivals:
 
     async def _secure(self, arrived: socket.socket, address: str) -> None:
         arrived.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        contexts, stream = self._certificates.now(), self._make()
-        stream.certificate = contexts.certificate
+        secured, stream = Secured(self._certificates), self._make()
+        stream.secured = secured
         error: Exception | None = None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: stream, arrived, ssl=contexts.listening, ssl_handshake_timeout=HANDSHAKE_S
+                lambda: stream, arrived, ssl=secured.listening, ssl_handshake_timeout=HANDSHAKE_S
             )
         except OSError as failed:
             error = failed

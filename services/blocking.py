@@ -51,7 +51,7 @@ class BlockingStream:
         *,
         max_frame_bytes: int,
         silence_s: float,
-        certificate: bytes = b"",
+        secured: tls.Secured | None = None,
     ) -> None:
         """Run the handshake on a connected socket; over TLS our certificate is part of the proof."""
         self._socket = connected
@@ -61,25 +61,27 @@ class BlockingStream:
         """What came right behind the handshake."""
         self.lost_s: float | None = None
         """When the peer turned out to have gone, on this process's clock; None: it has not, as far as pings tell."""
+        self._ended = "closed by the peer"
+        """Why there will be nothing more to read."""
         self._silence_s = HANDSHAKE_S
-        self._secured: ssl.SSLSocket | None = None
+        self._encrypted: ssl.SSLSocket | None = None
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
         self.peer = Peer("unknown")
         connected.settimeout(HANDSHAKE_S)
         handshake = ConnectorHandshake(identity, secret)
-        secured = self._secured = connected if isinstance(connected, ssl.SSLSocket) else None
-        if secured is not None:
-            handshake.bind(tls.binding(secured, certificate))
+        encrypted = self._encrypted = connected if isinstance(connected, ssl.SSLSocket) else None
+        if encrypted is not None and secured is not None:
+            handshake.bind(tls.binding(encrypted, secured.certificate))
         self.send(handshake.answer(self._one()))
         self.peer = handshake.finish(self._one())
-        if secured is not None:
-            tls.check_name(secured, self.peer.service)
+        if encrypted is not None:
+            tls.check_name(encrypted, self.peer.service)
         self._frames.max_frame_bytes = max_frame_bytes
         connected.settimeout(None)
         if self.peer.protocol > 1:
             self._silence_s = silence_s
             connected.settimeout(silence_s)
-            threading.Thread(target=self._keep_pinging, name="pings", daemon=True).start()
+            threading.Thread(target=self._keep_pinging, args=(secured,), name="pings", daemon=True).start()
 
     @classmethod
     def connect(
@@ -99,7 +101,7 @@ class BlockingStream:
             AddressError: the address is malformed.
         """
         where = parse_address(address, allow_plaintext=allow_plaintext or certificates is not None)
-        certificate = b""
+        secured = None
         if isinstance(where, UnixAddress):
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         else:
@@ -109,16 +111,15 @@ class BlockingStream:
             if isinstance(where, UnixAddress):
                 connected.connect(str(where.path))
             elif certificates is not None:
-                contexts = certificates.now()
-                certificate = contexts.certificate
-                connected = contexts.connecting.wrap_socket(connected)
+                secured = tls.Secured(certificates)
+                connected = secured.connecting.wrap_socket(connected)
             return cls(
                 connected,
                 identity,
                 secret,
                 max_frame_bytes=max_frame_bytes,
                 silence_s=silence_s,
-                certificate=certificate,
+                secured=secured,
             )
         except BaseException:
             connected.close()
@@ -150,36 +151,40 @@ class BlockingStream:
         self._closed.set()
         self._socket.close()
 
-    def _keep_pinging(self) -> None:
+    def _keep_pinging(self, secured: tls.Secured | None) -> None:
         """Until the stream is closed; whoever waits for messages hears why it broke."""
         try:
             while not self._closed.wait(PING_S):
+                if secured is not None and secured.is_outdated():
+                    self._ended = tls.OUTDATED
+                    # The plain socket's: TLS's own would have whoever waits read what is not encrypted.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
                 self.send(Ping(time.monotonic_ns()))
         except OSError:
             self.lost_s = time.monotonic()
 
     def _receive(self) -> bytes:
         try:
-            if self._secured is None:
+            if self._encrypted is None:
                 return self._socket.recv(RECEIVE_BYTES)
             # TLS's state is one for both ways, and the pings come from another thread: nobody waits in it.
             if self._readable(self._silence_s):
                 with self._sending:
-                    return self._secured.recv(RECEIVE_BYTES)
+                    return self._encrypted.recv(RECEIVE_BYTES)
             raise TimeoutError
         except TimeoutError as error:
             raise StreamClosedError(f"the peer was silent for {self._silence_s:g} s") from error
 
     def _readable(self, timeout_s: float) -> bool:
         # What is left of a record of TLS is nothing that the kernel still has.
-        if self._secured is not None and self._secured.pending():
+        if self._encrypted is not None and self._encrypted.pending():
             return True
         readable, _, _ = select.select([self._socket], [], [], timeout_s)
         return bool(readable)
 
     def _decode(self, data: bytes) -> list[AnyMessage]:
         if not data:
-            raise StreamClosedError("closed by the peer")
+            raise StreamClosedError(self._ended)
         received_ns = time.monotonic_ns()
         messages: list[AnyMessage] = []
         for frame in self._frames.feed(data):

@@ -290,7 +290,7 @@ class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
                 tls=None
                 if self.streams.tls is None
                 else TlsSettings(
-                    *(_absolute(fill(path)) for path in msgspec.structs.astuple(self.streams.tls)),
+                    *(path and _absolute(fill(path)) for path in msgspec.structs.astuple(self.streams.tls)),
                 ),
             ),
         )

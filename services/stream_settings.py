@@ -19,6 +19,10 @@ class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """To the certificate, not encrypted and readable by its owner alone."""
     ca: str
     """The authority that has signed the certificates of all of this deployment's machines, and nothing else."""
+    revoked: str = ""
+    """The authority's list of those that count no more (a CRL): a machine whose certificate is on it is put out as soon
+    as the file says so. Empty: there is none.
+    """
 
 
 class StreamSettings(Struct, frozen=True, forbid_unknown_fields=True):

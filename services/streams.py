@@ -24,6 +24,7 @@ from services.framing import (
     encode_frame,
     is_milestone,
 )
+from services.tls import OUTDATED
 from services.wire import AnyMessage
 from services.wire_operator import Ping, Pong
 from services.wire_parts import Message
@@ -100,7 +101,7 @@ class Registry(Protocol):
 
 
 class SocketStream(asyncio.Protocol):
-    """A stream over a socket. `registry` is None at the end that connected, `certificate` ours where TLS is spoken."""
+    """A stream over a socket. `registry` is None at the end that connected, `secured` where no TLS is spoken."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class SocketStream(asyncio.Protocol):
         max_frame_bytes: int,
         buffer_bytes: int,
         silence_s: float = SILENCE_S,
-        certificate: bytes = b"",
+        secured: tls.Secured | None = None,
         registry: Registry | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -134,7 +135,7 @@ class SocketStream(asyncio.Protocol):
         self._handshake: ListenerHandshake | ConnectorHandshake | None = handshake
         self._receiver = receiver
         self._registry = registry
-        self.certificate = certificate
+        self.secured = secured
         self._max_frame_bytes = max_frame_bytes
         self._buffer_bytes = buffer_bytes
         self._frames = FrameBuffer(MAX_HANDSHAKE_FRAME_BYTES)
@@ -150,8 +151,9 @@ class SocketStream(asyncio.Protocol):
         """Begin the handshake."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._buffer_bytes)
-        if (secured := transport.get_extra_info("ssl_object")) is not None and self._handshake is not None:
-            self._handshake.bind(tls.binding(secured, self.certificate))
+        connection = transport.get_extra_info("ssl_object")
+        if connection is not None and self.secured is not None and self._handshake is not None:
+            self._handshake.bind(tls.binding(connection, self.secured.certificate))
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(HANDSHAKE_S, self.fail, f"no handshake within {HANDSHAKE_S:g} s")
         if isinstance(self._handshake, ListenerHandshake):
@@ -184,7 +186,7 @@ class SocketStream(asyncio.Protocol):
         """Tell the receiver, once."""
         self._transport = None
         reason = tls.sentence(exc) if isinstance(exc, OSError) else str(exc or "closed by the peer")
-        if exc is None and self.certificate and isinstance(self._handshake, ConnectorHandshake):
+        if exc is None and self.secured is not None and isinstance(self._handshake, ConnectorHandshake):
             # TLS 1.3 is done for us before the listener has looked at our certificate, and its word is lost on the way.
             reason += " before we were let in: if it refuses our certificate, its log says why"
         self._end(reason)
@@ -284,6 +286,9 @@ class SocketStream(asyncio.Protocol):
 
     def _ask(self) -> None:
         """Ask for a sign of life and compare clocks: often at first where they differ, to find a short way soon."""
+        if self.secured is not None and self.secured.is_outdated():
+            self.fail(OUTDATED)
+            return
         pings = self.peer.protocol > 1
         # Pings are counted, not seconds: a loop that was held up itself must not take its peers for silent. One that
         # is alive pings, too: what it says is never stuck behind what it has not read.

@@ -3,6 +3,7 @@
 A certificate says in its subject alternative names which services its holder may be: `URI:fairlead:executor`. Host
 names count for nothing: machines move, and what must not happen is that an executor passes for admission. The files are
 looked at for each new connection, so that a renewed certificate is used from the next one on; running streams go on.
+Only another list of revoked certificates ends them: they connect again, whoever still may.
 
 Python tells nothing of TLS 1.3's exporter, so the proof of the secret is bound to both certificates instead
 (`Handshake.bind`): whoever stands between with certificates of its own passes on proofs that hold nowhere.
@@ -16,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from services.files import exposure
 from services.framing import AddressError, HandshakeError
 from services.stream_settings import TlsSettings
 
 NAME = "fairlead:"
 """How the URI that names a service begins."""
+OUTDATED = "the list of revoked certificates is another: who is not on it connects again"
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,35 @@ class Contexts:
     connecting: ssl.SSLContext
     certificate: bytes
     """Ours, DER."""
+    revoked: bytes
+    """The list of those that count no more; empty: there is none."""
+
+
+class Secured:
+    """What one connection over TLS is made with, and whether that still holds."""
+
+    def __init__(self, certificates: "Certificates") -> None:
+        self._certificates = certificates
+        self._contexts = certificates.now()
+
+    @property
+    def listening(self) -> ssl.SSLContext:
+        """For the end that accepts."""
+        return self._contexts.listening
+
+    @property
+    def connecting(self) -> ssl.SSLContext:
+        """For the end that connects."""
+        return self._contexts.connecting
+
+    @property
+    def certificate(self) -> bytes:
+        """Ours, DER."""
+        return self._contexts.certificate
+
+    def is_outdated(self) -> bool:
+        """Whether another list of revoked certificates is in force since: the peer may be on it."""
+        return self._certificates.now().revoked != self._contexts.revoked
 
 
 class Certificates:
@@ -67,7 +100,7 @@ class Certificates:
     def _look(self) -> list[tuple[int, int, int]]:
         """What tells one content of the files from another; nothing of a file that is not there."""
         seen = []
-        for path in (self._settings.certificate, self._settings.key, self._settings.ca):
+        for path in filter(None, msgspec.structs.astuple(self._settings)):
             try:
                 state = Path(path).stat()
                 seen.append((state.st_mtime_ns, state.st_size, state.st_ino))
@@ -76,18 +109,26 @@ class Certificates:
         return seen
 
     def _load(self) -> Contexts:
+        try:
+            return self._read()
+        except (OSError, ValueError) as error:  # one is being replaced: it was there a moment ago, or was another
+            raise AddressError(f"streams.tls: its files cannot be read: {error}") from error
+
+    def _read(self) -> Contexts:
         settings = self._settings
-        for name, path in (("certificate", settings.certificate), ("key", settings.key), ("ca", settings.ca)):
-            if not Path(path).is_file():
+        for name, path in msgspec.structs.asdict(settings).items():
+            if path and not Path(path).is_file():
                 raise AddressError(f"streams.tls.{name}: {path}: there is no such file")
         if why := exposure(Path(settings.key)):
             raise AddressError(f"streams.tls.key: {why}")
+        # Before it is used: if it is replaced meanwhile, what is used is newer, and the next look finds that.
+        revoked = Path(settings.revoked).read_bytes() if settings.revoked else b""
         listening, connecting = self._context(ssl.PROTOCOL_TLS_SERVER), self._context(ssl.PROTOCOL_TLS_CLIENT)
         # Who comes again shows its certificate again.
         listening.num_tickets = 0
         # A file may hold the certificates of authorities in between behind its own.
         first = Path(settings.certificate).read_text().partition(END)[0]
-        return Contexts(listening, connecting, ssl.PEM_cert_to_DER_cert(first[first.index(BEGIN) :] + END))
+        return Contexts(listening, connecting, ssl.PEM_cert_to_DER_cert(first[first.index(BEGIN) :] + END), revoked)
 
     def _context(self, side: int) -> ssl.SSLContext:
         settings = self._settings
@@ -107,7 +148,22 @@ class Certificates:
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise AddressError(f"streams.tls.ca: {settings.ca}: no authority's certificate in PEM: {reason}") from error
+        if settings.revoked:
+            self._refuse_revoked(context, settings.revoked)
         return context
+
+    @staticmethod
+    def _refuse_revoked(context: ssl.SSLContext, path: str) -> None:
+        before = context.cert_store_stats()
+        try:
+            context.load_verify_locations(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise AddressError(f"streams.tls.revoked: {path}: no list of certificates in PEM: {reason}") from error
+        # OpenSSL takes whatever the file holds: an authority in it would be believed.
+        if context.cert_store_stats() != before | {"crl": before["crl"] + 1}:
+            raise AddressError(f"streams.tls.revoked: {path}: holds other than one list, which it must")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def binding(connection: ssl.SSLObject | ssl.SSLSocket, own: bytes) -> bytes:

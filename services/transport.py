@@ -34,7 +34,7 @@ from services.framing import (
 )
 from services.inproc import InprocStream, inproc_pair
 from services.streams import SILENCE_S, Receiver, SocketStream, Stream
-from services.tls import Certificates
+from services.tls import Certificates, Secured
 
 __all__ = [
     "AddressError",
@@ -259,7 +259,7 @@ class Link:
         """Why it did not work, or nothing."""
         secured = None
         if self._certificates is not None and not isinstance(self._where, UnixAddress):
-            secured = self._certificates.now()
+            secured = Secured(self._certificates)
 
         def make() -> SocketStream:
             self._connection = SocketStream(
@@ -268,7 +268,7 @@ class Link:
                 max_frame_bytes=self._max_frame_bytes,
                 buffer_bytes=self._buffer_bytes,
                 silence_s=self._silence_s,
-                certificate=secured.certificate if secured is not None else b"",
+                secured=secured,
             )
             return self._connection
 

@@ -4,17 +4,19 @@ import asyncio
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import joined_services
+import msgspec
 import pytest
 from joined_services import GATEWAY, House, expected
 
-from services import streams
-from services.blocking import BlockingStream
+from services import blocking, streams
+from services.blocking import BlockingStream, StreamClosedError
 from services.framing import (
     AddressError,
     ConnectorHandshake,
@@ -37,11 +39,13 @@ EVERYBODY = "URI:fairlead:scheduler,URI:fairlead:admission,URI:fairlead:gateway,
 
 
 def commands() -> list[str]:
-    """What ops/security.md says: the authority's, then a machine's."""
-    block = re.search(r"```bash\n(umask 077\n.*?)```", DOCUMENTED.read_text(), re.DOTALL)
-    assert block is not None
-    authority, machine = block[1].split("# for each machine")
-    return [authority, "umask 077\n#" + machine]
+    """What ops/security.md says: the authority's, then a machine's; the list of revoked ones, then one more of them."""
+    first, second = re.findall(r"```bash\n(umask 077\n.*?)```", DOCUMENTED.read_text(), re.DOTALL)
+    return [
+        f"umask 077\n#{part}"
+        for parts in (first.split("# for each machine"), second.split("# for each certificate"))
+        for part in parts
+    ]
 
 
 class Authority:
@@ -51,6 +55,11 @@ class Authority:
         self.folder = folder
         folder.mkdir()
         self._run(commands()[0])
+        self._run(commands()[2])
+
+    def revoke(self, name: str) -> None:
+        """And write the list anew."""
+        self._run(commands()[3].replace("machine1", name))
 
     def machine(self, name: str, names: str = EVERYBODY, days: str = "90") -> TlsSettings:
         said = commands()[1].replace("machine1", name).replace("-days 90", f"-days {days}")
@@ -227,6 +236,64 @@ async def test_renewed_files_are_used_from_the_next_connection_on(stage, recorde
     assert "the certificate read before stays in use" in caplog.text
 
 
+def with_list(machine: TlsSettings, authority: Authority) -> TlsSettings:
+    return msgspec.structs.replace(machine, revoked=str(authority.folder / "revoked.pem"))
+
+
+async def test_a_revoked_certificate_is_put_out_while_the_others_connect_again(
+    tmp_path, recorder, caplog, monkeypatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(streams, "PING_S", 0.05)
+    authority = Authority(tmp_path / "ca")
+    good, stolen = (with_list(authority.machine(name), authority) for name in ("good", "stolen"))
+    stage = Stage(authority, good, recorder)
+    await stage.listen(good)
+    mine, theirs = recorder(), recorder()
+    stage.link(good, mine)
+    stage.link(msgspec.structs.replace(stolen, revoked=""), theirs, "executor")
+    await mine.count("opened")
+    await theirs.count("opened")
+    authority.revoke("stolen")
+    await theirs.count("closed")
+    await mine.count("opened", 2)
+    await said(caplog, "its certificate is refused: certificate revoked")
+    assert len(await theirs.count("opened")) == 1
+    await stage.close()
+
+
+async def test_a_blocking_stream_leaves_a_listener_whose_certificate_was_revoked(
+    tmp_path, recorder, monkeypatch
+) -> None:
+    monkeypatch.setattr(blocking, "PING_S", 0.05)
+    authority = Authority(tmp_path / "ca")
+    good, stolen = (with_list(authority.machine(name), authority) for name in ("good", "stolen"))
+    stage = Stage(authority, good, recorder)
+    port = (await stage.listen(msgspec.structs.replace(stolen, revoked=""))).port
+
+    def connect() -> BlockingStream:
+        return BlockingStream.connect(
+            f"tcp://127.0.0.1:{port}",
+            Identity("executor", "0", 1),
+            SECRET,
+            max_frame_bytes=2**20,
+            certificates=Certificates(good),
+        )
+
+    def hear(stream: BlockingStream) -> None:
+        for _ in range(100):
+            stream.poll(0.1)
+
+    stream = await asyncio.to_thread(connect)
+    authority.revoke("stolen")
+    with pytest.raises(StreamClosedError, match="the list of revoked certificates is another"):
+        await asyncio.to_thread(hear, stream)
+    stream.close()
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate revoked"):
+        await asyncio.to_thread(connect)
+    await stage.close()
+
+
 def certificate_of(link: Link):
     return link._connection._transport.get_extra_info("ssl_object")
 
@@ -252,13 +319,17 @@ def test_a_proof_holds_only_between_its_two_certificates() -> None:
         (lambda files: Path(files.key).chmod(0o644), r"mode 0644\); mend it with `chmod 600"),
         (lambda files: Path(files.key).write_text("x"), "are no certificate and its key in PEM"),
         (lambda files: Path(files.ca).write_text("x"), "no authority's certificate in PEM"),
+        (lambda files: Path(files.revoked).unlink(), r"streams.tls.revoked: .*: there is no such file"),
+        (lambda files: Path(files.revoked).write_text("x"), r"streams.tls.revoked: .*: no list of certificates in PEM"),
+        (lambda files: shutil.copy(files.ca, files.revoked), "holds other than one list"),
+        (lambda files: Path(files.certificate).write_bytes(b"\xff"), "are no certificate and its key in PEM"),
     ],
 )
-def test_files_that_cannot_be_used_are_refused_with_what_is_wrong(tmp_path, machine, change, sentence: str) -> None:
-    copies = TlsSettings(*(str(tmp_path / Path(path).name) for path in (machine.certificate, machine.key, machine.ca)))
-    files = ("certificate", "key", "ca")
-    for copy, path in ((getattr(copies, file), getattr(machine, file)) for file in files):
-        shutil.copy(path, copy)
+def test_files_that_cannot_be_used_are_refused_with_what_is_wrong(
+    tmp_path, authority, machine, change, sentence: str
+) -> None:
+    files = msgspec.structs.astuple(with_list(machine, authority))
+    copies = TlsSettings(*(shutil.copy(path, tmp_path) for path in files))
     Certificates(copies)
     change(copies)
     with pytest.raises(AddressError, match=sentence):

@@ -62,9 +62,7 @@ tenants:
     keys:
       - {{id: one, sha256: {digest(KEY)}, project: web}}
       - {{id: two, sha256: {digest(REVOKED)}, revoked: true}}
-  - name: operators
-    keys:
-      - {{id: three, sha256: {digest(ADMIN_KEY)}, scope: admin}}
+  - {{name: operators, keys: [{{id: three, sha256: {digest(ADMIN_KEY)}, scope: admin}}]}}
 """
 
 
