@@ -22,7 +22,7 @@ from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
 from services.descriptors import FEWEST
-from services.files import read_document
+from services.policy_reading import read_policy
 from services.settings import Deployment, HttpSettings, SettingsError, load_deployment
 
 PACKAGES = ("torch", "xformers", "triton", "safetensors", "tokenizers", "numpy", "msgspec", "aiohttp", "uvloop")
@@ -132,7 +132,7 @@ def services(deployment: Deployment) -> Iterator[Finding]:
     """What they read before they start."""
     path = Path(deployment.policy)
     try:
-        policy = load_live_policy(read_document(path), str(path))
+        policy = load_live_policy(read_policy(path), str(path))
         yield Finding("policy", policy.name, str(path))
     except OSError as error:
         yield Finding("policy", "cannot be read", f"{path}: {error.strerror}", obstacle=True)

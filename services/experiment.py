@@ -16,6 +16,7 @@ from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
 from policies.simulation.experiments import ExperimentError, Options
 from services.numbers import count, positive, seed, share, share_or_none
+from services.policy_reading import read_policy
 from services.progress import progress_bar
 
 EXPERIMENTS = {
@@ -102,7 +103,7 @@ def _document(name: str, own: Mapping[str, bytes]) -> tuple[str, bytes]:
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if Path(name).name == name and shipped.is_file() else Path(name)
     try:
-        document = path.read_bytes()
+        document = read_policy(path)
     except OSError as error:
         names = ", ".join([*own] or sorted(file.stem for file in SHIPPED.glob("*.yaml") if file.stem != "tenants"))
         raise ExperimentError(

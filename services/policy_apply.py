@@ -17,6 +17,7 @@ from policies.document.loading import load_live_policy
 from services import files, policy_documents
 from services.health import ready_file
 from services.policy_documents import CommandError, Document
+from services.policy_reading import placed, read_text
 from services.revisions import Revisions, digest
 from services.settings import Deployment
 
@@ -66,13 +67,15 @@ def _save(deployment: Deployment, new: Document, message: str) -> int:
     history = Revisions(deployment.data)
     path = Path(deployment.policy).resolve()
     before, last_save = history.last(), history.last_save()
+    # In the same folder the text goes on naming its files; elsewhere it has to be complete.
+    written = new.source if placed(new.source, path).document == new.content else new.content
     if before is not None and before.digest == digest(new.content) and _content(path) == new.content:
         print(f"{new.label} is in force already, as revision {before.revision}")
         return 0
     _keep_unknown(path, history)
     history.note(new.content, _author(), message)
     try:
-        files.replace(path, new.content, _mode(path))
+        files.replace(path, written, _mode(path))
     except OSError as error:
         raise CommandError(
             f"{path}: the policy in use cannot be written: {error.strerror}; the services take a save however it is "
@@ -90,6 +93,8 @@ def _save(deployment: Deployment, new: Document, message: str) -> int:
         print(f"{new.label} was not applied, revision {save.revision} stays in force:\n{save.error}", file=sys.stderr)
         return 1
     print(f"revision {save.revision} is in force: {new.policy.name}, from {new.label}")
+    if written != new.source:
+        print(f"  the table that it names is not beside {path}, which has its points instead")
     if before is not None:
         for change in changes(policy_documents.from_revision(before).policy, new.policy):
             print(f"  {change}")
@@ -98,7 +103,7 @@ def _save(deployment: Deployment, new: Document, message: str) -> int:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return files.read_document(path)
+        return read_text(path).document
     except OSError:
         return None
 
@@ -109,7 +114,7 @@ def _keep_unknown(path: Path, history: Revisions) -> None:
     if content is not None and not history.knows(content):
         kept = path.with_name(f"{path.name}.replaced")
         try:
-            files.replace(kept, content, _mode(path))
+            files.replace(kept, files.read_document(path), _mode(path))
         except OSError as error:
             raise CommandError(f"{kept}: cannot be written: {error.strerror}") from error
         print(f"{path} held what was never in force; it is kept as {kept}", file=sys.stderr)

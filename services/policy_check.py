@@ -7,7 +7,7 @@ from pathlib import Path
 from policies.document.explain import explain
 from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
-from services.files import read_document
+from services.policy_reading import read_policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     path: Path = args.file
     try:
         load = load_policy if args.replay else load_live_policy
-        policy = load(read_document(path), str(path))
+        policy = load(read_policy(path), str(path))
     except OSError as error:
         print(f"{path}: cannot be read: {error.strerror}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
 from policies.document.schema import Policy
-from services.files import read_document
+from services.policy_reading import read_text
 from services.revisions import HistoryError, Revision, Revisions
 from services.settings import Deployment, SettingsError, deployment_of
 from services.traffic.reading import TrafficError
@@ -30,7 +30,10 @@ class Document(NamedTuple):
     label: str
     """The file's name, or `revision 3`."""
     content: bytes
+    """Complete, whatever files it names."""
     policy: Policy
+    source: bytes
+    """As the file has it."""
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +60,12 @@ def from_file(path: Path) -> Document:
         PolicyError: it cannot be used.
     """
     try:
-        content = read_document(path)
+        text = read_text(path)
     except OSError as error:
         raise CommandError(f"{path}: cannot be read: {error.strerror}") from error
-    return Document(str(path), content, load_policy(content, str(path)))
+    if text.problems is not None:
+        raise text.problems
+    return Document(str(path), text.document, load_policy(text.document, str(path)), text.source)
 
 
 def from_name(name: str, deployment: Deployment) -> Document:
@@ -99,4 +104,4 @@ def in_force(deployment: Deployment) -> Document:
 def from_revision(revision: Revision) -> Document:
     """The policy of a revision; PolicyError as `from_number`."""
     label = f"revision {revision.revision}"
-    return Document(label, revision.document, load_policy(revision.document, label))
+    return Document(label, revision.document, load_policy(revision.document, label), revision.document)

@@ -27,7 +27,14 @@ from policies.simulation.timeline import Timeline
 from policies.simulation.workload import TraceError
 from services.numbers import count, positive, seed, share, share_or_none
 from services.progress import progress_bar
-from services.replay_inputs import SYNTHETIC_PREFIX, ReplayError, fit_device, keeps_arrivals, read_bytes, write_text
+from services.replay_inputs import (
+    SYNTHETIC_PREFIX,
+    ReplayError,
+    fit_device,
+    keeps_arrivals,
+    read_policy_document,
+    write_text,
+)
 from services.replay_log import verify_logs
 from services.replay_runs import Run, Search, across, requests_of, runs_of, search, simulate, simulation
 
@@ -130,7 +137,7 @@ def _read_log(args: argparse.Namespace) -> int:
 def _replay(args: argparse.Namespace) -> int:
     if args.policy is None or args.trace is None:
         raise ReplayError("say which --policy and which --trace, or --log DIR --verify")
-    document = read_bytes(Path(args.policy))
+    document = read_policy_document(Path(args.policy))
     policy = load_policy(document, args.policy)
     seeds = list(dict.fromkeys(args.seeds or [DEFAULT_SEED]))
     if len(seeds) > 1 and keeps_arrivals(args.trace):

@@ -13,6 +13,7 @@ from policies.simulation.fitting import FitError
 from policies.simulation.parameters import ParameterError, Parameters
 from policies.simulation.recording import Recording, RecordingError, fitted_device, read_recording
 from policies.simulation.workload import TraceRequest, at_rate, has_arrivals, read_trace, synthetic
+from services.policy_reading import read_policy
 
 SYNTHETIC_PREFIX = "synthetic:"
 SYNTHETIC_DURATION_S = 600.0
@@ -32,6 +33,19 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
+    except OSError as error:
+        raise ReplayError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_policy_document(path: Path) -> bytes:
+    """A policy file as one document.
+
+    Raises:
+        PolicyError: a file that it names cannot be read or used.
+        ReplayError: it cannot be read.
+    """
+    try:
+        return read_policy(path)
     except OSError as error:
         raise ReplayError(f"{path}: cannot be read: {error.strerror}") from error
 

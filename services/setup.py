@@ -17,8 +17,9 @@ from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
-from services.files import read_document, replace
+from services.files import replace
 from services.keys import ensure_admin_key, ensure_demo_key
+from services.policy_reading import read_policy
 from services.settings import Deployment, SettingsError, load_deployment
 
 SECRET_BYTES = 32
@@ -108,7 +109,7 @@ def _admin_key(deployment: Deployment) -> str:
 
 def _load_policy(path: Path) -> None:
     try:
-        load_live_policy(read_document(path), str(path))
+        load_live_policy(read_policy(path), str(path))
     except OSError as error:
         raise SetupError(f"policy {path} cannot be read: {error.strerror}") from error
     except PolicyError as error:

@@ -204,7 +204,7 @@ def cost_of(cost: WeightedTokens | Tokens | Quadratic | Table | KvTokenTime) -> 
         case Quadratic():
             return Polynomial(cost.a, cost.b, cost.c, cost.d, cost.e)
         case Table():
-            return Profile(cost.prompt_tokens, cost.output_tokens, cost.costs)
+            return Profile(cost.points.prompt_tokens, cost.points.output_tokens, cost.points.costs)
         case KvTokenTime():
             # x for the step of the prompt, then x + k for the k-th token: x + q x + q (q + 1) / 2 in all.
             return Polynomial(1.0, 0.5, 1.0, 0.5, 0.0, saves=False)

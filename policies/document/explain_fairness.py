@@ -6,6 +6,7 @@ from policies.document.fairness import (
     LengthPredictor,
     Pools,
     Quadratic,
+    ReadTable,
     Table,
     Tokens,
     WeightedTokens,
@@ -65,9 +66,11 @@ def _cost(fairness: Fairness) -> str:
             return "Every token costs 1, a prompt token found in the prefix cache nothing."
         case Quadratic(a=a, b=b, c=c, d=d, e=e):
             return f"p prompt and q output tokens cost {a:g} p + {b:g} q + {c:g} p q + {d:g} q^2 + {e:g}."
-        case Table(prompt_tokens=prompts, output_tokens=outputs):
+        case Table(points=points, file=file):
+            prompts, outputs = points.prompt_tokens, points.output_tokens
+            of = f"the table of {file.name}" if isinstance(file, ReadTable) else "the table"
             return (
-                f"A request costs what the table says for its prompt ({prompts[0]} to {prompts[-1]} tokens) and output "
+                f"A request costs what {of} says for its prompt ({prompts[0]} to {prompts[-1]} tokens) and output "
                 f"({outputs[0]} to {outputs[-1]})."
             )
         case KvTokenTime():

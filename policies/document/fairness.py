@@ -43,23 +43,49 @@ class Quadratic(Section, frozen=True, tag_field="kind", tag="quadratic"):
     e: Annotated[Cost, Meta(description="For each request.")] = 0.0
 
 
+Prompts = Annotated[
+    tuple[Count, ...],
+    Meta(min_length=2, description="Prompt lengths of the rows, ascending.", extra={"unit": "tokens"}),
+]
+Outputs = Annotated[
+    tuple[Annotated[int, Meta(ge=0)], ...],
+    Meta(min_length=2, description="Output lengths of the columns, ascending from 0.", extra={"unit": "tokens"}),
+]
+Rows = Annotated[
+    tuple[tuple[Cost, ...], ...],
+    Meta(min_length=2, description="A row for each prompt length; never falling along a row or a column."),
+]
+
+
+class ReadTable(Section, frozen=True):
+    """A table as it was read from its file: so a revision means the same wherever it goes."""
+
+    name: Annotated[str, Meta(description="Of the file, as the policy file has it.")]
+    prompt_tokens: Prompts
+    output_tokens: Outputs
+    costs: Rows
+
+
 class Table(Section, frozen=True, tag_field="kind", tag="table"):
-    """Cost of a request from a measured profile: linear between its points, and beyond the last as between the last
-    two; below the first prompt length the same as there. `fairlead policy cost-table` writes one from a file.
+    """Cost of a request from a measured profile, in a file or here: linear between its points, and beyond the last as
+    between the last two; below the first prompt length the same as there.
     """
 
-    prompt_tokens: Annotated[
-        tuple[Count, ...],
-        Meta(min_length=2, description="Prompt lengths of the rows, ascending.", extra={"unit": "tokens"}),
-    ]
-    output_tokens: Annotated[
-        tuple[Annotated[int, Meta(ge=0)], ...],
-        Meta(min_length=2, description="Output lengths of the columns, ascending from 0.", extra={"unit": "tokens"}),
-    ]
-    costs: Annotated[
-        tuple[tuple[Cost, ...], ...],
-        Meta(min_length=2, description="A row for each prompt length; never falling along a row or a column."),
-    ]
+    prompt_tokens: Prompts = ()
+    output_tokens: Outputs = ()
+    costs: Rows = ()
+    file: Annotated[
+        str | ReadTable | None,
+        Meta(
+            description="Instead of these three: a CSV file with the columns prompt_tokens, output_tokens and cost, by "
+            "its path from the policy file; it is watched as that is, and its points are part of each revision."
+        ),
+    ] = None
+
+    @property
+    def points(self) -> "Table | ReadTable":
+        """What holds the points."""
+        return self.file if isinstance(self.file, ReadTable) else self
 
 
 class KvTokenTime(Section, frozen=True, tag_field="kind", tag="kv_token_time"):

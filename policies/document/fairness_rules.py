@@ -8,11 +8,12 @@ from itertools import pairwise
 
 from msgspec import UNSET
 
-from policies.document.fairness import Fairness, LengthPredictor, Quadratic, Table
+from policies.document.fairness import Fairness, LengthPredictor, Quadratic, ReadTable, Table
 from policies.document.reading import Path, Reading
 
 FAIRNESS: Path = ("fairness",)
 COST: Path = (*FAIRNESS, "cost")
+POINTS = ("prompt_tokens", "output_tokens", "costs")
 LEVELS = ("tenant", "project", "key")
 MAX_TOKENS = 2**20
 """The longest prompt and output for which a formula is looked at."""
@@ -20,8 +21,10 @@ MAX_TOKENS = 2**20
 
 def check_fairness(reading: Reading) -> None:
     """Add every problem between the values of this section."""
-    _table_is_rectangular(reading)
-    _table_never_falls(reading)
+    _table_has_points(reading)
+    for at in (COST, (*COST, "file")):
+        _table_is_rectangular(reading, at)
+        _table_never_falls(reading, at)
     _formula_never_falls(reading)
     _levels_go_down(reading)
     _predictor_is_one(reading)
@@ -47,39 +50,55 @@ def check_live_fairness(reading: Reading) -> None:
         reading.add((*FAIRNESS, "reserve"), wrong, "declared or predicted")
 
 
-def _table_is_rectangular(reading: Reading) -> None:
+def _table_has_points(reading: Reading) -> None:
     table = reading.get(COST)
     if not isinstance(table, Table):
         return
+    given = [name for name in POINTS if reading.names((*COST, name))]
+    if table.file is None:
+        for name in POINTS:
+            if name not in given:
+                reading.add(COST, f'the key "{name}" is missing', "all three of a table, or the `file` that has them")
+    elif given:
+        reading.add((*COST, given[0]), "the table is in a file", f"remove {', '.join(given)}, or `file`")
+    elif isinstance(table.file, str):
+        wrong = f"{table.file} was not read: this document came without its folder"
+        reading.add((*COST, "file"), wrong, "the points themselves, as a revision has them, or a policy file")
+
+
+def _table_is_rectangular(reading: Reading, at: Path) -> None:
+    table = reading.get(at)
+    if not isinstance(table, Table | ReadTable) or not (table.prompt_tokens and table.output_tokens and table.costs):
+        return
     for name, values in (("prompt_tokens", table.prompt_tokens), ("output_tokens", table.output_tokens)):
         if any(later <= earlier for earlier, later in pairwise(values)):
-            reading.add((*COST, name), "the lengths do not ascend", "each larger than the one before")
+            reading.add((*at, name), "the lengths do not ascend", "each larger than the one before")
     if table.output_tokens[0] != 0:
         wrong = f"the first output length is {table.output_tokens[0]}, so no cost is known for a prompt alone"
-        reading.add((*COST, "output_tokens", 0), wrong, "the first length must be 0")
+        reading.add((*at, "output_tokens", 0), wrong, "the first length must be 0")
     if len(table.costs) != len(table.prompt_tokens):
         wrong = f"{len(table.costs)} rows for {len(table.prompt_tokens)} prompt lengths"
-        reading.add((*COST, "costs"), wrong, "one row for each of `prompt_tokens`")
+        reading.add((*at, "costs"), wrong, "one row for each of `prompt_tokens`")
     for index, row in enumerate(table.costs):
         if len(row) != len(table.output_tokens):
             wrong = f"{len(row)} costs for {len(table.output_tokens)} output lengths"
-            reading.add((*COST, "costs", index), wrong, "one cost for each of `output_tokens`")
+            reading.add((*at, "costs", index), wrong, "one cost for each of `output_tokens`")
 
 
-def _table_never_falls(reading: Reading) -> None:
-    rows = reading.get((*COST, "costs"))
+def _table_never_falls(reading: Reading, at: Path) -> None:
+    rows = reading.get((*at, "costs"))
     if rows is UNSET:
         return
     for index, row in enumerate(rows):
         column = _falls(row)
         if column is not None:
             wrong = f"the cost falls from {row[column - 1]:g} to {row[column]:g} for more output"
-            reading.add((*COST, "costs", index, column), wrong, "at least as much as before it in the row")
+            reading.add((*at, "costs", index, column), wrong, "at least as much as before it in the row")
     for index, (above, row) in enumerate(pairwise(rows), start=1):
         for column, (less, more) in enumerate(zip(above, row, strict=False)):
             if more < less:
                 wrong = f"the cost falls from {less:g} to {more:g} for a longer prompt"
-                reading.add((*COST, "costs", index, column), wrong, "at least as much as above it")
+                reading.add((*at, "costs", index, column), wrong, "at least as much as above it")
                 break
 
 

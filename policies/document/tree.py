@@ -8,9 +8,9 @@ text makes a running service slow or run out of memory.
 import re
 from typing import NoReturn
 
-import msgspec
 import yaml
 from msgspec import Struct
+from msgspec.structs import replace
 
 from policies.document.problems import PolicyError, Position, Problem
 
@@ -37,6 +37,8 @@ class Scalar(Struct, frozen=True):
     text: str
     plain: bool
     """Not quoted: may be a number, true, false or nothing."""
+    span: tuple[int, int] | None = None
+    """Where it begins and ends in the text, in characters; None: an alias stands here."""
     size: int = 1
 
     def value(self) -> str | float | bool | None:
@@ -124,6 +126,11 @@ def _fail(file: str, at: Position, section: str, wrong: str, allowed: str) -> No
     raise PolicyError([Problem(file, at, section, wrong, allowed)])
 
 
+def _span(event: yaml.Event) -> tuple[int, int] | None:
+    start, end = event.start_mark, event.end_mark
+    return (start.index, end.index) if start and end else None
+
+
 class _Builder:
     """Turns parser events into nodes with a stack of its own: a deep document cannot exhaust Python's."""
 
@@ -146,7 +153,8 @@ class _Builder:
             case yaml.ScalarEvent():
                 self._refuse_tag(event, at)
                 empty = not event.value and event.implicit[0]
-                self._add(self._anchored(event, Scalar(at, event.value, plain=bool(event.implicit[0]) or empty)))
+                plain = bool(event.implicit[0]) or empty
+                self._add(self._anchored(event, Scalar(at, event.value, plain, _span(event))))
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 self._refuse_tag(event, at)
                 if len(self.open) == MAX_DEPTH:
@@ -189,7 +197,8 @@ class _Builder:
     def _alias(self, name: str, at: Position) -> Node:
         if name not in self.anchors:
             self._fail(at, f"no finished value before this is anchored as &{name}", "an alias repeats an earlier value")
-        return msgspec.structs.replace(self.anchors[name], at=at)
+        node = self.anchors[name]
+        return replace(node, at=at, span=None) if isinstance(node, Scalar) else replace(node, at=at)
 
     def _refuse_tag(self, event: yaml.Event, at: Position) -> None:
         tag = getattr(event, "tag", None)

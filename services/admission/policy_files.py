@@ -7,6 +7,7 @@ changes nothing and says why. Knows documents as bytes; what they mean is the co
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from policies.document.diff import changes
 from policies.document.loading import load_live_policy, load_policy
 from policies.document.problems import PolicyError
-from services.files import read_document
+from services.policy_reading import PolicyText, read_text
 from services.runtime import StartError, describe
 from services.transport import Stream
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
@@ -27,7 +28,8 @@ MISSES_TO_SAY = 10
 
 log = logging.getLogger(__name__)
 
-Signature = tuple[int, int, int]
+Signature = tuple[tuple[int, int, int] | None, ...]
+"""Of the policy file and of those that it names; None: it is not there."""
 
 
 def validate(document: bytes, file: str) -> str:
@@ -40,32 +42,46 @@ def validate(document: bytes, file: str) -> str:
 
 
 class PolicyFile:
-    """Watches one file by looking at it: whatever way an editor saves (in place, or by renaming) is seen.
+    """Watches a policy file, and those that it names, by looking at them: whatever way an editor saves (in place, or by
+    renaming) is seen.
 
-    A save is taken when the file has looked the same twice, so that half a file is not.
+    A save is taken when all have looked the same twice, so that half a file is not.
 
     Args:
         changed: told of each new content.
-        unreadable: told in a sentence when the file cannot be read any more.
+        unusable: told of a new content that is not complete and why, in sentences; of none (empty) when the file itself
+            cannot be read any more.
     """
 
-    def __init__(self, path: Path, changed: Callable[[bytes], None], unreadable: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, changed: Callable[[bytes], None], unusable: Callable[[bytes, str], None]) -> None:
         self.path = path
         self.problem = ""
         """Why the file cannot be read; empty: it can, or has only just begun not to."""
         self._changed = changed
-        self._unreadable = unreadable
-        self._content: bytes | None = None
+        self._unusable = unusable
+        self._files: tuple[Path, ...] = ()
+        """Those that the policy file names."""
+        self._content: tuple[bytes, str] | None = None
+        """What was read last, and why it is not complete."""
         self._looked: Signature | None = None
         self._read: Signature | None = None
         self._misses = 0
         self._task: asyncio.Task[None] | None = None
 
     def read(self) -> bytes:
-        """The file's content now; what `changed` is called for comes later. Raises `OSError`."""
-        self._looked = self._read = _signature(self.path)
-        self._content = read_document(self.path)
-        return self._content
+        """The file's content now; what `changed` is called for comes later.
+
+        Raises:
+            OSError: it cannot be read.
+            PolicyError: a file that it names cannot be read or used.
+        """
+        self._files = read_text(self.path).files
+        self._looked = self._read = self._signature()
+        text = read_text(self.path)
+        self._content = _said(text)
+        if text.problems is not None:
+            raise text.problems
+        return text.document
 
     def forget(self) -> None:
         """What was read could not be used: the same content saved again is a save."""
@@ -80,15 +96,21 @@ class PolicyFile:
         if self._task is not None:
             self._task.cancel()
 
-    def look(self) -> bytes | None:
-        """One look at the file: its content if that is new and settled. Blocks on the disk."""
+    def look(self) -> tuple[bytes, str] | None:
+        """One look at the files: the content if that is new and settled, and why it is not complete (empty: it is).
+        Blocks on the disk.
+        """
         try:
-            signature = _signature(self.path)
+            signature = self._signature()
             settled, self._looked = signature == self._looked, signature
             if not settled or signature == self._read:
                 return None
-            content = read_document(self.path)
-            if _signature(self.path) != signature:
+            text = read_text(self.path)
+            if text.files != self._files:
+                # Only now is it known what else must have settled.
+                self._files, self._looked = text.files, None
+                return None
+            if self._signature() != signature:
                 return None
         except OSError as error:
             # Between the removal and the rename of an editor there is no file: the next look finds it.
@@ -102,10 +124,15 @@ class PolicyFile:
         self._misses = 0
         self.problem = ""
         self._read = signature
+        content = _said(text)
         if content == self._content:
             return None
         self._content = content
         return content
+
+    def _signature(self) -> Signature:
+        """Raises `OSError`: the policy file cannot be looked at."""
+        return (_of(self.path.stat()), *(_if_there(file) for file in self._files))
 
     async def _watch(self) -> None:
         said = ""
@@ -113,9 +140,13 @@ class PolicyFile:
             await asyncio.sleep(POLL_S)
             content = await asyncio.to_thread(self.look)
             if content is not None:
-                self._changed(content)
+                document, why = content
+                if why:
+                    self._unusable(document, why)
+                else:
+                    self._changed(document)
             if self.problem and self.problem != said:
-                self._unreadable(self.problem)
+                self._unusable(b"", self.problem)
             said = self.problem
 
 
@@ -160,9 +191,9 @@ class PolicyRevisions:
         self._saved.append(document)
         self._propose_next()
 
-    def unreadable(self, why: str) -> None:
-        """The file cannot be read any more."""
-        self._reject(b"", why)
+    def unusable(self, document: bytes, why: str) -> None:
+        """The file was saved, and is not complete; or (empty) cannot be read any more."""
+        self._reject(document, why)
 
     def joined(self, stream: Stream) -> None:
         """A service has connected: it gets the revision in force, and takes part in the one proposed."""
@@ -267,12 +298,24 @@ def first_document(file: PolicyFile) -> bytes:
         document = file.read()
     except OSError as error:
         raise StartError(f"{file.path}: the policy cannot be read: {error.strerror}") from error
+    except PolicyError as error:
+        raise StartError(str(error)) from error
     problems = validate(document, str(file.path))
     if problems:
         raise StartError(problems)
     return document
 
 
-def _signature(path: Path) -> Signature:
-    stat = path.stat()
+def _said(text: PolicyText) -> tuple[bytes, str]:
+    return text.document, "" if text.problems is None else str(text.problems)
+
+
+def _of(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _if_there(path: Path) -> tuple[int, int, int] | None:
+    try:
+        return _of(path.stat())
+    except (OSError, ValueError):
+        return None

@@ -101,7 +101,7 @@ class AdmissionService:
         self._proposed = PolicyRevisions(deployment.policy, self._apply, self._rejected)
         self._followed = FollowedRevisions(deployment.policy, self._pump.apply)
         self._revisions: PolicyRevisions | FollowedRevisions = self._followed if replica else self._proposed
-        self._file = PolicyFile(Path(deployment.policy), self._proposed.saved, self._proposed.unreadable)
+        self._file = PolicyFile(Path(deployment.policy), self._proposed.saved, self._proposed.unusable)
         self._waiting: dict[int, Waiting] = {}
         self._gateways: dict[int, Stream] = {}
         self._store = store_of(deployment, str(replica), self._pump.handle, self._core.queue, self._troubles)

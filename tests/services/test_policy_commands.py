@@ -218,3 +218,62 @@ def test_before_the_first_start_the_file_is_explained_and_the_history_says_so(pl
     assert place.command("rollback") == 2
     assert "there is nothing to go back to" in capsys.readouterr().err
     assert not ready_file(place.deployment.run, "admission").exists()
+
+
+TABLE = "prompt_tokens,output_tokens,cost\n1,0,1\n1,9,2\n9,0,3\n9,9,4\n"
+BY_TABLE = """version: 1
+name: by_table
+classes: [{name: all, ttft_s: 1, tbt_s: 1}]
+fairness: {cost: {kind: table, file: a.csv}}
+batching: {stages: [{decode: {}}, {prefill: {from: waiting}}]}
+"""
+
+
+async def in_force(place: Place, names: list[str]) -> None:
+    async with asyncio.timeout(10):
+        while place.names != names:  # noqa: ASYNC110  a file is watched by looking
+            await asyncio.sleep(0.002)
+
+
+async def test_a_revision_keeps_the_table_of_its_time(place, admission, capsys) -> None:
+    file = place.policy.with_name("new.yaml")
+    file.write_text(BY_TABLE)
+    table = place.policy.with_name("a.csv")
+    table.write_text(TABLE)
+    assert await asyncio.to_thread(place.command, "apply", file) == 0
+    assert place.policy.read_text() == BY_TABLE, "beside its table the policy goes on naming it"
+    table.write_text(TABLE.replace("9,9,4", "9,9,40"))
+    await in_force(place, ["slai", "by_table", "by_table"])
+    capsys.readouterr()
+    assert place.command("diff", "2", "3") == 0
+    assert "fairness.cost.file.costs: [[1.0, 2.0], [3.0, 4.0]] -> [[1.0, 2.0], [3.0, 40.0]]" in capsys.readouterr().out
+    assert await asyncio.to_thread(place.command, "rollback", "2") == 0
+    assert [revision.document.count(b"[3.0,4.0]") for revision in Revisions(place.deployment.data).all()] == [
+        0,
+        1,
+        0,
+        1,
+    ]
+    assert b"[3.0,4.0]" in place.policy.read_bytes()
+    table.write_text("")
+    assert place.command("explain", "3") == 0
+
+
+def test_a_policy_from_another_folder_brings_the_points_of_its_table(place, capsys) -> None:
+    file = place.policy.parent / "elsewhere" / "new.yaml"
+    file.parent.mkdir()
+    file.write_text(BY_TABLE)
+    assert place.command("apply", file) == 2
+    assert f"{file}:4:38: fairness.cost.file: {file.with_name('a.csv')} cannot be read" in capsys.readouterr().err
+    file.with_name("a.csv").write_text(TABLE)
+    place.command("apply", file)
+    assert b'file: {"name":"a.csv"' in place.policy.read_bytes()
+
+
+def test_a_policy_is_checked_and_explained_with_its_table(place, capsys) -> None:
+    place.policy.write_text(BY_TABLE)
+    assert main(["policy", "check", str(place.policy)]) == 2
+    assert "a.csv cannot be read: No such file" in capsys.readouterr().err
+    place.policy.with_name("a.csv").write_text(TABLE)
+    assert main(["policy", "check", str(place.policy)]) == 0
+    assert "what the table of a.csv says" in capsys.readouterr().out

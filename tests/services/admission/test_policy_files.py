@@ -6,11 +6,13 @@ import pytest
 
 from services.admission import policy_files
 from services.admission.policy_files import PolicyFile, PolicyRevisions
+from services.runtime import StartError
 from services.transport import Identity, inproc_pair
 from services.wire import PolicyAbort, PolicyCommit, PolicyNow, PolicyPrepare, PolicyPrepared, PolicyStatus
 
 POLICY = (Path(__file__).resolve().parents[3] / "policies" / "fcfs.yaml").read_bytes()
 OTHER = POLICY + b"# saved again\n"
+RIGHT = "a number, at least 0"
 BROKEN = b"version: 1\nname: Not A Name\n"
 
 
@@ -159,13 +161,15 @@ async def test_a_late_answer_about_an_aborted_revision_is_ignored(house) -> None
 def file(tmp_path: Path) -> PolicyFile:
     path = tmp_path / "policy.yaml"
     path.write_bytes(POLICY)
-    watched = PolicyFile(path, lambda content: None, lambda why: None)
+    watched = PolicyFile(path, lambda content: None, lambda content, why: None)
     assert watched.read() == POLICY
     return watched
 
 
 def looks(file: PolicyFile, number: int = 3) -> list[bytes]:
-    return [content for content in (file.look() for _ in range(number)) if content is not None]
+    found = [content for content in (file.look() for _ in range(number)) if content is not None]
+    assert all(not why for _, why in found)
+    return [document for document, _ in found]
 
 
 def test_a_save_in_place_is_seen_once_it_has_settled(file: PolicyFile) -> None:
@@ -215,12 +219,12 @@ async def test_a_file_that_cannot_be_read_is_told_once_as_a_refused_save(house, 
     path = tmp_path / "policy.yaml"
     path.write_bytes(POLICY)
     seen: asyncio.Queue[bytes] = asyncio.Queue()
-    told: asyncio.Queue[str] = asyncio.Queue()
-    file = PolicyFile(path, seen.put_nowait, told.put_nowait)
+    told: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
+    file = PolicyFile(path, seen.put_nowait, lambda *save: told.put_nowait(save))
     file.read()
     file.start()
     path.unlink()
-    house.revisions.unreadable(await asyncio.wait_for(told.get(), 5))
+    house.revisions.unusable(*await asyncio.wait_for(told.get(), 5))
     path.write_bytes(POLICY)
     assert await asyncio.wait_for(seen.get(), 5) == POLICY
     file.stop()
@@ -248,9 +252,56 @@ async def test_the_watch_reports_a_save(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "policy.yaml"
     path.write_bytes(POLICY)
     seen: asyncio.Queue[bytes] = asyncio.Queue()
-    file = PolicyFile(path, seen.put_nowait, lambda why: None)
+    file = PolicyFile(path, seen.put_nowait, lambda content, why: None)
     file.read()
     file.start()
     path.write_bytes(OTHER)
     assert await asyncio.wait_for(seen.get(), 5) == OTHER
     file.stop()
+
+
+TABLE = "prompt_tokens,output_tokens,cost\n1,0,1\n1,9,2\n9,0,3\n9,9,4\n"
+BY_TABLE = POLICY.replace(b"fairness:", b"fairness:\n  cost: {kind: table, file: costs/a10g.csv}\n  #", 1)
+
+
+@pytest.fixture
+def table(file: PolicyFile) -> Path:
+    """Named by the policy file, and read with it."""
+    path = file.path.parent / "costs" / "a10g.csv"
+    path.parent.mkdir()
+    path.write_text(TABLE)
+    file.path.write_bytes(BY_TABLE)
+    (document,) = looks(file, 5)
+    assert b'"costs":[[1.0,2.0],[3.0,4.0]]' in document
+    return path
+
+
+def test_a_saved_table_is_a_save_of_the_policy(file: PolicyFile, table: Path) -> None:
+    assert looks(file) == []
+    table.write_text(TABLE.replace("9,9,4", "9,9,40"))
+    assert file.look() is None
+    (document,) = looks(file)
+    assert b'"costs":[[1.0,2.0],[3.0,40.0]]' in document
+
+
+def test_a_table_that_cannot_be_used_says_where_and_is_a_save_when_it_is_mended(file: PolicyFile, table: Path) -> None:
+    table.write_text(TABLE.replace("9,9,4", "9,9,-4"))
+    looked = [content for content in (file.look() for _ in range(3)) if content is not None]
+    assert looked == [(BY_TABLE, f'{table}:5:5: fairness.cost.file: the text "-4" does not fit; allowed: {RIGHT}')]
+    file.forget()
+    assert looks(file) == []
+    table.write_text(TABLE)
+    assert len(looks(file)) == 1
+
+
+def test_a_table_that_is_not_there_is_said_at_its_name_in_the_policy(file: PolicyFile, table: Path) -> None:
+    table.unlink()
+    line = 1 + BY_TABLE[: BY_TABLE.index(b"costs/")].count(b"\n")
+    (found,) = [content for content in (file.look() for _ in range(3)) if content is not None]
+    assert found[1].startswith(f"{file.path}:{line}:29: fairness.cost.file: {table} cannot be read: No such file")
+
+
+def test_services_do_not_start_with_a_table_that_cannot_be_read(file: PolicyFile, table: Path) -> None:
+    table.write_text("")
+    with pytest.raises(StartError, match=r"a10g.csv:1:1: .*the column prompt_tokens is missing"):
+        policy_files.first_document(file)
