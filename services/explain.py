@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
 def _explain(deployment: Deployment, args: argparse.Namespace) -> int:
     name = args.request
     if name == "last":
-        recent = fetch(deployment, args, "/v1/fairlead/requests")["requests"]
+        told = fetch(deployment, args, "/v1/fairlead/requests")
+        recent = told["requests"]
+        for gateway, why in told["silent"].items():
+            print(f"fairlead explain: {gateway} {why}, and may have served a later one", file=sys.stderr)
         if not recent:
             print("fairlead explain: no request has ended yet; make one and ask again", file=sys.stderr)
             return policy_documents.BAD_INPUT
@@ -81,7 +84,7 @@ def in_words(story: dict[str, Any]) -> list[str]:
     made = f"{story['prompt_tokens']} prompt tokens ({story['prefix_hit_tokens']} cached)"
     ended = story["outcome"] + (f": {story['code']}" if story["code"] else "")
     lines = [
-        escape(f"{story['id']}: {kind}{under}; trace {story['trace_id']}"),
+        escape(f"{story['id']}: {kind}{under}; by {story['gateway']}; trace {story['trace_id']}"),
         f"{made}, {story['output_tokens']} of at most {story['max_output_tokens']} output tokens; {ended}.",
     ]
     if story["ttft_s"] is not None:

@@ -72,8 +72,12 @@ def _head(document: dict[str, Any]) -> Text:
     text = Text.assemble(
         ("fairlead ", "bold"),
         f"{document['model']}, policy {label}, {_count(document['num_executors'], 'executor')}, ",
-        f"{_count(document['num_running'] or 0, 'request')} here",
+        f"{_count(document['num_running'] or 0, 'request')} running",
     )
+    for gateway, why in document["silent"].items():
+        text.append(f"  {gateway} {why}: what it serves is missing here", "bold yellow")
+    if trouble := document["telemetry"]["trouble"]:
+        text.append(f"  nothing of requests is known: {trouble}", "bold yellow")
     if missing:
         text.append(f"  NOT READY: {missing}", "bold red")
     if dropped:

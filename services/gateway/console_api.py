@@ -18,6 +18,15 @@ YES = ("1", "true", "yes")
 NO = ("", "0", "false", "no")
 
 
+class _Told(msgspec.Struct):
+    """What the keepers know of one request."""
+
+    story: msgspec.Raw
+    """JSON."""
+    silent: dict[str, str]
+    """Gateways of which nothing is known, and why."""
+
+
 class Console:
     """Handlers over one gateway's live figures and its keeper."""
 
@@ -63,20 +72,19 @@ class Console:
         wanted = request.query.get("tenant", "") if key.scope == ADMIN else tenant.name
         asked = Asked(0, "recent", tenant=wanted, slo_class=request.query.get("class", ""), missed=given in YES)
         body = await self._ask(asked)
-        return self._replies.json(request, {"requests": msgspec.Raw(body)})
+        return web.Response(body=body, content_type=JSON, headers=self._replies.headers(request))
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         """All that is known of one."""
         tenant, key = self._intake.anyone(request)
         name = request.match_info["id"]
         body = await self._ask(Asked(0, "request", name, tenant="" if key.scope == ADMIN else tenant.name))
-        if body == b"null":
-            message = (
-                f"no request {name!r} is remembered here: it has not ended yet, was too long ago "
-                "or came in by another gateway"
-            )
+        told = msgspec.json.decode(body, type=_Told)
+        if bytes(told.story) == b"null":
+            silent = "".join(f"; {gateway} {why}, and may know it" for gateway, why in told.silent.items())
+            message = f"no request {name!r} is remembered: it has not ended yet, or was too long ago{silent}"
             raise RequestError("not_found", message)
-        return web.Response(body=body, content_type=JSON, headers=self._replies.headers(request))
+        return web.Response(body=bytes(told.story), content_type=JSON, headers=self._replies.headers(request))
 
     async def _ask(self, asked: Asked) -> bytes:
         if self._keeper is None:

@@ -1,4 +1,4 @@
-"""What the console shows now and has shown: the keeper's figures and the services' levels, put together once a second.
+"""What the console shows now and has shown: the keepers' figures and the services' levels, put together once a second.
 
 Owns the history of the last minutes and who follows it. Knows no HTTP.
 """
@@ -25,6 +25,7 @@ NOTHING_TRACED: dict[str, Any] = {
     "running": [],
     "misses": [],
     "dropped": {},
+    "silent": {},
 }
 
 log = logging.getLogger(__name__)
@@ -87,29 +88,27 @@ class Live:
 
     async def look(self) -> None:
         """Put one document together."""
-        told = await self._traced()
+        told, trouble = await self._traced()
         figures = told.pop("figures")
         point = {**figures, "unix_s": int(time.time()), **self._levels()}
         self._points.append(point)
-        document = {"point": point, "telemetry": self._telemetry(told.pop("dropped")), **told, **self._about()}
+        telemetry = {"traced": self._keeper is not None, "trouble": trouble, "dropped": told.pop("dropped")}
+        document = {"point": point, "telemetry": telemetry, **told, **self._about()}
         self._newest = msgspec.json.encode(document)
         looked, self._looked = self._looked, asyncio.get_running_loop().create_future()
         if looked is not None and not looked.done():
             looked.set_result(None)
 
-    async def _traced(self) -> dict[str, Any]:
+    async def _traced(self) -> tuple[dict[str, Any], str]:
+        """Of all gateways; and why there is nothing, if there should be."""
         if self._keeper is None:
-            return dict(NOTHING_TRACED)
+            return dict(NOTHING_TRACED), ""
         try:
             found: dict[str, Any] = msgspec.json.decode(await self._keeper.ask("live"))
         except KeeperError as error:
             log.debug("nothing of the last second: %s", error)
-            return dict(NOTHING_TRACED)
-        return found
-
-    def _telemetry(self, dropped: dict[str, int]) -> dict[str, Any]:
-        unread = 0 if self._keeper is None else self._keeper.num_dropped
-        return {"traced": self._keeper is not None, "dropped": {**dropped, "unread_records": unread}}
+            return {**NOTHING_TRACED, "dropped": {"unread_records": self._keeper.num_dropped}}, str(error)
+        return found, ""
 
     def _about(self) -> dict[str, Any]:
         revisions = self._backend.revisions

@@ -19,7 +19,7 @@ from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.rendering import Rendering
 from services.gateway.tracing import Tracing
-from services.health import process_name
+from services.health import process_name, processes
 from services.listening import BACKLOG, bind
 from services.runtime import StartError, open_link, until_so
 from services.settings import Deployment
@@ -109,6 +109,9 @@ class GatewayService:
                     recent_steps=telemetry.recent.steps,
                     endpoint=telemetry.endpoint,
                     headers=telemetry.headers,
+                    name=self.name,
+                    gateways=[name for name, (service, _) in processes(self._deployment).items() if service == GATEWAY],
+                    run=self._deployment.run,
                 )
             )
         self._store = open_store(

@@ -82,7 +82,7 @@ class KeeperLink(asyncio.Protocol):
         self._num_asked += 1
         number = self._num_asked
         future = self._asked[number] = asyncio.get_running_loop().create_future()
-        self.record(msgspec.structs.replace(question, number=number))
+        self.record(msgspec.structs.replace(question, number=number, num_unread=self.num_dropped))
         self._flush()
         try:
             return await asyncio.wait_for(future, ANSWER_S)

@@ -133,6 +133,8 @@ class Asked(Record, frozen=True):
     slo_class: str = ""
     missed: bool = False
     """Of those alone that broke a promise."""
+    num_unread: int = 0
+    """Records that this gateway could not tell, so far."""
 
 
 class Answered(Record, frozen=True):

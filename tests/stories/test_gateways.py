@@ -1,13 +1,16 @@
-"""Several gateways on one port: whoever connects is served, also while one of them starts again."""
+"""Several gateways on one port: whoever connects is served, also while one of them starts again, and told of all."""
 
+import http.client
+import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from deployed import House
+from deployed import House, fairlead
 
 DEPLOYMENT = """
 http: {gateways: 2}
@@ -16,15 +19,73 @@ telemetry: {metrics: {gateway: null, admission: null, scheduler: null, executor:
 """
 
 
-@pytest.fixture
-def running(house: Callable[..., House], tmp_path: Path) -> House:
-    deployment = tmp_path / "deployment.yaml"
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("gateways")
+    deployment = folder / "deployment.yaml"
     deployment.write_text(DEPLOYMENT)
-    return house("--deployment", str(deployment))
+    started = House(folder).start("--deployment", str(deployment))
+    yield started
+    started.stop()
 
 
 def ready(house: House) -> set[str]:
     return {path.stem for path in house.run_folder.glob("gateway*.ready")}
+
+
+class Reader:
+    """A connection that is kept: whichever gateway took it answers all that is asked on it."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.connection = http.client.HTTPConnection("127.0.0.1", house.port, timeout=60)
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        key = self.house.key if body else (self.house.data / "admin.key").read_text().strip()
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        self.connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+        document: dict[str, Any] = json.load(self.connection.getresponse())
+        return document
+
+    def complete(self) -> str:
+        body = {"model": "demo", "prompt": "import os", "max_tokens": 4, "ignore_eos": True}
+        return str(self.ask("/v1/completions", body)["id"])
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def each_gateway(house: House) -> dict[str, tuple[Reader, str]]:
+    """By name, a connection to a gateway and a request that it served."""
+    found: dict[str, tuple[Reader, str]] = {}
+    for _ in range(200):
+        reader = Reader(house)
+        served = reader.complete()
+        story = reader.ask(f"/v1/fairlead/requests/{served}")
+        name = story["gateway"]
+        if name in found:
+            reader.close()
+        else:
+            found[name] = reader, served
+        if len(found) == 2:
+            return found
+    raise AssertionError(f"only {list(found)} took connections")
+
+
+@pytest.mark.slow
+def test_whichever_gateway_is_asked_tells_of_the_requests_of_both(running: House) -> None:
+    gateways = each_gateway(running)
+    ids = {served for _, served in gateways.values()}
+    for reader, _ in gateways.values():
+        recent = reader.ask("/v1/fairlead/requests")
+        assert recent["silent"] == {}
+        assert ids <= {line["id"] for line in recent["requests"]}
+        for name, (_, served) in gateways.items():
+            assert reader.ask(f"/v1/fairlead/requests/{served}")["gateway"] == name
+    for name, (_, served) in gateways.items():
+        assert f"; by {name}; " in fairlead("explain", served, "--data-dir", str(running.data)).stdout
+    for reader, _ in gateways.values():
+        reader.close()
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ export function showNow(now) {
   const missing = byId("missing");
   missing.hidden = !now.missing.length;
   missing.textContent = now.missing.length ? `Not ready: ${now.missing.join("; ")}.` : "";
+  const unknown = notices(now);
+  put("unknown", unknown, () => unknown.map((sentence) => h("p", { class: "notice" }, sentence)));
   byId("tiles").replaceChildren(...tiles(now));
   put("classes", [point.classes, now.promises], () => classes(point, now.promises));
   put("misses", now.misses.map(({ id }) => id), () => misses(now.misses));
@@ -35,6 +37,13 @@ export function showNow(now) {
     select.replaceChildren(h("option", { value: "" }, "any"), ...names.map((name) => h("option", { value: name }, name)));
     select.value = names.includes(chosen) ? chosen : "";
   }
+}
+
+// What the figures below do not hold.
+function notices({ silent, telemetry: { trouble } }) {
+  const found = Object.entries(silent).map(([gateway, why]) => `${gateway} ${why}: what it serves is missing here.`);
+  if (trouble) found.push(`Nothing of requests is known at the moment: ${trouble}.`);
+  return found;
 }
 
 export function showEmpty(isEmpty, model) {

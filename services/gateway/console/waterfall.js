@@ -37,7 +37,7 @@ function heading(story) {
     ["Ended", clock(story.ended_unix_s)], ["Policy", story.policy ? `${story.policy}@${story.revision}` : "–"],
     ["Prompt", `${story.prompt_tokens} tokens${story.prefix_hit_tokens ? `, ${story.prefix_hit_tokens} of them cached` : ""}`],
     ["Output", `${story.output_tokens} tokens`], ["First token", story.streamed ? duration(story.ttft_s) : "not streamed"], ["Longest gap", duration(story.longest_gap_s)],
-    ["Whole answer", duration(story.total_s)], ["Slow reader", duration(story.slow_reader_s)], ["Trace", story.trace_id],
+    ["Whole answer", duration(story.total_s)], ["Slow reader", duration(story.slow_reader_s)], ["Gateway", story.gateway], ["Trace", story.trace_id],
   ];
   return h("div", { class: "card" }, back(), h("h1", {}, story.id),
     missed.length ? h("p", { class: "broken" }, `Broken promise: ${missed.join("; ")}`) : null,

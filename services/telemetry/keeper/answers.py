@@ -1,5 +1,10 @@
-"""What the keeper can tell of requests and of how it goes, as JSON: for the console, `fairlead explain` and metrics."""
+"""What the keeper can tell of requests and of how it goes: for the console, `fairlead explain` and metrics.
 
+What a keeper knows by itself is `own`: other keepers ask for that. What its gateway is answered is `together`: of all
+gateways that were heard, with the names of those that were not.
+"""
+
+from collections import Counter
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -7,7 +12,7 @@ import msgspec
 import numpy as np
 
 from services.telemetry.keeper.keeper import Keeper
-from services.telemetry.keeper.live import running
+from services.telemetry.keeper.live import Sums, figures, running
 from services.telemetry.keeper.parts import token_parts
 from services.telemetry.keeper.requests import Output
 from services.telemetry.keeper.rows import CAUSE, STAMP_COLUMNS, WRITTEN
@@ -18,6 +23,7 @@ from services.telemetry.stamps import CAUSES, CHUNK_COLUMNS, FIRST_PARTS, TOKEN_
 
 NS = 1e9
 MOST_RECENT, MOST_MISSES, MOST_RUNNING = 200, 20, 20
+UNREADABLE = "answers as another version does"
 
 
 class Now(NamedTuple):
@@ -31,29 +37,109 @@ class Now(NamedTuple):
         return self.unix_s - (self.monotonic_ns - stamp_ns) / NS
 
 
-def answer(keeper: Keeper, asked: Asked, now: Now) -> bytes:
-    """The answer to a question, JSON; an unknown request's is `null`, as one of another tenant than the asked for."""
+class Heard(NamedTuple):
+    """What other gateways' keepers said to a question."""
+
+    answers: list[tuple[str, bytes]]
+    """Of which gateway, and as its `own` made it."""
+    silent: dict[str, str]
+    """Gateways of which nothing is known, and why."""
+
+
+ALONE = Heard([], {})
+
+
+class Lately(msgspec.Struct):
+    """How it goes at one gateway."""
+
+    sums: Sums
+    num_running: int = 0
+    running: list[dict[str, Any]] = []
+    misses: list[dict[str, Any]] = []
+    dropped: dict[str, int] = {}
+
+
+def own(keeper: Keeper, asked: Asked, now: Now) -> bytes:
+    """What this keeper knows: a story, or `null` for an unknown request as for one of another tenant than the asked
+    for; a list; or `Lately`. All JSON but the metrics.
+    """
     match asked.about:
         case "request":
             one = find(keeper, asked.request)
             known = one is not None and asked.tenant in ("", one.request.began.tenant)
-            document: Any = story(one, now) if one is not None and known else None
+            return msgspec.json.encode(story(keeper, one, now)) if one is not None and known else b"null"
         case "recent":
-            document = _recent(keeper, asked, now, MOST_RECENT)
+            return msgspec.json.encode(_recent(keeper, asked, now, MOST_RECENT))
         case "live":
             open_requests = list(keeper.open.requests.values())
-            document = {
-                "figures": keeper.live.figures(now.unix_s),
-                "num_running": len(open_requests),
-                "running": running(open_requests[:MOST_RUNNING], now.monotonic_ns),
-                "misses": _recent(keeper, Asked(0, "recent", missed=True), now, MOST_MISSES),
-                "dropped": keeper.dropped,
-            }
+            return msgspec.json.encode(
+                Lately(
+                    keeper.live.sums(now.unix_s),
+                    len(open_requests),
+                    running(open_requests[:MOST_RUNNING], now.monotonic_ns),
+                    _recent(keeper, Asked(0, "recent", missed=True), now, MOST_MISSES),
+                    {**keeper.dropped, "unread_records": keeper.num_unread},
+                )
+            )
         case "metrics":
             return msgspec.msgpack.encode(keeper.registry.families())
         case _:
-            document = None
-    return msgspec.json.encode(document)
+            return b"null"
+
+
+def together(asked: Asked, mine: bytes, heard: Heard = ALONE) -> bytes:
+    """The answer for this keeper's gateway: JSON, in which `silent` says what is missing, or metrics."""
+    silent = dict(heard.silent)
+    match asked.about:
+        case "request":
+            stories = _read(mine, heard, silent, _Ended | None)
+            # Several requests may have one trace.
+            newest = max(stories, key=lambda each: 0.0 if each[0] is None else each[0].ended_unix_s)
+            document: Any = {"story": msgspec.Raw(newest[1])}
+        case "recent":
+            lists = _read(mine, heard, silent, list[dict[str, Any]])
+            document = {"requests": _newest([each for each, _ in lists], MOST_RECENT)}
+        case "live":
+            document = _lately([each for each, _ in _read(mine, heard, silent, Lately)])
+        case _:
+            return mine
+    return msgspec.json.encode({**document, "silent": silent})
+
+
+class _Ended(msgspec.Struct):
+    """Of a story, what tells the newest."""
+
+    ended_unix_s: float
+
+
+def _read(mine: bytes, heard: Heard, silent: dict[str, str], kind: Any) -> list[tuple[Any, bytes]]:
+    """Our answer and the others', each with its bytes; whose cannot be read is with the silent."""
+    read = [(msgspec.json.decode(mine, type=kind), mine)]
+    for gateway, answer in heard.answers:
+        try:
+            read.append((msgspec.json.decode(answer, type=kind), answer))
+        except msgspec.MsgspecError:
+            silent[gateway] = UNREADABLE
+    return read
+
+
+def _lately(of_gateways: list[Lately]) -> dict[str, Any]:
+    dropped: Counter[str] = Counter()
+    for each in of_gateways:
+        dropped.update(each.dropped)
+    oldest = sorted((line for each in of_gateways for line in each.running), key=lambda line: -line["age_s"])
+    return {
+        "figures": figures([each.sums for each in of_gateways]),
+        "num_running": sum(each.num_running for each in of_gateways),
+        "running": oldest[:MOST_RUNNING],
+        "misses": _newest([each.misses for each in of_gateways], MOST_MISSES),
+        "dropped": dropped,
+    }
+
+
+def _newest(lists: list[list[dict[str, Any]]], most: int) -> list[dict[str, Any]]:
+    """Of lists that begin with the newest, as many of all."""
+    return sorted((line for each in lists for line in each), key=lambda line: -line["ended_unix_s"])[:most]
 
 
 def find(keeper: Keeper, name: str) -> Written | None:
@@ -75,15 +161,16 @@ def _recent(keeper: Keeper, asked: Asked, now: Now, most: int) -> list[dict[str,
         and asked.slo_class in ("", one.request.slo_class)
         and (one.verdict.missed or not asked.missed)
     )
-    return [line(one, now) for one in islice(found, most)]
+    return [line(keeper, one, now) for one in islice(found, most)]
 
 
-def line(one: Written, now: Now) -> dict[str, Any]:
+def line(keeper: Keeper, one: Written, now: Now) -> dict[str, Any]:
     """A request in a list."""
     request, ended = one.request, one.request.ended
     return {
         "id": request.began.answer_id,
         "trace_id": request.began.trace_id.hex(),
+        "gateway": keeper.gateway,
         "tenant": request.began.tenant,
         "class": request.slo_class,
         "outcome": "" if ended is None else ended.outcome,
@@ -108,12 +195,12 @@ def _promised(one: Written) -> dict[str, float]:
     return {}
 
 
-def story(one: Written, now: Now) -> dict[str, Any]:
+def story(keeper: Keeper, one: Written, now: Now) -> dict[str, Any]:
     """All of a request: seconds since it was received."""
     request, began, ended = one.request, one.request.began, one.request.ended
     received_ns = began.received_ns
     return {
-        **line(one, now),
+        **line(keeper, one, now),
         "operation": began.operation,
         "model": began.model,
         "project": began.project,

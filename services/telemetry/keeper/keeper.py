@@ -111,6 +111,8 @@ class Keeper:
     """
 
     def __init__(self, unix_s: Callable[[], float], settings: KeeperSettings) -> None:
+        self.gateway = settings.name
+        """Whose requests these are."""
         self.registry = Registry()
         self.open = Open()
         self.steps = Steps(settings.scheduler, settings.instance, settings.recent_steps)
@@ -125,6 +127,8 @@ class Keeper:
         self._dropped = self.registry.counter(names.DROPPED)
         self.dropped: dict[str, int] = {}
         """What was lost so far, by what it was."""
+        self.num_unread = 0
+        """Records that the gateway could not tell, as it said last."""
         self._ended: list[Ended] = []
 
     def take(self, record: AnyRecord) -> None:

@@ -1,13 +1,14 @@
 """What the console shows of the last minute: rates, latencies and kept promises by class, service by tenant.
 
 Owns one record for each second and sums them when asked; knows no sockets, and the time only as it is told. Percentiles
-come from counts in buckets 2 % apart.
+come from counts in buckets 2 % apart: counts of several gateways add up, percentiles would not.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,6 +61,29 @@ class Second:
         return self.classes.setdefault(name, OfClass())
 
 
+class ClassSums(msgspec.Struct):
+    """What readers of a class got at one gateway."""
+
+    num_requests: int = 0
+    """Of the last `RATE_S`, as the tokens."""
+    num_tokens: int = 0
+    first: dict[int, int] = {}
+    """Of the window, as what follows: counts by bucket."""
+    gaps: dict[int, int] = {}
+    checked: dict[str, int] = {}
+    missed: dict[str, int] = {}
+
+
+class Sums(msgspec.Struct):
+    """The last minute of one gateway, in counts."""
+
+    unix_s: int
+    """The last second that is whole."""
+    classes: dict[str, ClassSums] = {}
+    tenants: dict[str, int] = {}
+    """Tokens of the last `RATE_S`."""
+
+
 class Live:
     """The last minute, second by second."""
 
@@ -99,18 +123,17 @@ class Live:
         ours.checked.update(verdict.checked)
         ours.missed.update(list(verdict.missed))
 
-    def figures(self, unix_s: float) -> dict[str, Any]:
-        """Of now; times in seconds, rates a second, shares of 1. What nobody measured is null."""
+    def sums(self, unix_s: float) -> Sums:
+        """Of now."""
         # The second that goes on is not whole yet.
         last = int(unix_s) - 1
         window = [each for each in self._seconds if last - WINDOW_S < each.number <= last]
         recent = [each for each in window if last - RATE_S < each.number]
         names = dict.fromkeys(name for each in window for name in each.classes)
-        return {
-            "unix_s": last,
-            "classes": {name: _class_figures(name, window, recent) for name in sorted(names)},
-            "tenants": _tenants(recent),
-        }
+        served: Counter[str] = Counter()
+        for each in recent:
+            served.update(each.tenants)
+        return Sums(last, {name: _class_sums(name, window, recent) for name in names}, served)
 
     def _second(self, unix_s: float) -> Second:
         number = int(unix_s)
@@ -120,28 +143,66 @@ class Live:
         return self._seconds[-1]
 
 
-def _class_figures(name: str, window: list[Second], recent: list[Second]) -> dict[str, float | None]:
+def _class_sums(name: str, window: list[Second], recent: list[Second]) -> ClassSums:
     mine = [each.classes[name] for each in window if name in each.classes]
     newest = [each.classes[name] for each in recent if name in each.classes]
-    figures: dict[str, float | None] = {
-        "requests_per_s": _rounded(sum(each.num_requests for each in newest) / RATE_S),
-        "tokens_per_s": _rounded(sum(each.num_tokens for each in newest) / RATE_S),
+    checked: Counter[str] = Counter()
+    missed: Counter[str] = Counter()
+    for each in mine:
+        checked.update(each.checked)
+        missed.update(each.missed)
+    return ClassSums(
+        sum(each.num_requests for each in newest),
+        sum(each.num_tokens for each in newest),
+        _by_bucket([each.first for each in mine]),
+        _by_bucket([each.gaps for each in mine]),
+        checked,
+        missed,
+    )
+
+
+def _by_bucket(counts: Sequence[Counts | None]) -> dict[int, int]:
+    total = sum((each for each in counts if each is not None), np.zeros(NUM_BUCKETS, np.int64))
+    buckets = np.flatnonzero(total)
+    return dict(zip(buckets.tolist(), total[buckets].tolist(), strict=True))
+
+
+def figures(of_gateways: Sequence[Sums]) -> dict[str, Any]:
+    """Of all of them, of which there is at least one; times in seconds, rates a second, shares of 1. What nobody
+    measured is null.
+    """
+    names = sorted({name for each in of_gateways for name in each.classes})
+    served: Counter[str] = Counter()
+    for each in of_gateways:
+        served.update(each.tenants)
+    return {
+        "unix_s": of_gateways[0].unix_s,
+        "classes": {
+            name: _class_figures([each.classes[name] for each in of_gateways if name in each.classes]) for name in names
+        },
+        "tenants": _tenants(served),
+    }
+
+
+def _class_figures(mine: list[ClassSums]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {
+        "requests_per_s": _rounded(sum(each.num_requests for each in mine) / RATE_S),
+        "tokens_per_s": _rounded(sum(each.num_tokens for each in mine) / RATE_S),
     }
     for slo, counts in (("ttft", [each.first for each in mine]), ("tbt", [each.gaps for each in mine])):
-        total = sum((each for each in counts if each is not None), np.zeros(NUM_BUCKETS, np.int64))
+        total: Counter[int] = Counter()
+        for each in counts:
+            total.update(each)
         for percent in (50, 99):
-            figures[f"{slo}_p{percent}_s"] = _percentile(total, percent)
-        checked = sum(each.checked[slo] for each in mine)
-        missed = sum(each.missed[slo] for each in mine)
-        figures[f"{slo}_attained"] = _rounded(1 - missed / checked) if checked else None
-    return figures
+            found[f"{slo}_p{percent}_s"] = _percentile(total, percent)
+        checked = sum(each.checked.get(slo, 0) for each in mine)
+        missed = sum(each.missed.get(slo, 0) for each in mine)
+        found[f"{slo}_attained"] = _rounded(1 - missed / checked) if checked else None
+    return found
 
 
-def _tenants(recent: list[Second]) -> dict[str, float]:
+def _tenants(served: Counter[str]) -> dict[str, float]:
     """Tokens a second, the most served first; those past the tenth are one."""
-    served: Counter[str] = Counter()
-    for each in recent:
-        served.update(each.tenants)
     ordered = sorted(served.items(), key=lambda item: (-item[1], item[0]))
     shown = {name: _rounded(count / RATE_S) for name, count in ordered[:TOP_TENANTS]}
     if rest := sum(count for _, count in ordered[TOP_TENANTS:]):
@@ -156,14 +217,15 @@ def _added(counts: Counts | None, values_s: NDArray[np.float64]) -> Counts:
     return counts
 
 
-def _percentile(counts: Counts, percent: int) -> float | None:
+def _percentile(counts: Counter[int], percent: int) -> float | None:
     """The value below which so many lie, in the middle of its bucket."""
-    total = int(counts.sum())
-    if not total:
-        return None
-    rank = -(-total * percent // 100)
-    bucket = int(np.searchsorted(np.cumsum(counts), rank))
-    return _rounded(float(EDGES_S[min(bucket, NUM_BUCKETS - 2)] / GROWTH**0.5))
+    rank = -(-counts.total() * percent // 100)
+    below = 0
+    for bucket in sorted(counts):
+        below += counts[bucket]
+        if below >= rank:
+            return _rounded(float(EDGES_S[min(bucket, NUM_BUCKETS - 2)] / GROWTH**0.5))
+    return None
 
 
 def _rounded(value: float) -> float:

@@ -1,5 +1,5 @@
 """The keeper's process: records from its gateway on one socket, a batch a second, spans and metrics to the
-collector if there is one. Ends when its gateway does, after a last batch.
+collector if there is one, answers to its gateway for all gateways. Ends when its gateway does, after a last batch.
 """
 
 import asyncio
@@ -11,9 +11,10 @@ import time
 import msgspec
 
 from engine.malloc import keep_freed_memory
-from services.telemetry.keeper.answers import Now, answer
+from services.telemetry.keeper.answers import ALONE, Heard, Now, own, together
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.settings import KeeperSettings
+from services.telemetry.keeper.siblings import Siblings
 from services.telemetry.keeper.spans import Spans, in_groups, trace_messages
 from services.telemetry.otlp_metrics import metrics_body
 from services.telemetry.records import Answered, Asked, Reader, encode
@@ -40,6 +41,8 @@ class KeeperProcess:
         self._sender: Sender | None = None
         self._next_metrics = time.monotonic() + METRICS_S
         self._writer: asyncio.StreamWriter | None = None
+        self._siblings = Siblings(settings, self._own)
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until the gateway's end of the socket is closed."""
@@ -47,14 +50,16 @@ class KeeperProcess:
             self._sender = Sender(transport(self._settings.endpoint, self._settings.headers))
         connection = socket.socket(fileno=self._settings.descriptor)
         reader, self._writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)
+        await self._siblings.open()
         ticking = asyncio.get_running_loop().create_task(self._tick())
         records = Reader()
         while data := await reader.read(READ_BYTES):
             for record in records.feed(data):
                 if isinstance(record, Asked):
-                    self._answer(record)
+                    self._asked(record)
                 else:
                     self._keeper.take(record)
+        self._siblings.close()
         ticking.cancel()
         self._batch()
         self._send_metrics()
@@ -91,13 +96,28 @@ class KeeperProcess:
         )
         self._sender.put(METRICS, body, num_points)
 
-    def _answer(self, asked: Asked) -> None:
+    def _own(self, asked: Asked) -> bytes:
         if asked.about != "live":  # asked every second, of the seconds before
             self._batch()
+        return own(self._keeper, asked, Now(time.monotonic_ns(), time.time()))
+
+    def _asked(self, asked: Asked) -> None:
+        """Answer the gateway, at once where no other keeper has to be asked for it."""
+        self._keeper.num_unread = asked.num_unread
+        mine = self._own(asked)
+        if asked.about == "recent" or (asked.about == "request" and asked.request not in self._keeper.recent):
+            asking = asyncio.get_running_loop().create_task(self._ask_others(asked, mine))
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
+        else:
+            self._answer(asked, mine, self._siblings.lately if asked.about == "live" else ALONE)
+
+    async def _ask_others(self, asked: Asked, mine: bytes) -> None:
+        self._answer(asked, mine, await self._siblings.ask(asked))
+
+    def _answer(self, asked: Asked, mine: bytes, heard: Heard) -> None:
         if self._writer is not None:
-            self._writer.write(
-                encode(Answered(asked.number, answer(self._keeper, asked, Now(time.monotonic_ns(), time.time()))))
-            )
+            self._writer.write(encode(Answered(asked.number, together(asked, mine, heard))))
 
 
 def main(argument: str) -> int:

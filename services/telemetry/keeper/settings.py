@@ -20,3 +20,9 @@ class KeeperSettings(msgspec.Struct):
     """Of the collector: `http://host:4318` or `grpc://host:4317`; empty: none."""
     headers: dict[str, str] = {}
     """For the collector, as it wants them."""
+    name: str = "gateway"
+    """Of the gateway's process."""
+    gateways: list[str] = []
+    """Names of all that there should be on this machine."""
+    run: str = ""
+    """The folder in which their keepers find one another; empty: this one stays alone."""

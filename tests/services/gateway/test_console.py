@@ -142,6 +142,29 @@ async def test_recent_requests_are_filtered(stage: Any, admin_key: str) -> None:
     assert answer["error"]["message"] == "missed: 'perhaps' is neither true nor false"
 
 
+@pytest.mark.parametrize("stage", [Setup(tracing=True, http={"gateways": 2})], indirect=True)
+async def test_a_gateway_of_which_nothing_is_known_is_named_where_a_request_is_not_found(
+    stage: Any, admin_key: str
+) -> None:
+    status, answer, _ = await stage.get("/v1/fairlead/requests/nobody", admin_key)
+    assert status == 404
+    assert answer["error"]["message"].endswith("too long ago; gateway-2 is not there, and may know it")
+    _, recent, _ = await stage.get("/v1/fairlead/requests", admin_key)
+    assert recent == {"requests": [], "silent": {"gateway-2": "is not there"}}
+
+
+@traced
+async def test_a_keeper_that_ended_is_not_shown_as_a_gateway_without_work(stage: Any, admin_key: str) -> None:
+    stage.gateway.keeper._process.kill()
+    stage.gateway.keeper._process.wait()
+    await stage.gateway.api.live.look()
+    async with following(stage, admin_key) as events:
+        await anext(events)
+        _, now = await anext(events)
+    assert now["num_running"] is None
+    assert "the keeper of traces" in now["telemetry"]["trouble"]
+
+
 async def test_without_traces_the_answer_says_which_setting_brings_them(stage: Any, admin_key: str) -> None:
     for path in ("/v1/fairlead/requests", "/v1/fairlead/requests/any"):
         status, answer, _ = await stage.get(path, admin_key)
@@ -156,6 +179,7 @@ async def test_without_traces_the_answer_says_which_setting_brings_them(stage: A
 async def test_what_happened_is_told_and_remembered_for_who_comes_later(stage: Any, admin_key: str) -> None:
     stage.says("def add(a, b)")
     await stage.post(CHAT, stage.chat())
+    stage.gateway.api.live._task.cancel()  # on a slow machine it would look between the looks of this test
     stage.backstage.send("admission", Capacity(1, 4096, 512, levels=Levels(queued={"all": 3})))
     for num_steps in (10, 20):
         levels = Levels(blocks=256, used_blocks=64, num_steps=num_steps, step_s=num_steps / 100, num_waiting=2)
@@ -177,7 +201,9 @@ async def test_what_happened_is_told_and_remembered_for_who_comes_later(stage: A
     assert now["point"]["sequences"]["waiting"] == 2
     assert now["point"]["steps"]["mean_s"] == pytest.approx(0.01)
     assert (now["policy"]["name"], now["promises"]) == ("simple", [["all", 1.0, 1.0]])
-    assert now["telemetry"] == {"traced": True, "dropped": {"unread_records": 0}}
+    assert now["telemetry"]["traced"]
+    assert now["telemetry"]["dropped"]["unread_records"] == 0
+    assert (now["telemetry"]["trouble"], now["silent"]) == ("", {})
     assert now["missing"] == []
 
 

@@ -128,12 +128,12 @@ async def test_a_scheduler_that_started_again_counts_anew_and_gives_no_id_twice(
 
 async def test_the_keeper_tells_a_requests_story() -> None:
     link = await tell("")
-    story = msgspec.json.decode(await link.ask("request", "answer-1"))
+    story = msgspec.json.decode(await link.ask("request", "answer-1"))["story"]
     assert story["outcome"] == "finished"
     assert sum(story["first"].values()) == pytest.approx(story["ttft_s"])
     assert len(story["choices"][0]["token_parts_s"]) == 2
-    assert msgspec.json.decode(await link.ask("request", "nobody")) is None
-    assert [line["id"] for line in msgspec.json.decode(await link.ask("recent"))] == ["answer-1"]
+    assert msgspec.json.decode(await link.ask("request", "nobody")) == {"story": None, "silent": {}}
+    assert [line["id"] for line in msgspec.json.decode(await link.ask("recent"))["requests"]] == ["answer-1"]
     await link.close()
 
 
@@ -146,8 +146,8 @@ async def test_a_keeper_that_is_behind_hears_of_ends_all_the_same(monkeypatch) -
     link.record(Ended(2, "finished", "", 0, 9000))
     assert link.num_dropped == 1
     monkeypatch.undo()
-    live = msgspec.json.decode(await link.ask("recent"))
-    assert [line["id"] for line in live][:2] == ["answer-2", "answer-1"]
+    recent = msgspec.json.decode(await link.ask("recent"))["requests"]
+    assert [line["id"] for line in recent][:2] == ["answer-2", "answer-1"]
     await link.close()
 
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from services.telemetry import names
-from services.telemetry.keeper.answers import Now, answer
+from services.telemetry.keeper.answers import Now, own, together
 from services.telemetry.keeper.keeper import Keeper
 from services.telemetry.keeper.live import NO_CLASS, OTHER
 from services.telemetry.keeper.settings import KeeperSettings
@@ -37,7 +37,10 @@ class Told:
         return self.ask(Asked(0, "live"))["figures"]
 
     def ask(self, asked: Asked):
-        return msgspec.json.decode(answer(self.keeper, asked, Now(2000 * MS, self.unix_s)))
+        return msgspec.json.decode(together(asked, self.own(asked)))
+
+    def own(self, asked: Asked) -> bytes:
+        return own(self.keeper, asked, Now(2000 * MS, self.unix_s))
 
 
 def written(request: int, number: int, at_ms: int) -> Step:
@@ -135,23 +138,23 @@ def test_what_runs_is_listed_until_it_ends(told: Told) -> None:
 def test_recent_requests_are_those_asked_for_the_newest_first(told: Told, asked: Asked, expected: list[str]) -> None:
     for request, (tenant, written_ms) in enumerate([("acme", [10]), ("globex", [10]), ("acme", [600])], start=1):
         told.serve(request, tenant, written_ms)
-    assert [line["id"] for line in told.ask(asked)] == expected
+    assert [line["id"] for line in told.ask(asked)["requests"]] == expected
 
 
 def test_a_story_is_told_to_its_tenant_alone(told: Told) -> None:
     told.serve(1, "acme", [10])
     told.unix_s += 1
-    story = told.ask(Asked(0, "request", "answer-1", tenant="acme"))
+    story = told.ask(Asked(0, "request", "answer-1", tenant="acme"))["story"]
     assert story["id"] == "answer-1"
     assert story["ended_unix_s"] == pytest.approx(1001 - 1.99)
-    assert told.ask(Asked(0, "request", "answer-1", tenant="globex")) is None
-    assert told.ask(Asked(0, "request", "answer-1"))["tenant"] == "acme"
+    assert told.ask(Asked(0, "request", "answer-1", tenant="globex"))["story"] is None
+    assert told.ask(Asked(0, "request", "answer-1"))["story"]["tenant"] == "acme"
 
 
 def test_a_request_is_held_to_what_was_promised_when_it_was_released(told: Told) -> None:
     told.serve(1, "acme", [600])
     told.keeper.take(PolicyInForce(2, "simple", [("paid", 0.9, 0.1)]))
-    (line,) = told.ask(Asked(0, "recent", missed=True))
+    (line,) = told.ask(Asked(0, "recent", missed=True))["requests"]
     assert (line["promised"], list(line["missed"])) == ({"ttft": 0.5, "tbt": 0.1}, ["ttft"])
 
 
@@ -169,7 +172,7 @@ def test_no_flood_of_requests_is_remembered_without_end_not_even_of_those_withou
     for request in range(200):
         told.serve(request, "acme", list(range(1, num_tokens + 1)))
     assert len(told.keeper.recent) == 1000 // (num_tokens + 20)
-    assert told.ask(Asked(0, "recent"))[0]["id"] == "answer-199"
+    assert told.ask(Asked(0, "recent"))["requests"][0]["id"] == "answer-199"
 
 
 def test_a_request_too_large_to_be_remembered_beside_others_is_remembered_alone() -> None:
@@ -193,7 +196,7 @@ def test_an_answer_that_is_not_streamed_breaks_and_keeps_no_promise_of_tokens(to
         "tokens_per_s": 3 / 5,
     }
     assert figures["tenants"] == {"acme": (3 + 5) / 5}
-    (line,) = told.ask(Asked(0, "recent"))
+    (line,) = told.ask(Asked(0, "recent"))["requests"]
     assert (line["streamed"], line["ttft_s"], line["missed"], line["output_tokens"]) == (False, None, {}, 3)
     counted = {family.name for family in told.keeper.registry.families() if family.points}
     assert names.REQUEST_DURATION.name in counted
