@@ -63,8 +63,8 @@ class Service(Protocol):
 
 
 def serve(service: Service, run_folder: Path, pulse: int | None = None) -> int:
-    """Run a service until SIGTERM or SIGINT; a second signal cuts the drain short, SIGUSR1 leaves it out. `pulse`: the
-    pipe for its signs of life.
+    """Run a service until SIGTERM or SIGINT; a SIGINT after that cuts the drain short, SIGUSR1 leaves it out. `pulse`:
+    the pipe for its signs of life.
 
     While it is ready, `{run}/{name}.ready` exists and holds its process id. Returns the process's exit status: 1 when
     it could not start or a callback crashed.
@@ -141,7 +141,7 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     terminated, killed = asyncio.Event(), asyncio.Event()
     status = 0
 
-    def on_signal() -> None:
+    def on_interrupt() -> None:
         (killed if terminated.is_set() else terminated).set()
 
     def on_crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -161,8 +161,10 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
         terminated.set()
         killed.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    # However often: whoever stops a whole group sends it beside our supervisor, and of a supervisor's end both the kernel
+    # and the pulse tell. Only a person presses Ctrl-C twice.
+    loop.add_signal_handler(signal.SIGTERM, terminated.set)
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
     loop.add_signal_handler(signal.SIGUSR1, on_hand_over)
     heart = Ticker(BEAT_S, pulse.beat)
     try:

@@ -1,7 +1,8 @@
 """When an executor leaves: what signals ask of a process that is always busy or blocked.
 
-SIGTERM: when it holds no sequence any more, or after the time that readers have. A second one, and SIGUSR1: when the
-steps in flight have ended; the scheduler has the rest computed elsewhere. Knows no engine and no stream.
+SIGTERM, however often: when it holds no sequence any more, or after the time that readers have. SIGUSR1, and a SIGINT
+to one that leaves already: when the steps in flight have ended; the scheduler has the rest computed elsewhere. Knows no
+engine and no stream.
 """
 
 import signal
@@ -50,10 +51,11 @@ class Departure:
             self._stop()
 
     def _drain(self, number: int, frame: FrameType | None) -> None:
-        if self._is_draining or not (self._num_steps or self._num_sequences):
+        again, self._is_draining = self._is_draining, True
+        if (again and number == signal.SIGINT) or not (self._num_steps or self._num_sequences):
             self._leave(number, frame)
-        self._is_draining = True
-        signal.setitimer(signal.ITIMER_REAL, self._drain_s or 1e-6)
+        elif not again:
+            signal.setitimer(signal.ITIMER_REAL, self._drain_s or 1e-6)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         del number, frame

@@ -50,6 +50,10 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_service_is_ready_then_drains_then_stops(tmp_path: Path) -> None:
     def act(service: Scripted) -> None:
         terminate()
@@ -62,14 +66,32 @@ def test_a_service_is_ready_then_drains_then_stops(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
-    def act(service: Scripted) -> None:
-        terminate()
-        asyncio.get_running_loop().call_later(0.05, terminate)
+def test_a_person_who_asks_again_cuts_the_drain_short(tmp_path: Path) -> None:
+    class Interrupted(Scripted):
+        async def drain(self) -> None:
+            interrupt()
+            await super().drain()
 
-    service = Scripted(tmp_path, act)
+    service = Interrupted(tmp_path, lambda _: interrupt())
     assert serve(service, tmp_path) == 0
     assert service.life[-2:] == ["drain", "stop"]
+
+
+def test_a_process_that_is_told_twice_of_its_supervisors_end_drains_on(tmp_path: Path) -> None:
+    class Told(Scripted):
+        async def drain(self) -> None:
+            after = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, after.set)
+            terminate()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            await after.wait()
+            self.drained.set()
+            await super().drain()
+            self.life.append("drained")
+
+    service = Told(tmp_path, lambda _: terminate())
+    assert serve(service, tmp_path) == 0
+    assert service.life[-3:] == ["drain", "drained", "stop"]
 
 
 def test_a_crashing_callback_is_logged_and_ends_the_process_with_status_1(tmp_path: Path, caplog) -> None:

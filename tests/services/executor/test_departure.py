@@ -51,8 +51,19 @@ def test_one_that_drains_goes_on_until_it_holds_no_sequence() -> None:
         departure.work_left(num_steps=0, num_sequences=0)
 
 
-def test_a_second_signal_and_the_end_of_the_readers_time_cut_the_drain_short() -> None:
-    for cut_short in (signal.SIGTERM, signal.SIGALRM):
+def test_a_second_sigterm_takes_nothing_from_the_readers_time() -> None:
+    departure = Departure(drain_s=60.0)
+    departure.heed_signals()
+    departure.work_left(num_steps=0, num_sequences=3)
+    asked(signal.SIGTERM)
+    left_s = signal.setitimer(signal.ITIMER_REAL, 30.0)[0]
+    asked(signal.SIGTERM)
+    assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30.0 < left_s
+    assert not departure.is_due
+
+
+def test_a_person_who_asks_again_and_the_end_of_the_readers_time_cut_the_drain_short() -> None:
+    for cut_short in (signal.SIGINT, signal.SIGALRM):
         departure = Departure(drain_s=60.0)
         departure.heed_signals()
         departure.work_left(num_steps=0, num_sequences=3)
