@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import resource
 import socket
 import sys
@@ -35,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if args.pulse is not None:
         runtime.die_with_parent()
+    for descriptor in (args.pulse, args.socket):
+        if descriptor is not None:
+            # A process of this one's own would hold them: a port that nobody accepts on any more would go on listening.
+            os.set_inheritable(descriptor, False)
     name = process_name(args.service, args.replica - 1)
     runtime.set_up_logging(name)
     try:
