@@ -175,6 +175,7 @@ async def test_both_may_be_lost_at_once(house: WholeHouse) -> None:
 async def test_a_request_that_comes_while_nobody_is_there_waits_for_them(house: WholeHouse) -> None:
     asked = Asked(house)
     expected = await asked.one("greedy")
+    await house.quiet()  # its end is settled: this is about the one that comes
     await house.admission.stop()
     await house.scheduler.stop()
     await house.until(lambda: not house.gateway._backend._neighbours.has("admission"))
