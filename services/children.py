@@ -15,6 +15,7 @@ from services.health import ready_file
 from services.pulse import Listener, work_of
 from services.settings import REPOSITORY, child_environment
 
+LAST_WORDS_BYTES = 16 * 2**10
 HAND_OVER = signal.SIGUSR1
 """Leave at once: what is in hand goes on in a successor that is about to start."""
 
@@ -25,29 +26,38 @@ class Child:
     Attributes:
         pulse: its signs of life.
         leaving_s: since it was asked to leave; None: it was not.
+
+    Raises:
+        OSError: it cannot be started; nothing of it is left.
     """
 
     def __init__(self, name: str, command: list[str], *, log: Path, deployment: Path, descriptors: list[int]) -> None:
         self.name = name
         self.log = log
-        self.pulse = Listener()
         self.leaving_s: float | None = None
         self._ready = ready_file(str(deployment.parent), name)
         self._killed_for = ""
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.cli", "serve", *command, f"--pulse={self.pulse.given}"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[self.pulse.given, *descriptors],
-                # `-m` puts the working folder before the standard library: a caller's `http.py` would be imported.
-                cwd=REPOSITORY,
-                env=child_environment(deployment),
-                # Its own session: Ctrl-C reaches the supervisor alone, which stops the services in order.
-                start_new_session=True,
-            )
-        os.close(self.pulse.given)
+        self.pulse = Listener()
+        try:
+            log.parent.mkdir(exist_ok=True)
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "services.cli", "serve", *command, f"--pulse={self.pulse.given}"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[self.pulse.given, *descriptors],
+                    # `-m` puts the working folder before the standard library: a caller's `http.py` would be imported.
+                    cwd=REPOSITORY,
+                    env=child_environment(deployment),
+                    # Its own session: Ctrl-C reaches the supervisor alone, which stops the services in order.
+                    start_new_session=True,
+                )
+        except OSError:
+            self.pulse.close()
+            raise
+        finally:
+            os.close(self.pulse.given)
 
     @property
     def pid(self) -> int:
@@ -78,12 +88,25 @@ class Child:
         """Why it ended, as far as anybody knows: our reason for killing it, the signal, or the end of its log."""
         if self._killed_for:
             return f"it {self._killed_for} and was killed (log {self.log})"
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        words = lines[-1] if lines else "no word in its log"
+        words = self._last_line()
         status = self.status
         if status is not None and status < 0:
             return f"signal {-status}, {signal.strsignal(-status)}; its log ends with: {words} (log {self.log})"
         return f"{words} (status {status}, log {self.log})"
+
+    def _last_line(self) -> str:
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except OSError as error:
+            return f"its log cannot be read: {error.strerror}"
+        return lines[-1] if lines else "no word in its log"
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether it was; the kernel may take its time, as for what waits for a disk that does not answer."""
+        return bool(self._killed_for)
 
     def look(self, elapsed_s: float) -> None:
         """Hear its signs of life; so much time has passed since the last look."""
@@ -114,6 +137,7 @@ class Place:
     Attributes:
         child: the process; None: it has ended, or has not begun.
         successor: takes over from `child` once it is ready.
+        worked_s: for how long its processes have given signs of life, all together.
         start_at_s: when the next one is started.
         given_up: why no more is; empty: it is not.
     """
@@ -125,6 +149,7 @@ class Place:
         self.crashes = crashes
         self.child: Child | None = None
         self.successor: Child | None = None
+        self.worked_s = 0.0
         self.start_at_s = 0.0
         self.given_up = ""
 
