@@ -34,6 +34,8 @@ from services.transport import AddressError, Identity, Link, Listener, Receiver,
 READY_CHECK_S = 0.05
 SHORTEST_SECRET_BYTES = 16
 PR_SET_PDEATHSIG = 1
+STOP_S = 10.0
+"""How long closing everything may take: nothing that is done for readers is left by then."""
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +163,8 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
         terminated.set()
         killed.set()
 
-    # However often: whoever stops a whole group sends it beside our supervisor, and of a supervisor's end both the kernel
-    # and the pulse tell. Only a person presses Ctrl-C twice.
+    # However often: whoever stops a whole group sends it beside our supervisor, and of a supervisor's end both the
+    # kernel and the pulse tell. Only a person presses Ctrl-C twice.
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     loop.add_signal_handler(signal.SIGINT, on_interrupt)
     loop.add_signal_handler(signal.SIGUSR1, on_hand_over)
@@ -190,7 +192,15 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     await asyncio.wait([drained, cut_short], return_when=asyncio.FIRST_COMPLETED)
     for task in (drained, cut_short):
         task.cancel()
-    await service.stop()
+    stopping = loop.create_task(service.stop())
+    _, late = await asyncio.wait([stopping], timeout=STOP_S)
+    if late:
+        # Of a service that crashed anything may be broken. What a thread of it waits for is the supervisor's matter,
+        # who hears nothing of this process from now on.
+        log.error("it cannot be closed within %g s; this process ends as it is", STOP_S)
+        status = 1
+    else:
+        stopping.result()
     heart.close()
     log.info("stopped")
     return status

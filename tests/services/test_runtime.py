@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services import runtime
 from services.runtime import ReadyFile, StartError, read_secret, serve
 from services.settings import Deployment
 
@@ -102,6 +103,19 @@ def test_a_crashing_callback_is_logged_and_ends_the_process_with_status_1(tmp_pa
     assert serve(service, tmp_path) == 1
     assert service.life[-1] == "stop"
     assert "impossible event" in caplog.text
+
+
+def test_a_service_that_cannot_be_closed_ends_all_the_same(
+    tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stuck(Scripted):
+        async def stop(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(runtime, "STOP_S", 0.01)
+    service = Stuck(tmp_path, lambda _: asyncio.get_running_loop().call_soon(lambda: 1 // 0))
+    assert serve(service, tmp_path) == 1
+    assert "it cannot be closed within 0.01 s" in caplog.text
 
 
 def test_a_crash_while_asked_for_readiness_ends_the_process_too(tmp_path: Path, caplog) -> None:
