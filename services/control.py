@@ -14,6 +14,8 @@ import msgspec
 
 SOCKET = "supervisor.sock"
 LONGEST_QUESTION_BYTES = 64 * 2**10
+SILENCE_S = 10.0
+"""Whoever is asked says something each second."""
 State = Literal["going", "done", "failed"]
 
 
@@ -32,6 +34,8 @@ class Said(msgspec.Struct, frozen=True):
 
     line: str
     state: State = "going"
+    awaited: str = ""
+    """In place of a line, once a second: what is being waited for just now."""
 
 
 class Caller:
@@ -63,8 +67,15 @@ class Caller:
 
     def say(self, line: str, state: State = "going") -> None:
         """Answer with a line."""
+        self._send(Said(line, state))
+
+    def wait(self, awaited: str) -> None:
+        """There is nothing to answer yet; this is being waited for."""
+        self._send(Said("", awaited=awaited))
+
+    def _send(self, said: Said) -> None:
         with contextlib.suppress(OSError):
-            self._connection.send(msgspec.json.encode(Said(line, state)) + b"\n")
+            self._connection.send(msgspec.json.encode(said) + b"\n")
 
     def close(self) -> None:
         """The answer is complete."""
@@ -72,10 +83,20 @@ class Caller:
 
 
 class Control:
-    """The supervisor's end; never waits."""
+    """The supervisor's end; never waits.
+
+    Raises:
+        ControlError: another one listens in this folder.
+        OSError: the folder cannot be used.
+    """
 
     def __init__(self, run_folder: str) -> None:
         self._path = Path(run_folder) / SOCKET
+        if _answers(self._path):
+            # Of another data folder: of this one's only one runs.
+            raise ControlError(
+                f"another `fairlead up` runs in {run_folder}; name another folder with `run:` in the deployment file"
+            )
         self._path.unlink(missing_ok=True)
         self._listening = socket.socket(socket.AF_UNIX)
         previous = os.umask(0o177)
@@ -89,7 +110,8 @@ class Control:
 
     def questions(self) -> Iterator[tuple[Caller, Asked]]:
         """What has been asked since the last look."""
-        with contextlib.suppress(BlockingIOError):
+        # Nobody has come, has gone again meanwhile, or there is no descriptor left: who waits is heard at a later look.
+        with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listening.accept()
                 connection.setblocking(False)
@@ -110,22 +132,41 @@ class Control:
         self._path.unlink(missing_ok=True)
 
 
-def ask(run_folder: str, asked: Asked) -> Iterator[Said]:
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def ask(run_folder: str, asked: Asked, silence_s: float = SILENCE_S) -> Iterator[Said]:
     """Ask the supervisor whose run folder this is; its answer, line by line.
 
     Raises:
-        ControlError: there is none, or it ended before its answer did.
+        ControlError: there is none, it says nothing for `silence_s`, or ended before its answer did.
     """
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(silence_s)
         try:
             connection.connect(str(Path(run_folder) / SOCKET))
+            connection.sendall(msgspec.json.encode(asked) + b"\n")
         except OSError as error:
             raise ControlError(f"no `fairlead up` runs here: {Path(run_folder) / SOCKET}: {error.strerror}") from error
-        connection.sendall(msgspec.json.encode(asked) + b"\n")
         with connection.makefile("rb") as lines:
-            for line in lines:
-                said = msgspec.json.decode(line, type=Said)
-                yield said
-                if said.state != "going":
-                    return
+            try:
+                for line in lines:
+                    said = msgspec.json.decode(line, type=Said)
+                    # One of an earlier version does not say what it waits for: it is silent while a model is loaded.
+                    connection.settimeout(silence_s if said.awaited else None)
+                    yield said
+                    if said.state != "going":
+                        return
+            except TimeoutError:
+                raise ControlError(
+                    f"`fairlead up` has said nothing for {silence_s:g} s: it is stopped or stuck"
+                ) from None
+            except OSError as error:
+                raise ControlError(f"`fairlead up` cannot be heard any more: {error.strerror}") from error
     raise ControlError("`fairlead up` ended before it had answered")

@@ -107,7 +107,7 @@ class SupervisionSettings(Struct, frozen=True, forbid_unknown_fields=True):
     start_s: Annotated[float, Meta(ge=1)] = 600.0
     """How long it may take to load what it needs before it gives the first one."""
     crashes: Annotated[int, Meta(ge=0)] = 5
-    """How often a process may end by itself within `crash_window_s` and is started again; then it is given up."""
+    """How often a process may end by itself within `crash_window_s` of work, loading left out; then it is given up."""
     crash_window_s: Annotated[float, Meta(gt=0)] = 60.0
 
 

@@ -7,6 +7,7 @@ Everything here may run any number of times: what exists is kept. `fairlead up` 
 import argparse
 import json
 import secrets
+import stat
 import sys
 from pathlib import Path
 
@@ -68,9 +69,14 @@ def prepare(deployment: Deployment) -> Prepared:
     """
     _load_policy(Path(deployment.policy))
     try:
-        for folder in (deployment.data, deployment.run):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            Path(folder).chmod(0o700)
+        for folder in (Path(deployment.data), Path(deployment.run)):
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.stat().st_mode & stat.S_ISVTX:
+                # As /tmp: made private it would be lost to everybody else on the machine.
+                raise SetupError(
+                    f"{folder}: this folder is for everybody's files; name one of its own, as {folder}/fairlead"
+                )
+            folder.chmod(0o700)
         _ensure_secret(Path(deployment.streams.secret_file))
         model_line = _check_model(deployment)
         key = ensure_demo_key(deployment)

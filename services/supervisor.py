@@ -5,25 +5,28 @@ status 1 and the reason. Owns processes, their logs and the run folder. Knows no
 tokens.
 """
 
-import shutil
+import contextlib
+import logging
+import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from services.children import Child, Place
-from services.control import Caller, Control
+from services.control import Control
 from services.crashes import Crashes
-from services.files import replace
 from services.health import processes, ready_file
+from services.lines import Lines
+from services.listening import bound_waits
 from services.loading import LoadingBar, loading_file
-from services.rolling import RestartError, Rolling
-from services.settings import STARTED, Deployment
+from services.restarts import Restarts
+from services.run_folder import deployment_file, tidy, write_deployment
+from services.settings import Deployment
 from services.setup import Prepared
 
 STOP_LIMIT_S = 10.0
@@ -32,23 +35,35 @@ POLL_S = 0.05
 SETTLE_S = 2.0
 """How long a process may be missing before the gateways know it."""
 
+log = logging.getLogger(__name__)
+
+
+class Given(NamedTuple):
+    """What the supervisor is handed by the command that made it."""
+
+    listening: socket.socket
+    """Where clients connect. Held here and by every gateway: while none accepts, they wait."""
+    held: int
+    """A descriptor that is locked as long as any process of this deployment lives."""
+    read: Callable[[], Deployment]
+    """The deployment as its file and the command's options say it now; raises SettingsError."""
+
 
 class Supervisor:
     """The child processes and the order in which they start and stop."""
 
-    def __init__(self, deployment: Deployment, prepared: Prepared, listening: socket.socket) -> None:
+    def __init__(self, deployment: Deployment, prepared: Prepared, given: Given) -> None:
         self._deployment = deployment
         self._limits = deployment.supervision
         self._prepared = prepared
-        self._listening = listening
-        """Where clients connect. Held here and by every gateway: while none accepts, they wait."""
+        self._given = given
         self._places = {
             name: Place(name, *which, Crashes(self._limits.crashes, self._limits.crash_window_s))
             for name, which in processes(deployment).items()
         }
         self._departing: list[Child] = []
         """Gateways whose successor is at work."""
-        self._rolling: tuple[Iterator[str], Caller] | None = None
+        self._restarts = Restarts(self._places, self._begin, self._departing, given.read, self._adopt)
         self._has_served = False
         self._failed = ""
         self._judge_at_s: float | None = None
@@ -57,35 +72,53 @@ class Supervisor:
         self._signals = 0
 
     def run(self) -> int:
-        """Start, watch, stop."""
+        """Start, watch, stop.
+
+        Raises:
+            ControlError: another one runs in the same run folder.
+            OSError: a file or socket of the supervisor's own cannot be made.
+        """
+        lines = Lines(sys.stderr.fileno(), lambda num_lines: f"fairlead: {num_lines} lines could not be written")
+        logging.basicConfig(level=logging.INFO, handlers=[lines], format="fairlead: %(message)s", force=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        print(self._prepared.model_line, flush=True)
-        _write_deployment(self._deployment)
-        self._clear()
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self._on_hangup)
         control = Control(self._deployment.run)
         try:
+            _show(self._prepared.model_line)
+            write_deployment(self._deployment)
+            self._clear()
             self._watch(control)
         finally:
+            self._restarts.close()
             control.close()
             self._loading.close()
             self._stop_all()
-            shutil.rmtree(self._deployment.run, ignore_errors=True)
-        if self._failed:
-            _say(self._failed)
-            return 1
-        return 0
+            tidy(self._deployment.run, self._places)
+            if self._failed:
+                log.error("%s", self._failed)
+            lines.close()
+        return 1 if self._failed else 0
 
     def _on_signal(self, number: int, frame: object) -> None:
         del number, frame
         self._signals += 1
         self._stop.set()
+        if sys.stderr.isatty():
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), b"\n")
         if self._signals > 1:
             # The second Ctrl-C of somebody who does not want to wait for the readers.
             for child in self._children():
                 child.kill("was to end at once")
         else:
-            print("\nfairlead: draining; once more to stop at once", file=sys.stderr, flush=True)
+            log.info("draining; once more to stop at once")
+
+    def _on_hangup(self, number: int, frame: object) -> None:
+        """The terminal has gone; nobody has asked twice for anything."""
+        del number, frame
+        self._stop.set()
 
     def _children(self) -> list[Child]:
         found = [child for place in self._places.values() for child in (place.child, place.successor)]
@@ -97,25 +130,25 @@ class Supervisor:
     def _clear(self) -> None:
         """Each start writes new logs; those of the start before stay beside them. Nobody is ready yet."""
         for name in self._places:
-            log = self._log(name)
-            log.parent.mkdir(exist_ok=True)
-            if log.exists():
-                log.replace(log.with_suffix(".log.1"))
+            written = self._log(name)
+            if written.exists():
+                written.replace(written.with_suffix(".log.1"))
             ready_file(self._deployment.run, name).unlink(missing_ok=True)
 
     def _begin(self, place: Place) -> Child:
         gateway = place.service == "gateway"
-        descriptors = [self._listening.fileno()] if gateway else []
+        sockets = [self._given.listening.fileno()] if gateway else []
         return Child(
             place.name,
             [
                 place.service,
                 *(["--replica", str(place.replica + 1)] if place.replica else []),
-                *(f"--socket={descriptor}" for descriptor in descriptors),
+                *(f"--socket={descriptor}" for descriptor in sockets),
             ],
             log=self._log(place.name),
-            deployment=_deployment_file(self._deployment),
-            descriptors=descriptors,
+            deployment=deployment_file(self._deployment.run),
+            # What is held is held by whoever outlives us, too: nobody starts beside them.
+            descriptors=[*sockets, self._given.held],
         )
 
     # --- watching -------------------------------------------------------------------------------------------------
@@ -131,7 +164,10 @@ class Supervisor:
                 if self._has_left(child, now):
                     self._departing.remove(child)
             self._judge(now)
-            self._answer(control)
+            if self._has_served:
+                self._restarts.answer(control, self._deployment, now, leave_s=self._leave_s)
+            else:
+                self._restarts.put_off(control)
             if not self._has_served:
                 self._starting(now - began_s)
             before_s = now
@@ -148,21 +184,18 @@ class Supervisor:
                     # No process, no descriptor, no log: that may pass, as what makes a process end may.
                     self._crashed(place, f"it cannot be started: {error}", now)
             return
+        child.look(elapsed_s)
+        if child.pulse.num_beats:
+            place.worked_s += elapsed_s
         if child.status is not None:
             child.bury()
             place.child, place.successor = place.successor, None
             if child.leaving_s is None and place.child is None:
-                status = child.status
-                if not self._has_served and status is not None and status >= 0:
-                    # Nothing has worked yet, and it says why: to try again would only hide the sentence.
-                    self._failed = f"{place.name} ended while starting: {child.last_words}"
-                else:
-                    self._crashed(place, child.last_words, now)
+                self._ended(place, child, now)
             return
-        child.look(elapsed_s)
         limit_s = self._limits.silence_s if child.pulse.num_beats else self._limits.start_s
-        if child.pulse.silent_s > limit_s:
-            _say(f"{place.name} has given no sign of life for {limit_s:g} s: it is stopped or stuck; killing it")
+        if child.pulse.silent_s > limit_s and not child.is_killed:
+            log.error("%s has given no sign of life for %g s: it is stopped or stuck; killing it", place.name, limit_s)
             child.kill(f"gave no sign of life for {limit_s:g} s")
         else:
             self._has_left(child, now)
@@ -173,8 +206,8 @@ class Supervisor:
             child.bury()
             return True
         limit_s = self._leave_s
-        if child.leaving_s is not None and now - child.leaving_s > limit_s:
-            _say(f"{child.name} did not end within {limit_s:g} s; killing it")
+        if child.leaving_s is not None and now - child.leaving_s > limit_s and not child.is_killed:
+            log.error("%s did not end within %g s; killing it", child.name, limit_s)
             child.kill(f"did not end within {limit_s:g} s")
         return False
 
@@ -182,19 +215,32 @@ class Supervisor:
     def _leave_s(self) -> float:
         return STOP_LIMIT_S + self._deployment.http.drain_s
 
+    def _ended(self, place: Place, child: Child, now: float) -> None:
+        """By itself, and nobody has taken its place."""
+        says_why = child.status is not None and child.status >= 0
+        sentence = f"{place.name} ended while starting: {child.last_words}"
+        if says_why and not self._has_served:
+            # Nothing has worked yet, and it says why: to try again would only hide the sentence.
+            self._failed = sentence
+        elif says_why and self._restarts.try_settings and not child.pulse.num_beats:
+            # Its new settings are to blame: with those of before it worked.
+            place.given_up = sentence
+        else:
+            self._crashed(place, child.last_words, now)
+
     def _crashed(self, place: Place, last_words: str, now: float) -> None:
-        """It ended by itself."""
-        pause_s = place.crashes.pause_s(now)
+        # By the time that it worked: one that loads for minutes and then ends at once ends too often, too.
+        pause_s = place.crashes.pause_s(place.worked_s)
         if pause_s is not None:
             again = f" in {pause_s:g} s" if pause_s else ""
-            _say(f"{place.name} ended: {last_words}; starting it again{again}")
+            log.warning("%s ended: %s; starting it again%s", place.name, last_words, again)
             place.start_at_s = now + pause_s
             return
         place.given_up = (
-            f"{place.name} ended {place.crashes.count} times within {self._limits.crash_window_s:g} s and is not "
-            f"started again; the last time: {last_words}"
+            f"{place.name} ended {place.crashes.count} times within {self._limits.crash_window_s:g} s of work and is "
+            f"not started again; the last time: {last_words}"
         )
-        _say(place.given_up)
+        log.error("%s", place.given_up)
         # The others hear of it by their streams: only then do they say whether they can do without.
         self._judge_at_s = now + SETTLE_S
 
@@ -204,10 +250,16 @@ class Supervisor:
             return
         self._judge_at_s = None
         lost = [place for place in self._places.values() if place.given_up]
+        gateways = [place for place in self._places.values() if place.service == "gateway" and not place.given_up]
         names = ", ".join(place.name for place in lost)
-        if any(place.is_ready for place in self._places.values() if place.service == "gateway"):
-            _say(f"the others serve without {names}; `fairlead restart {names.replace(',', '')}` tries again")
-        elif lost:
+        if not lost:  # somebody has asked for another try meanwhile
+            return
+        if any(place.is_ready for place in gateways):
+            log.warning("the others serve without %s; `fairlead restart %s` tries again", names, names.replace(",", ""))
+        elif any(place.child is None or place.child.pulse.num_beats <= SETTLE_S for place in gateways):
+            # One that only starts does not know yet.
+            self._judge_at_s = now + SETTLE_S
+        else:
             sentences = "; ".join(place.given_up for place in lost)
             self._failed = f"nothing can be served without {names}: {sentences}"
 
@@ -220,85 +272,54 @@ class Supervisor:
             self._loading.close()
             http = self._deployment.http
             executor = self._places["executor"].child
-            print((executor and executor.about) or "", end="", flush=True)
-            print(self._prepared.welcome(self._deployment, f"http://{http.host}:{http.port}"), flush=True)
+            about = (executor and executor.about) or ""
+            _show(about + self._prepared.welcome(self._deployment, f"http://{http.host}:{http.port}"))
             self._has_served = True
         elif for_s > self._limits.start_s:
             logs = f"{self._deployment.data}/logs"
             self._failed = f"{', '.join(missing)} not ready after {self._limits.start_s:g} s; logs: {logs}"
 
-    # --- starting again, when asked -------------------------------------------------------------------------------
-
-    def _answer(self, control: Control) -> None:
-        for caller, asked in control.questions():
-            known = {name for place in self._places.values() for name in (place.name, place.service)}
-            unknown = [name for name in asked.restart if name not in known]
-            if unknown:
-                caller.say(f"there is no {unknown[0]} here; there are: {', '.join(self._places)}", "failed")
-                caller.close()
-            elif self._rolling is not None or not self._has_served:
-                caller.say("services are being started just now; ask again when they are ready", "failed")
-                caller.close()
-            else:
-                wanted = [
-                    place
-                    for place in self._places.values()
-                    if not asked.restart or place.name in asked.restart or place.service in asked.restart
-                ]
-                rolling = Rolling(
-                    list(self._places.values()),
-                    self._begin,
-                    self._departing,
-                    start_s=self._limits.start_s,
-                    leave_s=self._leave_s,
-                )
-                self._rolling = rolling.steps(wanted), caller
-        if self._rolling is None:
-            return
-        steps, caller = self._rolling
-        try:
-            line = next(steps, None)
-        except RestartError as error:
-            _say(str(error))
-            caller.say(str(error), "failed")
-        else:
-            if line:
-                _say(line)
-                caller.say(line)
-            if line is not None:
-                return
-            caller.say("restarted", "done")
-        caller.close()
-        self._rolling = None
+    def _adopt(self, deployment: Deployment) -> None:
+        """What is started from now on has these settings."""
+        write_deployment(deployment)
+        self._deployment, self._limits = deployment, deployment.supervision
+        for place in self._places.values():
+            place.crashes = Crashes(self._limits.crashes, self._limits.crash_window_s)
+        bound_waits(self._given.listening, deployment.http)
 
     # --- stopping -------------------------------------------------------------------------------------------------
 
     def _stop_all(self) -> None:
         """Gateways first: their readers finish while the others still work for them. Who connects now is refused."""
-        self._listening.close()
-        children = [child for child in self._children() if child.status is None]
+        self._given.listening.close()
         services = list(dict.fromkeys(place.service for place in self._places.values()))
-        for service in reversed(services):
-            now = time.monotonic()
-            of_service = [child for child in children if self._places[child.name].service == service]
-            for child in of_service:
-                if child.leaving_s is None:
-                    child.leave(now, signal.SIGTERM)
-            while of_service:
-                of_service = [child for child in of_service if not self._has_left(child, time.monotonic())]
+        while services:
+            before_s = time.monotonic()
+            service = services.pop()
+            leaving = [child for child in self._children() if self._places[child.name].service == service]
+            for child in leaving:
+                if child.leaving_s is None and child.status is None:
+                    child.leave(before_s, signal.SIGTERM)
+            while leaving:
+                now = time.monotonic()
+                leaving = [child for child in leaving if not (self._has_left(child, now) or self._is_stuck(child, now))]
+                if self._has_served and not self._failed and self._signals <= 1:
+                    # The readers' answers are still computed by these.
+                    for place in self._places.values():
+                        if place.service in services:
+                            self._attend(place, now, now - before_s)
+                before_s = now
                 time.sleep(POLL_S)
 
+    def _is_stuck(self, child: Child, now: float) -> bool:
+        """Whether even a kill does not end it: it waits within the kernel, and nobody need wait with it."""
+        stuck = child.leaving_s is not None and now - child.leaving_s > self._leave_s + STOP_LIMIT_S
+        if stuck:
+            log.error("%s (process %d) was killed and does not end; it is left behind", child.name, child.pid)
+        return stuck
 
-def _say(line: str) -> None:
-    print(f"fairlead: {line}", file=sys.stderr, flush=True)
 
-
-def _deployment_file(deployment: Deployment) -> Path:
-    return Path(deployment.run) / "deployment.json"
-
-
-def _write_deployment(deployment: Deployment) -> None:
-    """JSON is YAML: the children read it with the same loader, and so do the commands given the data folder."""
-    content = msgspec.json.encode(deployment)
-    _deployment_file(deployment).write_bytes(content)
-    replace(Path(deployment.data) / STARTED, content)
+def _show(text: str) -> None:
+    """On stdout, if anybody reads it."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{text}\n".encode())

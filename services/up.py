@@ -7,18 +7,21 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from services.control import ControlError
 from services.descriptors import TooFewError, raise_limit
 from services.listening import bind
 from services.settings import Deployment, SettingsError, load_deployment
 from services.setup import SetupError, prepare
-from services.supervisor import Supervisor
+from services.supervisor import STOP_LIMIT_S, Given, Supervisor
 
 LONGEST_SOCKET_PATH = 100
+LOOK_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,15 +40,20 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Exit status 2: it could not start as asked; 1: a service failed."""
     try:
         raise_limit()
-        deployment = _deployment(args)
+        deployment = _deployment(args, lambda: tempfile.mkdtemp(prefix="fairlead-"))
         with _lock(Path(deployment.data)):
             prepared = prepare(deployment)
             if args.prepare:
                 return 0
-            with _listening(deployment) as listening:
-                http = msgspec.structs.replace(deployment.http, port=listening.getsockname()[1])
-                return Supervisor(msgspec.structs.replace(deployment, http=http), prepared, listening).run()
-    except (SettingsError, SetupError, TooFewError) as error:
+            limit_s = STOP_LIMIT_S + deployment.http.drain_s
+            with _alone(Path(deployment.data), limit_s) as held, _listening(deployment) as listening:
+                port = listening.getsockname()[1]
+
+                def read() -> Deployment:
+                    return _on_port(_deployment(args, lambda: deployment.run), port)
+
+                return Supervisor(_on_port(deployment, port), prepared, Given(listening, held, read)).run()
+    except (SettingsError, SetupError, TooFewError, ControlError) as error:
         print(f"fairlead: {error}", file=sys.stderr)
     except OSError as error:
         # Of the supervisor's own files and sockets; a service's troubles are its own.
@@ -53,7 +61,13 @@ def run(args: argparse.Namespace) -> int:
     return 2
 
 
-def _deployment(args: argparse.Namespace) -> Deployment:
+def _on_port(deployment: Deployment, port: int) -> Deployment:
+    """The same with the port that was found where it leaves that open."""
+    http = msgspec.structs.replace(deployment.http, port=deployment.http.port or port)
+    return msgspec.structs.replace(deployment, http=http)
+
+
+def _deployment(args: argparse.Namespace, short_folder: Callable[[], str]) -> Deployment:
     deployment = load_deployment(args.deployment)
     overrides = {"policy": args.policy, "model": args.model, "data": args.data_dir, "record": args.record}
     given = {
@@ -74,7 +88,7 @@ def _deployment(args: argparse.Namespace) -> Deployment:
         # The kernel bounds a Unix socket's path at 108 bytes.
         deployment = msgspec.structs.replace(
             deployment,
-            run=tempfile.mkdtemp(prefix="fairlead-"),
+            run=short_folder(),
             streams=load_deployment(args.deployment).streams,
         ).resolved()
     return deployment
@@ -89,16 +103,48 @@ def _lock(data: Path) -> Iterator[None]:
     except OSError as error:
         raise SetupError(f"data folder {data}: {error.strerror}; name another with --data-dir") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SetupError(
-            f"data folder {data} is in use by another `fairlead up`; name another with --data-dir"
-        ) from None
-    try:
+        if not _locked(descriptor):
+            raise SetupError(f"data folder {data} is in use by another `fairlead up`; name another with --data-dir")
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(data: Path, limit_s: float) -> Iterator[int]:
+    """Wait until no service of an earlier `fairlead up` is left, and hold that for the services of this one, which are
+    given the descriptor: one that was killed leaves them to finish what their readers wait for.
+    """
+    descriptor = os.open(data / "services.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + limit_s
+        told = False
+        while not _locked(descriptor):
+            if not told:
+                told = True
+                print(
+                    f"fairlead: services of a `fairlead up` that was killed still finish their requests on {data}; "
+                    f"waiting for them, {limit_s:g} s at most",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"services of a `fairlead up` that was killed still run on data folder {data}; end them "
+                    "(`pgrep -f 'services.cli serve'` shows them), or name another with --data-dir"
+                )
+            time.sleep(LOOK_S)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _listening(deployment: Deployment) -> socket.socket:

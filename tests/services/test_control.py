@@ -1,3 +1,5 @@
+import os
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -52,3 +54,38 @@ def test_a_question_that_means_nothing_is_refused_and_others_are_still_heard(tmp
 def test_without_a_supervisor_the_caller_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="no `fairlead up` runs here"):
         list(ask(str(tmp_path), Asked([])))
+
+
+def test_a_supervisor_without_a_descriptor_left_hears_who_asks_later(tmp_path: Path) -> None:
+    control = Control(str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(tmp_path / SOCKET))
+        asking.sendall(b'{"restart": []}\n')
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            assert list(control.questions()) == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        ((caller, asked),) = control.questions()
+        assert asked == Asked([])
+        caller.close()
+    control.close()
+
+
+def test_a_second_supervisor_does_not_take_the_run_folder_of_the_first(tmp_path: Path) -> None:
+    control = Control(str(tmp_path))
+    with pytest.raises(ControlError, match="another `fairlead up` runs in "):
+        Control(str(tmp_path))
+    assert (tmp_path / SOCKET).exists()
+    control._listening.close()
+    Control(str(tmp_path)).close()  # nobody listens at what one that was killed has left
+
+
+def test_a_supervisor_that_stands_still_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    control = Control(str(tmp_path))
+    with pytest.raises(ControlError, match=r"said nothing for 0\.01 s: it is stopped or stuck"):
+        list(ask(str(tmp_path), Asked([]), silence_s=0.01))
+    control.close()

@@ -1,6 +1,7 @@
 """All services are started again, one process after the other, and no reader can tell."""
 
 import asyncio
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -50,8 +51,13 @@ async def test_every_service_is_started_again_under_load_and_no_request_fails(
     said, _ = await asyncio.wait_for(restart.communicate(), 120)
     done.set()
     await asyncio.wait_for(asyncio.gather(*readers), 60)
-    lines = [f"restarting {process} ({number} of 4)" for number, process in enumerate(processes, 1)]
-    assert said.decode().splitlines() == [*lines, "restarted"]
+    *lines, last = said.decode().splitlines()
+    assert last == "restarted", said
+    for number, process in enumerate(processes, 1):
+        began, ready, *lines = lines
+        assert began == f"restarting {process} ({number} of 4)"
+        assert re.fullmatch(rf"{process} is ready after \d+\.\d s; .* waited .*", ready), ready
+    assert lines == []
     assert set(seen) == {"whole"}, seen
     after = [running.pid(process) for process in processes]
     assert None not in after

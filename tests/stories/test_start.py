@@ -44,7 +44,7 @@ def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[...,
     assert not run_folder.exists()
     left = {path.name for path in running.data.iterdir()}
     kept = {"admission.lock", "admission.sqlite", "deployment.json", "policy-history.sqlite", "traffic", "epochs"}
-    assert left == {"admin.key", "demo.key", "lock", "logs", "streams.secret", "tenants.yaml", *kept}
+    assert left == {"admin.key", "demo.key", "lock", "services.lock", "logs", "streams.secret", "tenants.yaml", *kept}
 
     again = House(running.data.parent)
     again.start()
