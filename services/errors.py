@@ -84,6 +84,10 @@ TYPES = {
 
 NO_RETRY = ("insufficient_quota",)
 """Waiting does not help, and the clients of both dialects would retry a 429."""
+MOST_RETRY_S = 120.0
+"""Beyond this wait a client is told not to try again by itself, as it would be by a limit of a day: OpenAI's waits no
+longer (older ones come back within seconds), and Anthropic's sleeps for hours in the caller's place.
+"""
 
 MAX_CHARACTERS = 1000
 """Of a sentence."""
@@ -131,7 +135,9 @@ class RequestError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`retry-after` in whole seconds and `retry-after-ms`, rounded up: who waits that long has waited enough."""
+        """`retry-after` in whole seconds and `retry-after-ms`, rounded up: who waits that long has waited enough.
+        `x-should-retry: false`, which the official clients obey, where they should not wait.
+        """
         headers = {}
         if self.code in NO_RETRY:
             headers["x-should-retry"] = "false"
@@ -139,6 +145,8 @@ class RequestError(Exception):
             wait_ns = max(1, round(self.retry_after_s * NS_PER_S))
             headers["retry-after"] = str(-(-wait_ns // NS_PER_S))
             headers["retry-after-ms"] = str(-(-wait_ns // NS_PER_MS))
+            if self.retry_after_s > MOST_RETRY_S:
+                headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers

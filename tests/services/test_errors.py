@@ -81,6 +81,13 @@ def test_without_a_wait_there_is_no_header_of_one(code: str) -> None:
     assert RequestError(code, "").headers == {}
 
 
+@pytest.mark.parametrize("code", ["rate_limit_exceeded", "queue_full", "would_be_late"])
+def test_a_client_is_told_not_to_sit_out_a_wait_of_more_than_two_minutes(code: str) -> None:
+    assert "x-should-retry" not in RequestError(code, "", retry_after_s=120).headers
+    headers = RequestError(code, "", retry_after_s=7200).headers
+    assert headers == {"retry-after": "7200", "retry-after-ms": "7200000", "x-should-retry": "false"}
+
+
 def test_an_exhausted_quota_is_not_to_be_tried_again_whatever_wait_it_came_with() -> None:
     assert RequestError("insufficient_quota", "", retry_after_s=5).headers == {"x-should-retry": "false"}
 
