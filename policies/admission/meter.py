@@ -11,6 +11,7 @@ that had nothing here is at most 2 (n - 1) U / a), with the U of the fairness sp
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from policies.admission.checking import waits_and_fits
 from policies.admission.core import AdmissionCore
@@ -124,6 +125,17 @@ _Sample = dict[str, tuple[int, float]]
 """Backlogged tenants: (what tells this stay in the backlog from another, counter)."""
 
 
+_NOTHING = _Tally()
+"""Of a tenant that had nothing; never changed."""
+
+
+class Figures(Struct, frozen=True):
+    """A report without its rows, and what they are made of."""
+
+    report: FairnessReport
+    in_flight: dict[str, _Tally]
+
+
 class Meter:
     """Follows one core; `look` after every event, `report` when somebody asks."""
 
@@ -131,6 +143,7 @@ class Meter:
         self._core = core
         self._tallies: dict[str, _Tally] = {}
         self._began_s: float | None = None
+        self._accounted_s = 0.0
         self._sampled_s = 0.0
         self._num_samples = 0
         self._samples: list[_Sample] = [{} for _ in range(NUM_AGES)]
@@ -142,7 +155,7 @@ class Meter:
         """An event was decided at `now`."""
         del event
         if self._began_s is None:
-            self._began_s = self._sampled_s = now
+            self._began_s = self._accounted_s = self._sampled_s = now
         for command in commands:
             if type(command) is Settle:
                 tally = self._tally(command.tenant)
@@ -151,23 +164,26 @@ class Meter:
                 tally.cached_tokens += command.cached_tokens
                 tally.output_tokens += command.output_tokens
         if now - self._sampled_s >= SAMPLE_S:
-            self._sample(now)
+            self._account(now)
 
     def report(self, now: float, tenant: str = "") -> FairnessReport:
-        """How things stand; with a tenant, its own row alone. O(tenants known); before the first policy an error.
+        """How things stand; with a tenant, its own row alone.
 
         Raises:
             RuntimeError: the core has no policy yet.
         """
-        self._sample(now)
-        core = self._core
-        nodes = core.queue.accounts
-        in_flight = self._in_flight()
-        num_asking = sum(1 for node in nodes.values() if not node.is_idle)
-        wait_bounds_s = {is_here: self._wait_s(num_asking - 1 + (not is_here), core.bound) for is_here in (True, False)}
+        return self.with_rows(self.figures(now), tenant)
+
+    def with_rows(self, figures: "Figures", tenant: str = "") -> FairnessReport:
+        """These figures with the rows of all tenants, O(tenants known), or of one, O(1)."""
+        nodes, num_asking = self._core.queue.accounts, figures.report.num_asking
+        wait_bounds_s = {
+            is_here: self._wait_s(num_asking - 1 + (not is_here), figures.report.bound) for is_here in (True, False)
+        }
         rows = []
         for name in [tenant] if tenant else sorted({*nodes, *self._tallies}):
-            node, tally, flying = nodes.get(name), self._tally(name), in_flight.get(name, _Tally())
+            node, tally = nodes.get(name), self._tallies.get(name, _NOTHING)
+            flying = figures.in_flight.get(name, _NOTHING)
             rows.append(
                 TenantFairness(
                     tenant=name,
@@ -183,7 +199,17 @@ class Meter:
                     wait_bound_s=wait_bounds_s[node is not None and not node.is_idle],
                 )
             )
-        return FairnessReport(
+        return replace(figures.report, tenants=tuple(rows))
+
+    def figures(self, now: float) -> "Figures":
+        """What a report says of all together: O(backlogged tenants and requests in flight).
+
+        Raises:
+            RuntimeError: the core has no policy yet.
+        """
+        self._account(now)
+        core, in_flight = self._core, self._in_flight()
+        report = FairnessReport(
             policy=core.rules.name,
             kind=core.rules.fairness.kind,
             measured_s=now - (now if self._began_s is None else self._began_s),
@@ -195,7 +221,7 @@ class Meter:
             pair_bound=2 * core.bound,
             jain=jain(node.counter for node in core.queue.backlogged()),
             num_backlogged=core.queue.num_backlogged,
-            num_asking=num_asking,
+            num_asking=len({*in_flight, *(node.name for node in core.queue.backlogged())}),
             served_per_s=core.rate.per_s,
             idle_s=self._idle_s,
             num_lifts=core.queue.num_lifts,
@@ -203,8 +229,9 @@ class Meter:
             num_replicas=core.queue.num_replicas,
             staleness=core.queue.staleness,
             window=self._window(),
-            tenants=tuple(rows),
+            tenants=(),
         )
+        return Figures(report, in_flight)
 
     def _tally(self, tenant: str) -> _Tally:
         tally = self._tallies.get(tenant)
@@ -242,12 +269,12 @@ class Meter:
             bound_s=self._wait_s(1, bound),
         )
 
-    # --- about once a second --------------------------------------------------------------------------------------
+    # --- about once a second, and whenever somebody asks ----------------------------------------------------------
 
-    def _sample(self, now: float) -> None:
+    def _account(self, now: float) -> None:
         """O(backlogged tenants)."""
-        core, elapsed_s = self._core, now - self._sampled_s
-        self._sampled_s = now
+        core, elapsed_s = self._core, now - self._accounted_s
+        self._accounted_s = now
         sample: _Sample = {}
         for node in core.queue.backlogged():
             sample[node.name] = (node.joined, node.counter)
@@ -260,6 +287,9 @@ class Meter:
         if len(sample) > 1:
             for earlier in self._samples:
                 self._pair_difference = max(self._pair_difference, _spread(earlier, sample))
+        if now - self._sampled_s < SAMPLE_S:
+            return  # asked in between: the ages of samples do not depend on who asks
+        self._sampled_s = now
         self._num_samples += 1
         for age in range(NUM_AGES):
             if self._num_samples % 2**age == 0:

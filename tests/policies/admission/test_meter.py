@@ -1,8 +1,11 @@
+from typing import NoReturn
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.admission.meter import FairnessReport, Meter
+from policies.admission.nodes import Node
 from tests.policies.admission.test_fairness_bounds import asks
 from tests.policies.admission.worlds import Ask, Conditions, World, document, random_trace
 
@@ -104,3 +107,32 @@ def test_what_auto_does_to_the_window_is_told() -> None:
     window = Meter(world.core).report(world.now).window
     assert window.auto == "measuring the pool-sized window"
     assert window.pool_tokens == window.limit_tokens == 990
+
+
+def test_whoever_asks_often_does_not_change_over_how_long_tenants_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policies.admission.meter.NUM_AGES", 2)
+
+    def difference(polls_per_s: int) -> float:
+        world = World(document(kind="vtc", window_tokens=60), BUSY)
+        meter = Meter(world.core)
+        world.watchers.append(lambda event, commands: meter.look(world.now, event, commands))
+        for poll in range(60 * polls_per_s):
+            world.run(poll / polls_per_s)
+            meter.report(world.now)
+        return meter.report(world.now).pair_difference
+
+    assert difference(20) >= difference(1) > 0
+
+
+def test_a_report_costs_by_who_is_here_and_not_by_who_is_known() -> None:
+    world, _ = metered(BUSY, until_s=60.0)
+    meter, known = Meter(world.core), world.core.queue.accounts
+
+    class Unreadable(dict[str, Node]):
+        def values(self) -> NoReturn:
+            raise AssertionError("every tenant known was looked at")
+
+    world.core.queue.root.children = Unreadable(known)
+    report = meter.report(world.now, "quiet")
+    assert (report.num_backlogged, report.num_asking) == (2, 2)
+    assert [row.tenant for row in report.tenants] == ["quiet"]

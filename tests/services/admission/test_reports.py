@@ -61,6 +61,25 @@ async def test_an_operator_is_told_of_every_tenant_and_of_one_if_asked(
     assert [row["tenant"] for row in report["tenants"]] == ["globex"]
 
 
+async def test_a_report_that_takes_long_is_told_again_instead_of_made_again(
+    admission: AdmissionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("services.admission.reports.time.monotonic", lambda: float(next(clock)))
+    made = []
+    figures = admission._reports._meter.figures
+    monkeypatch.setattr(admission._reports._meter, "figures", lambda now: made.append(now) or figures(now))
+    busy(admission)
+    for tenant in ("acme", "globex", "acme", "", ""):
+        admission._reports._fairness(tenant)
+    assert len(made) == 1
+    for _ in range(30):
+        admission._reports._fairness("acme")
+    assert len(made) == 2
+    admission._pump.apply(2, POLICY.read_bytes().replace(b"name: fairlead", b"name: next"))
+    assert json.loads(admission._reports._fairness("acme"))["policy"] == "next"
+
+
 async def test_usage_is_answered_from_the_store(admission: AdmissionService, tmp_path: Path) -> None:
     assert await asyncio.to_thread(ask, deployment(tmp_path), "usage", "acme", 2) == {"usage": []}
     assert admission.name == "admission"
