@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 import msgspec
 from msgspec import Meta
 
-from engine.interface import EngineInfo, Sampling
+from engine.interface import Sampling
 from policies.admission.limits.items import LimitState
 from policies.events import HeldAtScheduler
 from services.wire_handshake import Challenge, Hello, Welcome
@@ -270,7 +270,6 @@ class Capacity(Message, tag="capacity"):
     num_executors: Count
     kv_tokens: Total
     max_sequence_tokens: Count
-    engines: list[EngineInfo] = []
     counts_ends: bool = False
     """Of a scheduler: it keeps ends until they are acknowledged, and answers the first `EndsKept` with `Holds`."""
     levels: Levels | None = None

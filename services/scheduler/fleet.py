@@ -64,7 +64,6 @@ class Fleet:
             num_executors=len(executors),
             kv_tokens=sum(executor.kv_tokens for executor in executors),
             max_sequence_tokens=max((executor.max_sequence_tokens for executor in executors), default=0),
-            engines=self.infos,
             counts_ends=True,
             resumes=True,
             trouble=self.trouble,

@@ -113,7 +113,7 @@ def altered(message, **fields) -> bytes:
         altered(SUBMIT, tenant="x" * 2000),
         altered(Dispatch(SUBMIT, "paid", 0.0, 1), waited_s=math.inf),
         altered(Capacity(1, 2, 3), kv_tokens=-5),
-        altered(Capacity(1, 2, 3), engines=[{**msgspec.to_builtins(INFO), "num_blocks": 2**40}]),
+        altered(ExecutorReady(INFO), info={**msgspec.to_builtins(INFO), "num_blocks": 2**40}),
         altered(ExecutorReady(INFO), info={**msgspec.to_builtins(INFO), "block_tokens": 0}),
         altered(Usage(b""), sequences=b"1234567"),
         altered(Usage(b""), prefix_hits=[[1, -4]]),

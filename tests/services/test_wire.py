@@ -43,7 +43,7 @@ SAMPLES: list[wire.Message] = [
     wire.TokenFrame(1, 0, 1, b"s" * 8, b"t" * 4, b"\0", b"r" * 8, 1, 2, 3, 4),
     wire.RequestEnded(7, "finished", 3),
     wire.Usage(b"s" * 8),
-    wire.Capacity(1, 128, 64, [ENGINE]),
+    wire.Capacity(1, 128, 64),
     wire_steps.ExecutorReady(ENGINE),
     wire_steps.StepMessage(1, b"", b"", b"", b"", b"", b"", [SequenceStart(7, b"\1\0\0\0", 1, Sampling())], [6]),
     wire_steps.ForgetMessage([6]),
