@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engine.malloc import give_back_freed_memory
 from services import runtime
 from services.descriptors import TooFewError, raise_limit
 from services.health import SERVICES, process_name, processes
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         if args.service == "executor":
             status: int = module.main(deployment, args.pulse)
             return status
+        give_back_freed_memory()
         arguments: list[Any] = [args.replica - 1] if args.replica > 1 or args.socket is not None else []
         if args.socket is not None:
             arguments.append(socket.socket(fileno=args.socket))

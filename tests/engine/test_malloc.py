@@ -1,33 +1,55 @@
-"""A process that keeps its memory asks the kernel for it once."""
+"""A process that keeps its memory asks the kernel for it once; one that gives it back is as small as what lives."""
 
 import subprocess
 import sys
 
 SCRIPT = """
 import ctypes, resource, sys
-from engine.malloc import keep_freed_memory
+from pathlib import Path
+from engine.malloc import give_back_freed_memory, keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
-def use():
-    pointer = libc.malloc(2**26)
-    ctypes.memset(pointer, 1, 2**26)
-    libc.free(pointer)
+def take(size):
+    pointer = libc.malloc(size)
+    ctypes.memset(pointer, 1, size)
+    return pointer
 
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    libc.free(take(2**26))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        libc.free(take(2**26))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 2**20
+
+def left_mib():
+    libc.free(take(2**24))  # and so the threshold is there, as it comes
+    before = resident_mib()
+    bodies = []
+    for _ in range(16):
+        bodies.append(take(2**22))
+        take(2**16)  # lives on
+    for body in bodies:
+        libc.free(body)
+    return resident_mib() - before
+
+{"kept": keep_freed_memory, "given back": give_back_freed_memory, "as it comes": int}[sys.argv[1]]()
+print({"faults": faults, "left": left_mib}[sys.argv[2]]())
 """
 
 
-def faults(mode: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, check=True, text=True).stdout)
+def measured(mode: str, what: str) -> int:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, mode, what], capture_output=True, check=True, text=True)
+    return int(done.stdout)
 
 
 def test_large_buffers_are_not_faulted_in_again() -> None:
-    assert faults("kept") < 100 < faults("as it comes")
+    assert measured("kept", "faults") < 100 < measured("as it comes", "faults")
+
+
+def test_bodies_that_are_gone_leave_no_holes() -> None:
+    assert measured("given back", "left") < 8 < 48 < measured("as it comes", "left")
