@@ -51,8 +51,8 @@ PACED = Load(0.04, 250)
 FAST = Load(0.0125, 400)
 """20,480 tokens/s."""
 SATURATED = Load(0.003, 300)
-"""Up to 85,000 tokens/s, more than the services can. Not without a pace: steps that take no time break up into groups of
-15 to 35 tokens, by chance, and the CPU of a token, much of which is its share of a step's, follows that number.
+"""Up to 85,000 tokens/s, more than the services can. Not without a pace: steps that take no time break up into groups
+of 15 to 35 tokens, by chance, and the CPU of a token, much of which is its share of a step's, follows that number.
 """
 LAST_RECORDS_S, LAST_BATCH_S = 0.1, 1.0
 """Until the gateway has written what it has of a round, and the keeper has looked at it. The second is the keeper's

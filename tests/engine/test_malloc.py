@@ -52,4 +52,4 @@ def test_large_buffers_are_not_faulted_in_again() -> None:
 
 
 def test_bodies_that_are_gone_leave_no_holes() -> None:
-    assert measured("given back", "left") < 8 < 48 < measured("as it comes", "left")
+    assert 4 * measured("given back", "left") < measured("as it comes", "left")
