@@ -5,6 +5,7 @@ Owns one GET and the sentence when it does not work.
 
 import argparse
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from services import policy_documents
+from services.files import read_document
 from services.policy_documents import CommandError
 from services.settings import Deployment
 
 TIMEOUT_S = 10.0
 ADMIN_KEY_FILE = "admin.key"
+STDIN = "-"
 
 
 def add_gateway(parser: argparse.ArgumentParser) -> None:
     """The options that say which gateway is meant, and who asks."""
     parser.add_argument("--url", metavar="URL", help="the gateway (the one of the data folder)")
-    parser.add_argument("--key", metavar="KEY", help="an admin key (the one in the data folder)")
+    # Not the key itself: everybody on the machine can read the arguments of a process.
+    parser.add_argument(
+        "--key-file", metavar="FILE", help="holds an admin key (admin.key of the data folder); -: the standard input"
+    )
     policy_documents.add_data_dir(parser)
 
 
@@ -53,7 +59,7 @@ def _open(deployment: Deployment, args: argparse.Namespace, path: str) -> HTTPRe
     url = (args.url or _url(deployment)).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise CommandError(f"--url {url}: an address begins with http:// or https://")
-    headers = {"authorization": f"Bearer {args.key or _key(deployment)}"}
+    headers = {"authorization": f"Bearer {_key(deployment, args.key_file)}"}
     request = urllib.request.Request(url + path, headers=headers)  # noqa: S310  checked above
     try:
         answer: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310  checked above
@@ -70,12 +76,22 @@ def _url(deployment: Deployment) -> str:
     return f"http://{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{deployment.http.port}"  # noqa: S104  to reach it
 
 
-def _key(deployment: Deployment) -> str:
-    file = Path(deployment.data) / ADMIN_KEY_FILE
+def _key(deployment: Deployment, named: str | None) -> str:
+    if named == STDIN:
+        return _checked("the standard input", sys.stdin.buffer.readline())
+    file = Path(named or Path(deployment.data) / ADMIN_KEY_FILE)
     try:
-        return file.read_text().strip()
+        return _checked(str(file), read_document(file))
     except OSError as error:
-        raise CommandError(f"{file}: {error.strerror}; give an admin key with --key") from error
+        raise CommandError(f"{file}: {error.strerror}; name a file with an admin key with --key-file") from error
+
+
+def _checked(source: str, content: bytes) -> str:
+    """A key, which goes into a header."""
+    key = content.decode(errors="replace").strip()
+    if not (key.isascii() and key.isprintable() and key):
+        raise CommandError(f"{source}: holds no key; a line with one is needed, as `fairlead keys add` prints it")
+    return key
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -8,6 +8,7 @@ import logging
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -48,10 +49,14 @@ class KeeperLink(asyncio.Protocol):
         with theirs:
             given = msgspec.structs.replace(settings, descriptor=theirs.fileno())
             self._process = subprocess.Popen(  # noqa: ASYNC220  starts in a millisecond, and nobody is served yet
-                [sys.executable, "-m", "services.telemetry.keeper", msgspec.json.encode(given).decode()],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "services.telemetry.keeper"],
+                stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
             )
+            # Not as an argument, which everybody on the machine can read: the collector's headers may hold a key.
+            assert self._process.stdin is not None  # noqa: S101  it was started with a pipe
+            with self._process.stdin as stdin, suppress(BrokenPipeError):
+                stdin.write(msgspec.json.encode(given))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
 

@@ -1,7 +1,7 @@
-"""`python -m services.telemetry.keeper SETTINGS`."""
+"""`python -m services.telemetry.keeper`, with `KeeperSettings` on its standard input."""
 
 import sys
 
 from services.telemetry.keeper.process import main
 
-sys.exit(main(sys.argv[1]))
+sys.exit(main(sys.stdin.buffer.read()))

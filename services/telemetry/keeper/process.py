@@ -120,10 +120,10 @@ class KeeperProcess:
             self._writer.write(encode(Answered(asked.number, together(asked, mine, heard))))
 
 
-def main(argument: str) -> int:
-    """Run; the argument is `KeeperSettings` as JSON."""
+def main(given: bytes) -> int:
+    """Run; `given` is `KeeperSettings` as JSON."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s")
-    settings = msgspec.json.decode(argument, type=KeeperSettings)
+    settings = msgspec.json.decode(given, type=KeeperSettings)
     # Serving comes first: on a full machine the keeper waits.
     os.nice(5)
     # The arrays of each batch are as large as those of the one before.

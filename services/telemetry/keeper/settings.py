@@ -4,7 +4,7 @@ import msgspec
 
 
 class KeeperSettings(msgspec.Struct):
-    """The only argument of the process, as JSON."""
+    """What the process reads first, as JSON."""
 
     service: str
     instance: str

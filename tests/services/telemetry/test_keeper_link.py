@@ -1,8 +1,10 @@
 """The keeper as a process: what goes in comes out at a collector, and trouble there costs records alone."""
 
+import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import msgspec
@@ -124,6 +126,15 @@ async def test_a_scheduler_that_started_again_counts_anew_and_gives_no_id_twice(
     assert len({(span.trace_id, span.span_id) for span in steps}) == len(steps) == 4
     tokens = [span for _, span in received.spans if span.name == names.TOKEN]
     assert [span.links[0].span_id for span in tokens] == [span.span_id for span in steps[1:]]
+
+
+async def test_what_the_collector_is_to_be_told_is_in_no_argument_of_a_process() -> None:
+    link = KeeperLink()
+    await link.start(KeeperSettings("gateway", "1", "scheduler-1", headers={"authorization": "Bearer of-collector"}))
+    arguments = await asyncio.to_thread(Path(f"/proc/{link._process.pid}/cmdline").read_bytes)
+    assert b"of-collector" not in arguments
+    assert (await link.ask("live")).startswith(b"{")
+    await link.close()
 
 
 async def test_the_keeper_tells_a_requests_story() -> None:
