@@ -101,7 +101,7 @@ class Child:
                 lines = log.read().decode(errors="replace").strip().splitlines()
         except OSError as error:
             return f"its log cannot be read: {error.strerror}"
-        return lines[-1] if lines else "no word in its log"
+        return lines[-1].strip() if lines else "no word in its log"
 
     @property
     def is_killed(self) -> bool:

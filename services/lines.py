@@ -7,6 +7,7 @@ and how many is the first thing written when it works again.
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,26 @@ from collections.abc import Callable
 MOST_WAITING = 10_000
 CLOSE_S = 2.0
 RETRY_S = 1.0
+INDENTED = "\n  "
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but tab and the end of a line; Unicode's ends of lines, and what changes the direction of text."""
+
+
+class Entries(logging.Formatter):
+    """Of every entry the first line begins at the margin and no other does, and none has what moves a cursor: an entry
+    quotes what strangers say, and what they say must not look like one.
+    """
+
+    def __init__(self, pattern: str, date_pattern: str) -> None:
+        super().__init__(pattern, date_pattern)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the base class has it."""
+        return CONTROL.sub(_escaped, super().format(record)).replace("\n", INDENTED)
+
+
+def _escaped(found: "re.Match[str]") -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 class Lines(logging.Handler):

@@ -23,7 +23,7 @@ from services.epochs import first_epoch
 from services.files import exposure, read_document
 from services.health import ready_file
 from services.hearing import HEARS, Hearing
-from services.lines import Lines
+from services.lines import Entries, Lines
 from services.pulse import BEAT_S, Pulse
 from services.settings import Deployment
 from services.streams import Stream
@@ -226,13 +226,9 @@ def set_up_logging(service: str) -> None:
     def lost(num_lines: int) -> str:
         return f"{time.strftime('%H:%M:%S')} WARNING {service}: {num_lines} lines before this one could not be written"
 
-    logging.basicConfig(
-        level=logging.INFO,
-        handlers=[Lines(sys.stderr.fileno(), lost)],
-        format=f"%(asctime)s.%(msecs)03d %(levelname)s {service}: %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
+    written = Lines(sys.stderr.fileno(), lost)
+    written.setFormatter(Entries(f"%(asctime)s.%(msecs)03d %(levelname)s {service}: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[written], force=True)
 
 
 def die_with_parent() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services import lines
-from services.lines import Lines
+from services.lines import Entries, Lines
 
 
 def said(number: int) -> logging.LogRecord:
@@ -34,6 +34,17 @@ def test_lines_come_in_their_order_and_all_of_them_by_the_end(pipe: tuple[int, i
         written.emit(said(number))
     written.close()
     assert os.read(reading, 100) == b"line 0\nline 1\nline 2\n"
+
+
+def test_what_a_stranger_says_looks_like_no_entry_and_moves_no_cursor(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    written = handler(writing)
+    written.setFormatter(Entries("%(levelname)s %(message)s", ""))
+    said_by_stranger = "x\nCRITICAL all is lost\r\x1b[2Jy\x00\x85\u2028z\u202e\tend"
+    written.emit(logging.LogRecord("test", logging.INFO, "", 0, "no stream: %s", (said_by_stranger,), None))
+    written.close()
+    entry = os.read(reading, 200).decode()
+    assert entry == ("INFO no stream: x\n  CRITICAL all is lost\\r\\x1b[2Jy\\x00\\x85\\u2028z\\u202e\tend\n")
 
 
 def test_a_pipe_that_nobody_empties_keeps_nobody_waiting(
