@@ -53,6 +53,13 @@ def exposure(path: Path) -> str:
     return f"{path}: others than its owner can reach this secret (mode {mode:04o}); mend it with `chmod 600 {path}`"
 
 
+def keep_private() -> None:
+    """What this process and its children make from now on is for its user alone: logs and records, whose folder may be
+    anywhere, name tenants, and a resolved deployment has what was in the file.
+    """
+    os.umask(0o077)
+
+
 def replace(path: Path, content: bytes, mode: int = PRIVATE) -> None:
     """Write a file by way of a new one that takes its place; what was written is on the disk when this returns.
 

@@ -12,6 +12,7 @@ from typing import Any
 from engine.malloc import give_back_freed_memory
 from services import runtime
 from services.descriptors import TooFewError, raise_limit
+from services.files import keep_private
 from services.health import SERVICES, process_name, processes
 from services.settings import SettingsError, load_deployment
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Run until told to stop. Exit status 2: the deployment cannot be used; 1: the service failed."""
     # A dump would hold prompts, answers and secrets.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_private()
     if args.pulse is not None:
         runtime.die_with_parent()
     for descriptor in (args.pulse, args.socket):

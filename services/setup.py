@@ -18,7 +18,7 @@ from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
-from services.files import replace
+from services.files import keep_private, replace
 from services.keys import ensure_admin_key, ensure_demo_key
 from services.policy_reading import read_policy
 from services.settings import Deployment, SettingsError, load_deployment
@@ -95,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare the deployment of the environment and say how to reach it."""
+    keep_private()
     try:
         deployment = load_deployment().resolved()
         prepared = prepare(deployment)

@@ -15,6 +15,7 @@ import msgspec
 
 from services.control import ControlError
 from services.descriptors import TooFewError, raise_limit
+from services.files import keep_private
 from services.listening import bind
 from services.settings import Deployment, SettingsError, load_deployment
 from services.setup import SetupError, prepare
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted. Exit status 2: it could not start as asked; 1: a service failed."""
+    keep_private()
     try:
         raise_limit()
         deployment = _deployment(args, lambda: tempfile.mkdtemp(prefix="fairlead-"))

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_up_serves_what_it_prints_and_leaves_nothing_behind(house: Callable[...,
     run_folder = running.run_folder
     assert run_folder.exists()
     key = running.key
+    others_may = [path for path in running.data.rglob("*") if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    assert others_may == []
 
     assert running.stop() == 0, running.text
     assert processes_of(running.data) == []
