@@ -11,7 +11,14 @@ import re
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadStatusLine, HttpProcessingError, InvalidHeader, InvalidURLError, LineTooLong
+from aiohttp.http_exceptions import (
+    BadStatusLine,
+    ContentEncodingError,
+    HttpProcessingError,
+    InvalidHeader,
+    InvalidURLError,
+    LineTooLong,
+)
 
 from services.errors import RequestError
 from services.gateway.replies import JSON, SERVER, dialect_of, head_too_large
@@ -211,5 +218,9 @@ def kind_of(cause: BaseException | str | None) -> str:
             return "its first line is malformed"
         case InvalidHeader():
             return "a header is malformed"
+        case ContentEncodingError():  # which names the library that it would take
+            return (
+                "its body is not in its content-encoding, or in one that is not known here; of these are gzip, deflate"
+            )
     said = QUOTED.match(str(getattr(cause, "message", "") or cause or ""))
     return " ".join(said["kind"].split()).rstrip(":.") if said and said["kind"] else "it is malformed"

@@ -22,6 +22,9 @@ from services.settings import HttpSettings
 from services.wire import Submit
 
 Caller = tuple[Tenant, HashedKey]
+ENCODINGS = ("identity", "gzip", "deflate")
+"""Of bodies; another one, or several, would be taken for none."""
+MAX_SHOWN = 40
 ADMIN = "admin"
 """The scope of keys that open the console."""
 
@@ -113,6 +116,10 @@ class Intake:
         Raises:
             RequestError: it is too large, too slow or not as its headers say.
         """
+        encoding = ", ".join(request.headers.getall("content-encoding", ["identity"]))
+        if encoding.strip().lower() not in ENCODINGS:
+            message = f"content-encoding: {encoding[:MAX_SHOWN]!r} is not known here; {', '.join(ENCODINGS)} are"
+            raise RequestError("invalid_value", message)
         limit = self._http.max_body_bytes
         too_large = RequestError("body_too_large", f"the body is larger than {limit} bytes, the limit here")
         if request.content_length is not None and request.content_length > limit:

@@ -57,6 +57,7 @@ class Prompts:
             RequestError: one is empty or has an id that is no token of the model, or they are too long together.
         """
         size = sum(len(each) for each in given if isinstance(each, str))
+        self._check_length(max((len(each) for each in given if isinstance(each, list)), default=0), name)
         self._check_size(max((len(each) for each in given if isinstance(each, str)), default=0), name)
         if size > self._max_characters:
             message = f"{name}: {size} characters in one request; at most {self._max_characters} are allowed"
@@ -72,6 +73,13 @@ class Prompts:
                 f"a sequence here has at most {limit} tokens; {name} has a text of {num_characters} characters, "
                 f"which are at least {least}; shorten it"
             )
+            raise RequestError("context_length_exceeded", message, param=name)
+
+    def _check_length(self, num_tokens: int, name: str) -> None:
+        """Refuse what is too long for the model before its ids are looked at, which takes a while for a million."""
+        limit = self._tokenizer.max_sequence_tokens
+        if num_tokens > limit:
+            message = f"a sequence here has at most {limit} tokens; {name} has {num_tokens}; shorten it"
             raise RequestError("context_length_exceeded", message, param=name)
 
     def _tokens(self, prompt: str | list[int], name: str) -> list[int]:

@@ -12,6 +12,9 @@ from services.errors import RequestError
 
 MAX_BIASES = 1024
 MAX_STOP_TOKENS = 128
+MAX_SHOWN = 40
+MAX_DIGITS = 10
+"""Of a token's id, which fits 32 bits."""
 SEED_STEP = 0x9E37_79B9_7F4A_7C15
 SEED_RANGE = 2**63
 
@@ -20,6 +23,13 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 TierName = Annotated[str, Meta(max_length=64)]
 """What `service_tier` may be: the name of a class, or one of OpenAI's."""
 TokenId = Annotated[int, Meta(ge=0)]
+
+
+def _is_below(token: str | int, vocabulary_size: int) -> bool:
+    """Whether a token's id, or the digits of one, is one of so many."""
+    digits = str(token)
+    # Python reads no number of thousands of digits, and these are a client's.
+    return digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS and int(digits) < vocabulary_size
 
 
 class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -78,11 +88,11 @@ class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
         """
         for name, tokens in (("logit_bias", self.logit_bias or {}), ("stop_token_ids", self.stop_token_ids or ())):
             for token in tokens:
-                if not (str(token).isascii() and str(token).isdecimal() and int(token) < vocabulary_size):
+                if not _is_below(token, vocabulary_size):
                     raise RequestError(
                         "invalid_value",
-                        f"{name}: {token} is not a token id of this model; its vocabulary has {vocabulary_size}, "
-                        f"from 0 to {vocabulary_size - 1}",
+                        f"{name}: {str(token)[:MAX_SHOWN]} is not a token id of this model; its vocabulary has "
+                        f"{vocabulary_size}, from 0 to {vocabulary_size - 1}",
                         param=name,
                     )
 

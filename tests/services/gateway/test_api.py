@@ -47,7 +47,7 @@ COMPLETIONS = "/v1/completions"
             COMPLETIONS,
             {"model": "demo", "prompt": [1] * 9000},
             (400, "context_length_exceeded"),
-            "9000 prompt tokens",
+            "at most 8192 tokens; prompt has 9000",
         ),
         (COMPLETIONS, {"model": "demo", "prompt": [4096]}, (400, "invalid_value"), "vocabulary of 4096"),
         (COMPLETIONS, {"model": "demo", "prompt": ["a"] * 65}, (400, "invalid_value"), "at most 64"),

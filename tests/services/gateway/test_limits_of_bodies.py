@@ -47,6 +47,9 @@ def deep(depth: int) -> dict[str, Any]:
         (COMPLETIONS, {"prompt": [[]] * 60_000}, "60004 lists, objects and members of objects; at most 50000"),
         (COMPLETIONS, {"prompt": "x " * 2**20}, "a text of 2097152 characters, which are at least"),
         (COMPLETIONS, {"prompt": "x", "a\nb" * 1000: 1}, "a b"),
+        (COMPLETIONS, {"prompt": "x", "logit_bias": {"1" * 5000: 1}}, "is not a token id of this model"),
+        (COMPLETIONS, {"prompt": [1] * 9000}, "a sequence here has at most 8192 tokens; prompt has 9000; shorten it"),
+        ("/v1/embeddings", {"input": [[1], [1] * 9000]}, "a sequence here has at most 8192 tokens; input has 9000"),
         (COMPLETIONS, {"prompt": "x", "service_tier": "x" * 65}, "service_tier: has 65 characters; at most 64"),
         (CHAT, {"messages": [TURN], "service_tier": "x" * 65}, "service_tier: has 65 characters; at most 64"),
         ("/v1/embeddings", {"input": "x", "service_tier": "x" * 65}, "service_tier: has 65 characters"),
@@ -75,6 +78,18 @@ async def test_arguments_of_a_call_are_bounded_too(stage: Any) -> None:
     status, document, _ = await stage.post(CHAT, {"model": "demo", "messages": turns})
     assert status == 400
     assert "messages[1].tool_calls[0].function.arguments is nested 991 deep" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "x" * 1000])
+async def test_an_encoding_that_is_not_known_is_refused_and_no_library_named(stage: Any, encoding: str) -> None:
+    status, document, _ = await stage.post(
+        COMPLETIONS, {"model": "demo", "prompt": "x"}, **{"content-encoding": encoding}
+    )
+    message = document["error"]["message"]
+    assert status == 400
+    assert "gzip, deflate" in message
+    assert "install" not in message
+    assert len(message) < 250
 
 
 @pytest.mark.parametrize("stage", [Setup(http={"max_requests_per_key": 2})], indirect=True)
