@@ -16,6 +16,10 @@ from engine.model_folder import read_document
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+MAX_VOCABULARY = 2**22
+MOST = {"vocab_size": MAX_VOCABULARY, "num_hidden_layers": 2**12}
+MOST_OF_OTHERS = 2**26
+"""Of sizes. What there is one of for each token or layer would fill the memory of whoever reads the folder."""
 
 Value = TypeVar("Value", int, float, bool, str, list[str])
 
@@ -77,7 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
         decoded = msgspec.json.decode(read_document(path))
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    # Text that is no UTF-8 and nesting without end come as Python's own errors.
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise EngineError(f"{path}: is not JSON: {error}") from error
     if not isinstance(decoded, dict):
         raise EngineError(f"{path}: must hold a JSON object, not {type(decoded).__name__}")
@@ -144,6 +149,8 @@ class _Reader:
         value = self.get(key, 0 if default is None else default)
         if value < 1:
             raise self.refuse(f"{key}: is missing or not positive; it must be a whole number of at least 1")
+        if value > (most := MOST.get(key, MOST_OF_OTHERS)):
+            raise self.refuse(f"{key}: {value} is more than a model has; at most {most} is taken")
         return value
 
     def config(self) -> ModelConfig:

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from engine.chat_template import SETTINGS, token_text
-from engine.config import read_config, read_eos_ids, read_json, read_optional_json
+from engine.config import MAX_VOCABULARY, read_config, read_eos_ids, read_json, read_optional_json
 from engine.interface import EngineError
 from engine.model_folder import read_document
 
@@ -175,7 +175,10 @@ def _byte_pieces(library: tokenizers.Tokenizer, file: dict[str, Any], size: int)
     else:
         return None
     vocabulary = library.get_vocab(with_added_tokens=True)
-    pieces = [b""] * max(size, 1 + max(vocabulary.values(), default=0))
+    largest = max(vocabulary.values(), default=0)
+    if largest >= MAX_VOCABULARY:
+        raise EngineError(f"tokenizer.json: has a token with id {largest}; ids are below {MAX_VOCABULARY}")
+    pieces = [b""] * max(size, 1 + largest)
     for token, token_id in vocabulary.items():
         pieces[token_id] = piece(token)
     for token_id, added in library.get_added_tokens_decoder().items():

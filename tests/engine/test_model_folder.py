@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from engine import model_folder
-from engine.config import read_json
+from engine.config import read_config, read_json
+from engine.demo import CHECKPOINT
 from engine.interface import EngineError
 from engine.model_folder import inside, read_document
+from engine.tokenizer import Tokenizer
 from engine.weights import Checkpoint
 
 
@@ -44,6 +46,27 @@ def test_links_within_the_folder_and_a_cache_of_snapshots_are_followed(tmp_path:
     assert read_json(snapshot / "config.json") == read_json(snapshot / "other.json") == {}
     (tmp_path / "link").symlink_to(snapshot)
     assert read_json(tmp_path / "link" / "config.json") == {}
+
+
+def test_a_size_that_would_fill_the_memory_is_refused_before_anything_is_made_of_it(tmp_path: Path) -> None:
+    written = json.loads((CHECKPOINT / "config.json").read_text())
+    for name in ("vocab_size", "num_hidden_layers", "max_position_embeddings", "num_attention_heads"):
+        (tmp_path / "config.json").write_text(json.dumps(written | {name: 10**12}))
+        with pytest.raises(EngineError, match=f"{name}: 1000000000000 is more than a model has; at most"):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    tokenizer = json.loads((CHECKPOINT / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["of a name that nobody has"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(EngineError, match="has a token with id 4294967295; ids are below"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'{"a": "\xff"}', b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"])
+def test_what_cannot_be_read_as_json_is_a_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(EngineError, match="is not JSON"):
+        read_json(tmp_path / "config.json")
 
 
 def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
