@@ -25,6 +25,9 @@ NFC_SHRINKS = 4
 """At most so many characters are composed to one."""
 
 
+PANIC = "PanicException"
+
+
 class TextStream(Protocol):
     """Tokens of one output in, text out: complete characters only.
 
@@ -59,9 +62,12 @@ class Tokenizer:
         self.max_sequence_tokens = config.max_positions
         self._folder = folder
         self.eos_ids = read_eos_ids(folder) or self._named_eos()
-        self._pieces = _byte_pieces(self._library, read_json(path), self.vocabulary_size)
+        file = read_json(path)
+        self.patterns = _patterns(file)
+        """Regular expressions that the file brings along, which may backtrack; the library's own are known."""
+        self._pieces = _byte_pieces(self._library, file, self.vocabulary_size)
         self._texts = None if self._pieces is None else [_whole_text(piece) for piece in self._pieces]
-        self._longest = _longest(self._pieces, read_json(path))
+        self._longest = _longest(self._pieces, file)
         """Characters of a text that come to one token at most."""
         added = self._library.get_added_tokens_decoder()
         self._special = {token_id: token.content for token_id, token in added.items() if token.special}
@@ -76,8 +82,18 @@ class Tokenizer:
         return cls(folder)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a prompt, with the begin token where the model has one."""
-        ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a prompt, with the begin token where the model has one.
+
+        Raises:
+            EngineError: the library gives up on this text, as it does on a pattern that backtracks without end.
+        """
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            # What the library says of its bugs is no Exception, and would pass everything that catches one.
+            if type(error).__name__ != PANIC:
+                raise
+            raise EngineError(f"the model's tokenizer gives up on a text of {len(text)} characters") from error
         return ids
 
     def least_tokens(self, num_characters: int) -> int:
@@ -160,6 +176,22 @@ class LibraryStream:
         text: str = self._library.decode(self._held, skip_special_tokens=True)
         self._held.clear()
         return text
+
+
+def _patterns(file: dict[str, Any]) -> list[str]:
+    """What stands under the name `Regex` in the parts that see texts."""
+    found: list[str] = []
+    waiting = [file.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    while waiting:
+        match waiting.pop():
+            case dict() as part:
+                found += [value for name, value in part.items() if name == "Regex" and isinstance(value, str)]
+                waiting += part.values()
+            case list() as parts:
+                waiting += parts
+            case _:
+                pass
+    return found
 
 
 def _byte_pieces(library: tokenizers.Tokenizer, file: dict[str, Any], size: int) -> list[bytes] | None:

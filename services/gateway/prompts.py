@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from engine.interface import EngineError
 from engine.tokenizer import Tokenizer
 from services.errors import RequestError
 
@@ -47,7 +48,7 @@ class Prompts:
         text = await self._rendering.render(messages, tools)
         self._check_size(len(text), "messages")
         return await _work(
-            len(text), lambda: self._checked(self._tokenizer.encode(text, add_special_tokens=False), "messages")
+            len(text), lambda: self._checked(self._encode(text, "messages", add_special_tokens=False), "messages")
         )
 
     async def each(self, given: list[str] | list[list[int]], name: str) -> list[list[int]]:
@@ -83,7 +84,13 @@ class Prompts:
             raise RequestError("context_length_exceeded", message, param=name)
 
     def _tokens(self, prompt: str | list[int], name: str) -> list[int]:
-        return self._checked(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, name)
+        return self._checked(self._encode(prompt, name) if isinstance(prompt, str) else prompt, name)
+
+    def _encode(self, text: str, name: str, *, add_special_tokens: bool = True) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except EngineError as error:
+            raise RequestError("invalid_value", f"{name}: {error}", param=name) from error
 
     def _checked(self, tokens: list[int], name: str) -> list[int]:
         """A text may have such ids too: some tokenizers name tokens that their model has no row for."""

@@ -18,6 +18,7 @@ from services.gateway.draining import Draining
 from services.gateway.grammars import Grammars
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.rendering import Rendering
+from services.gateway.tokenizer_check import check_tokenizer
 from services.gateway.tracing import Tracing
 from services.health import process_name, processes
 from services.listening import BACKLOG, bind
@@ -45,7 +46,7 @@ class GatewayService:
         self._deployment = deployment
         self._listening = listening
         try:
-            tokenizer = Tokenizer.load(deployment.model_folder)
+            self._tokenizer = tokenizer = Tokenizer.load(deployment.model_folder)
         except EngineError as error:
             raise StartError(str(error)) from error
         self._keys = Keys(Path(deployment.tenants))
@@ -93,6 +94,7 @@ class GatewayService:
         """
         self._keys.load()
         try:
+            await check_tokenizer(self._deployment.model_folder, self._tokenizer)
             await self._rendering.start()
         except EngineError as error:
             raise StartError(str(error)) from error
