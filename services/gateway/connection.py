@@ -90,6 +90,17 @@ class Connection(web.RequestHandler):
         if self._wanting_bytes > self._http.max_head_bytes:
             self._refuse(head_too_large(self._http.max_head_bytes))
 
+    def close(self) -> None:
+        """As aiohttp has it: no further request. It would leave a connection that waits for one open for ever, and
+        never answer a client of whose request a part has come: that one is told to close by its answer.
+        """
+        waited = self._is_waiting
+        if waited and self._wanting_bytes:
+            return
+        super().close()
+        if waited and self._wire is not None:
+            self._wire.close()
+
     def look(self, now: float) -> None:
         """End a wait that has become too long. `now`: the loop's time."""
         wire = self._wire

@@ -6,6 +6,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.gateway import draining
+from tests.services.gateway.conftest import Setup
+
 KEY = "fl-test-key"
 CHAT = "/v1/chat/completions"
 
@@ -34,6 +37,47 @@ async def test_a_request_that_comes_by_a_kept_connection_is_served_to_its_end(st
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert (await answer.json())["choices"][0]["message"]["content"] == "hello"
         await drained
+
+
+LONG = pytest.mark.parametrize("stage", [Setup(http={"drain_s": 60})], indirect=True)
+
+
+@LONG
+async def test_a_connection_on_which_nothing_happens_holds_nobody_up(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "LINGER_S", 0.01)
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.gateway.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+    async with asyncio.timeout(10):
+        await stage.gateway.drain()
+        assert await reader.read() == b""
+    writer.close()
+
+
+@LONG
+async def test_a_request_of_which_a_part_has_come_is_answered_when_the_rest_has(
+    stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "LINGER_S", 0.01)
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.gateway.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\n")
+    (connection,) = await stage.backstage.until(lambda: stage.gateway._runner.server.connections)
+    while not connection._wanting_bytes:  # noqa: ASYNC110  on a socket
+        await asyncio.sleep(0)
+    lingered = asyncio.Event()
+    server = stage.gateway._runner.server
+    monkeypatch.setattr(server, "pre_shutdown", lambda close=server.pre_shutdown: (close(), lingered.set()))
+    drained = asyncio.create_task(stage.gateway.drain())
+    await lingered.wait()
+    writer.write(b"host: x\r\n\r\n")
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+        await drained
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"close" in answer.lower()
+    writer.close()
 
 
 async def test_what_takes_longer_than_the_limit_ends_with_a_named_error(stage: Any) -> None:
