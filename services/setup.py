@@ -19,11 +19,13 @@ from engine.tokenizer import Tokenizer
 from policies.document.loading import load_live_policy
 from policies.document.problems import PolicyError
 from services.files import keep_private, replace
+from services.health import processes
 from services.keys import ensure_admin_key, ensure_demo_key
 from services.policy_reading import read_policy
 from services.settings import Deployment, SettingsError, load_deployment
 
 SECRET_BYTES = 32
+LAST_PORT = 65535
 MAKE_ADMIN_KEY = "admin key: make one with `fairlead keys add --admin`"
 DEMO_PROMPT = "import os\nimport sys\n\n\ndef walk(top):\n   "
 """The demo completes Python; like most tokens of its text, the next one begins with a space."""
@@ -68,6 +70,7 @@ def prepare(deployment: Deployment) -> Prepared:
         SetupError: a folder cannot be written, the policy or tenants file is invalid or the model folder unreadable.
     """
     _load_policy(Path(deployment.policy))
+    check_ports(deployment)
     try:
         for folder in (Path(deployment.data), Path(deployment.run)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,26 @@ def prepare(deployment: Deployment) -> Prepared:
     except OSError as error:
         raise SetupError(f"{error.filename or deployment.data}: cannot be written: {error.strerror}") from error
     return Prepared(model_line=model_line, key=key, admin_key=admin_key)
+
+
+def check_ports(deployment: Deployment) -> None:
+    """Whether every process can have a port of its own for its metrics.
+
+    Raises:
+        SetupError: two would have the same, or one a port that there is not.
+    """
+    taken: dict[int, str] = {}
+    for name in processes(deployment):
+        port = deployment.telemetry.metrics.port_of(name)
+        if not port:
+            continue
+        if port > LAST_PORT or port in taken:
+            wrong = f"{taken[port]} has, too" if port in taken else f"is beyond the last, {LAST_PORT}"
+            raise SetupError(
+                f"telemetry.metrics: {name} would have port {port}, which {wrong}; each further process of a service "
+                "is ten ports higher: choose others"
+            )
+        taken[port] = name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from services.health import processes
 from services.settings import Deployment, SettingsError, load_deployment
+from services.setup import SetupError, check_ports
 
 
 def loaded(folder: Path, text: str) -> Deployment:
@@ -52,3 +53,18 @@ def test_several_gateways_are_several_processes_with_metrics_of_their_own(tmp_pa
     assert list(processes(deployment))[-3:] == ["gateway", "gateway-2", "gateway-3"]
     ports = [deployment.telemetry.metrics.port_of(name) for name in ("gateway", "gateway-2", "gateway-3")]
     assert ports == [9461, 9471, 9481]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ("gateway: 65530", "gateway-2 would have port 65540, which is beyond the last, 65535;"),
+        ("gateway: 9461, admission: 9471", "gateway-2 would have port 9471, which admission has, too;"),
+    ],
+)
+def test_a_port_for_metrics_that_a_process_cannot_have_is_said_at_the_start(
+    tmp_path: Path, metrics: str, sentence: str
+) -> None:
+    with pytest.raises(SetupError, match=sentence):
+        check_ports(loaded(tmp_path, f"http: {{gateways: 2}}\ntelemetry: {{metrics: {{{metrics}}}}}\n"))
+    check_ports(loaded(tmp_path, "http: {gateways: 5}\ntelemetry: {metrics: {gateway: 0, executor: null}}\n"))
