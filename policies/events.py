@@ -37,6 +37,8 @@ class HeldAtScheduler(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the prompt, found in the prefix cache."""
     attempt: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """As in `Arrived`, of what is computed."""
+    tier: str = ""
+    """The tenant's when it came."""
 
 
 class Started(Event, frozen=True):

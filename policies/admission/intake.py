@@ -24,7 +24,7 @@ from policies.admission.limits.rules import (
 )
 from policies.admission.rules import AdmissionRules
 from policies.commands import Adjust, Command, Counted, Refuse, Reserve, Withdraw
-from policies.events import Arrived, Invalid, OverLimit, Reserved, StoreReach
+from policies.events import Arrived, HeldAtScheduler, Invalid, OverLimit, Reserved, StoreReach
 
 STEP_TOKENS = 64
 """Output above what was expected is taken in steps of so many tokens, so that not every token is a message."""
@@ -209,6 +209,22 @@ class Intake:
         self.taken[taken.request] = taken
         if taken.expected_tokens < taken.most_tokens:
             self._growing.update((taken.request + choice, taken) for choice in range(taken.num_choices))
+
+    def take_again(self, held: HeldAtScheduler, rules: AdmissionRules, commands: list[Command]) -> None:
+        """A request was released, and the process that knew what it had taken ended before that was kept. It takes the
+        same again, whatever is left, but of its output no more than it has made, and more as it goes on.
+        """
+        most_tokens = held.num_choices * held.max_output_tokens
+        expected_tokens = max(held.output_tokens, min(held.output_tokens + STEP_TOKENS, most_tokens))
+        asked = Asked(
+            held.tenant, held.tier, held.project, held.key, held.slo_class, held.prompt_tokens, expected_tokens
+        )
+        items = tuple(item for item in items_of(rules.limits, asked, ("hard",)) if item.dimension != "queued")
+        if items:
+            nothing = (msgspec.structs.replace(item, amount=0) for item in items)
+            commands.append(Adjust(held.request, tuple(zip(nothing, (item.amount for item in items), strict=True))))
+            taken = Taken(held.request, items, expected_tokens, most_tokens, held.num_choices)
+            self.resume(taken, held.output_tokens)
 
     # --- what was taken -------------------------------------------------------------------------------------------
 

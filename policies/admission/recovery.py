@@ -144,7 +144,7 @@ class Recovery:
             is_begun = charge.output_tokens or charge.attempt
             ends.lose(charge, event.resume_s if is_begun else 0.0, now, commands)
         for each in held:
-            charge = in_flight.get(each.request) or self._take_up(each)
+            charge = in_flight.get(each.request) or self._take_up(each, commands)
             if each.attempt < charge.attempt:
                 continue  # the end of what was lost, told once more
             charge.attempt = each.attempt
@@ -164,13 +164,15 @@ class Recovery:
             self._claim(request)
             self._core.intake.settle(request, commands, num_requests=0)
 
-    def _take_up(self, held: HeldAtScheduler) -> Charge:
-        """As if it were released now."""
+    def _take_up(self, held: HeldAtScheduler, commands: list[Command]) -> Charge:
+        """As if it were released now: what it took was not kept, or is among what nobody has claimed."""
         size_tokens = held.prompt_tokens + held.num_choices * held.max_output_tokens
         queued = self._queued(held, held.max_output_tokens, size_tokens)
         charge = self._open(queued, 0, size_tokens, held.slo_class)
         if held.request in self.unclaimed:
             self._claim(held.request)
+        else:
+            self._core.intake.take_again(held, self._core.rules, commands)
         return charge
 
     # --- both -----------------------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ class Admissions:
             num_choices=len(submit.sampling),
             output_tokens=output_tokens_of(submit),
             attempt=submit.attempt,
+            tier=submit.tier,
         )
         owed = self._owed[stream.peer.instance]
         self._held[submit.request] = (owed, held)

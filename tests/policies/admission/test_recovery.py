@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from policies.admission import saved
 from policies.admission.core import AdmissionCore
+from policies.admission.intake import STEP_TOKENS
 from policies.admission.ledger import Charge
 from policies.admission.limits.book import LimitBook
 from policies.admission.nodes import Branch, Node
@@ -129,7 +130,9 @@ class World:
     def arrive(self, tenant: str, prompt: int, output: int, num_choices: int) -> None:
         request = self.num_requests = self.num_requests + 10
         project, key = f"project {request % 20}", f"key {tenant} {request % 30}"
-        held = HeldAtScheduler(request, tenant, project, key, "only", TENANTS[tenant], prompt, output, num_choices, 0)
+        held = HeldAtScheduler(
+            request, tenant, project, key, "only", TENANTS[tenant], prompt, output, num_choices, 0, tier="free"
+        )
         self.sent[request] = held
         self.tell(
             Arrived(
@@ -261,8 +264,23 @@ def test_whatever_is_lost_each_token_counts_once_and_nothing_stays_reserved(happ
     assert world.kept_usage == world.truth
     assert [name for name in world.rows if name.startswith(("charge:", "taken:"))] == []
     assert taken(world.book, "concurrency") == taken(world.book, "queued") == 0
-    # What a process reserved in its last moments nobody knows of: it is missing here, and nowhere else.
-    assert taken(world.book, "total_tokens") <= world.truth["tokens"] + world.truth["prompts"]
+    # Also what a process let in in its last moments, of which no row tells.
+    assert taken(world.book, "total_tokens") == world.truth["tokens"] + world.truth["prompts"]
+
+
+def test_what_was_let_in_in_a_processs_last_moments_still_takes_of_the_limits() -> None:
+    of_a_tier = b"limits:\n  - {scope: tenant, dimension: prompt_tokens, rate_per_day: 9000, when: {tier: free}}"
+    world = World(ONE_LEVEL.replace(b"limits:", of_a_tier))
+    world.arrive("acme", 60, 200, 1)
+    world.step(is_heard=True)
+    world.kill(0)
+    amounts = {"concurrency": 1, "queued": 0, "requests": 1, "prompt_tokens": 60, "total_tokens": 60 + 1 + STEP_TOKENS}
+    assert {dimension: taken(world.book, dimension) for dimension in amounts} == amounts
+    for _ in range(2 * STEP_TOKENS):
+        world.step(is_heard=True)
+    assert taken(world.book, "total_tokens") >= 60 + 1 + 2 * STEP_TOKENS
+    world.finish_all()
+    assert taken(world.book, "total_tokens") == world.truth["tokens"] + world.truth["prompts"]
 
 
 def counters(core: AdmissionCore) -> dict[str, float]:

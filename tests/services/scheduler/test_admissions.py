@@ -80,6 +80,7 @@ def held(request: int, output_tokens: int, **changes) -> HeldAtScheduler:
             "max_output_tokens": 16,
             "num_choices": 1,
             "output_tokens": output_tokens,
+            "tier": "paid",
         }
         | changes
     )
