@@ -26,7 +26,8 @@ from services.settings import Deployment, HttpSettings, child_environment
 from services.setup import prepare
 from services.usage_rows import FILE, read_usage
 
-NUM_KILLS = 20
+NUM_KILLS = 12
+"""Enough to meet every moment of a request; hundreds are `fairlead bench chaos --fault kill-admission`."""
 NUM_READERS = 8
 START_S = 60.0
 RETRY_S = 0.05
@@ -179,7 +180,7 @@ def services(tmp_path: Path) -> Iterator[Services]:
     made.stop()
 
 
-def test_admission_is_killed_twenty_times_under_load_and_every_token_is_accounted_for(services: Services) -> None:
+def test_admission_is_killed_a_dozen_times_under_load_and_every_token_is_accounted_for(services: Services) -> None:
     load = asyncio.run(_story(services))
     services.stop()
     log = (Path(services.deployment.record) / "scheduler.log").read_bytes()

@@ -1,8 +1,7 @@
-"""Embeddings through the whole house: transformers' hidden states, whatever else is served meanwhile."""
+"""Embeddings through the whole house: transformers' hidden states, whatever else is shared meanwhile."""
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,30 @@ from services.settings import Deployment
 CLOSE = 1e-5
 
 
-def expected(folder: Path, inputs: list[list[int]], pooling: str) -> list[Any]:
+def expected(folder: Path, inputs: list[list[int]]) -> dict[str, list[Any]]:
+    """By pooling."""
     import torch
     import transformers
 
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    vectors = []
+    vectors: dict[str, list[Any]] = {"mean": [], "last": []}
     with torch.no_grad():
         for tokens in inputs:
             states = model(torch.tensor([tokens])).last_hidden_state[0].double()
-            vector = states.mean(0) if pooling == "mean" else states[-1]
-            vectors.append(vector / vector.norm())
+            for pooling, vector in (("mean", states.mean(0)), ("last", states[-1])):
+                vectors[pooling].append(vector / vector.norm())
     return vectors
 
 
-async def test_embeddings_are_those_of_transformers_beside_running_completions(house: Callable[..., House]) -> None:
+async def test_embeddings_are_those_of_transformers_beside_running_completions(shared: House) -> None:
     import torch
 
-    served = house("--check")
-    deployment = json.loads((served.run_folder / "deployment.json").read_text())
+    deployment = json.loads((shared.run_folder / "deployment.json").read_text())
     folder = Deployment(model=deployment["model"], data=deployment["data"]).model_folder
     # Longer than a step's token budget, a beginning of it, and one token.
     long = [5 + index * 37 % 2000 for index in range(700)]
     inputs = [long, long[:333], [7]]
-    client = openai.AsyncOpenAI(api_key=served.key, base_url=f"{served.url}/v1", max_retries=0, timeout=60)
+    client = openai.AsyncOpenAI(api_key=shared.key, base_url=f"{shared.url}/v1", max_retries=0, timeout=60)
 
     async def embed(pooling: str) -> list[Any]:
         answer = await client.embeddings.create(model="demo", input=inputs, extra_body={"pooling": pooling})
@@ -51,8 +50,8 @@ async def test_embeddings_are_those_of_transformers_beside_running_completions(h
     async with client:
         *texts, means, lasts, again = await asyncio.gather(*completions, embed("mean"), embed("last"), embed("mean"))
     assert all(text.usage.completion_tokens == 40 for text in texts)
+    computed = expected(folder, inputs)
     for ours, pooling in ((means, "mean"), (lasts, "last"), (again, "mean")):
-        for vector, right in zip(ours, expected(folder, inputs, pooling), strict=True):
+        for vector, right in zip(ours, computed[pooling], strict=True):
             assert (vector - right).abs().max() < CLOSE
     assert all((first == second).all() for first, second in zip(means, again, strict=True))
-    assert served.stop() == 0

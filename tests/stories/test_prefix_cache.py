@@ -1,7 +1,5 @@
 """What was computed once is found again, by its own tenant alone, and changes no answer."""
 
-from collections.abc import Callable
-
 import openai
 import pytest
 from deployed import House
@@ -30,12 +28,9 @@ def found(answer: Completion) -> int:
 
 
 @pytest.mark.slow
-async def test_a_prompt_asked_again_is_found_by_its_own_tenant_and_answered_the_same(
-    house: Callable[..., House],
-) -> None:
-    running = house("--check")
+async def test_a_prompt_asked_again_is_found_by_its_own_tenant_and_answered_the_same(shared: House) -> None:
     acme, globex = (
-        openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.add_key(tenant, "free"), max_retries=0)
+        openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key=shared.add_key(tenant, "free"), max_retries=0)
         for tenant in ("acme", "globex")
     )
     cold = await complete(acme, PROMPT)

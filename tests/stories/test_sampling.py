@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -57,9 +56,8 @@ async def stopped(client: openai.AsyncOpenAI) -> Any:
 
 
 @pytest.mark.slow
-async def test_an_answer_with_penalties_is_the_same_alone_and_in_company(house: Callable[..., House]) -> None:
-    running = house("--check")
-    client = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0, timeout=120)
+async def test_an_answer_with_penalties_is_the_same_alone_and_in_company(shared: House) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key=shared.key, max_retries=0, timeout=120)
     text, content = await whole(client)
     *others, (choice, usage) = await asyncio.gather(
         *(whole(client) for _ in range(6)), *(streamed(client) for _ in range(6)), stopped(client)

@@ -39,7 +39,7 @@ class Request(NamedTuple):
 REQUESTS = [
     Request(
         prompt=" ".join(f"word{index * 7 % 13}" for _ in range(1 + index * 5 % 90)),
-        max_tokens=(4, 16, 33, 64)[index % 4],
+        max_tokens=(4, 16, 17, 33)[index % 4],
         temperature=(0.0, 0.8)[index % 2],
         seed=index,
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -57,9 +56,8 @@ async def text(client: openai.AsyncOpenAI) -> str:
 
 
 @pytest.mark.slow
-async def test_answers_keep_to_their_schema_and_their_neighbours_notice_nothing(house: Callable[..., House]) -> None:
-    running = house("--check")
-    client = openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0, timeout=120)
+async def test_answers_keep_to_their_schema_and_their_neighbours_notice_nothing(shared: House) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key=shared.key, max_retries=0, timeout=120)
     alone = await text(client)
     named = {"type": "function", "function": {"name": "hire"}}
     *documents, streamed, required, forced, beside = await asyncio.gather(

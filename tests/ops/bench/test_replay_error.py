@@ -1,5 +1,6 @@
 """A run compared with its replay, on runs that were virtual themselves."""
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,18 @@ REQUESTS = [
 ]
 
 
-def recorded(device: Device = DEVICE) -> tuple[bytes, bytes]:
+def recorded(device: Device) -> tuple[bytes, bytes]:
     _, written = logs(SLAI, REQUESTS, device)
     return written["admission"], written["scheduler"]
 
 
+@cache
+def undisturbed() -> tuple[bytes, bytes]:
+    return recorded(DEVICE)
+
+
 def test_a_run_on_a_device_that_stays_as_it_was_is_met() -> None:
-    compared = compare(*recorded(), num_around=20)
+    compared = compare(*undisturbed(), num_around=20)
     assert compared.replayed == pytest.approx(compared.live, rel=0.1)
     assert compared.num_identical == compared.num_records > 500
     assert compared.fit_error < 0.01
@@ -47,7 +53,7 @@ class Busy(NamedTuple):
 
 def test_a_device_that_is_slower_while_nothing_is_fitted_shows_in_every_figure() -> None:
     from_s, to_s = REQUESTS[20].arrived_at_s, REQUESTS[-20].arrived_at_s
-    ends_s = [step.ended_at_s for step in read_recording(*recorded()).steps]
+    ends_s = [step.ended_at_s for step in read_recording(*undisturbed()).steps]
     # A slower device batches more and takes fewer steps for the same.
     first, num_steps = sum(end_s < from_s for end_s in ends_s), sum(from_s <= end_s < to_s for end_s in ends_s)
     between = range(first, first + num_steps * 3 // 10)
@@ -56,7 +62,7 @@ def test_a_device_that_is_slower_while_nothing_is_fitted_shows_in_every_figure()
 
 
 def test_an_answer_that_replays_otherwise_is_counted() -> None:
-    admission, scheduler = recorded()
+    admission, scheduler = undisturbed()
     damaged = bytearray(scheduler)
     # A step's number in a command: whoever reads the run does not look at it, who verifies it does.
     at = damaged.index(b"\xa8revision\x01", len(damaged) // 2) + len(b"\xa8revision")
