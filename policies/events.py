@@ -180,7 +180,7 @@ class CapacityChanged(Event, frozen=True):
     max_sequence_tokens: int
     """Longest sequence (prompt + output) that one pool and the model allow."""
     num_admissions: int = 1
-    """Processes of admission that divide it: each has as much of the window."""
+    """Processes of admission that divide it: each has as much of the window and of the queue."""
 
 
 class TokensProduced(Event, frozen=True):

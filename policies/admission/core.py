@@ -9,6 +9,8 @@ they follow the newest rules; released ones keep their class and prices; counter
 
 from math import inf
 
+from msgspec.structs import replace
+
 from policies.admission import refusals
 from policies.admission.auto_window import AutoWindow, followed
 from policies.admission.checking import check
@@ -123,7 +125,7 @@ class AdmissionCore:
             case SchedulerLost():
                 self.ends.scheduler_lost(event, now, commands)
                 self.recovery.nobody_came(commands)
-                self._set_capacity(CapacityChanged(num_executors=0, kv_tokens=0, max_sequence_tokens=0), now)
+                self._set_capacity(replace(self.capacity, num_executors=0, kv_tokens=0, max_sequence_tokens=0), now)
             case SchedulerHolds():
                 self.recovery.agree(event, now, commands)
             case Restored():
@@ -228,7 +230,14 @@ class AdmissionCore:
         account = self.queue.accounts.get(event.tenant)
         num_own, num_waiting = account.num_waiting if account else 0, len(self.queue.waiting)
         wait_s = self.rate.retry_after_s(self.queued_cost, event.request)
-        full = refusals.queue_full(event, self.rules.queue, num_own=num_own, num_waiting=num_waiting, wait_s=wait_s)
+        full = refusals.queue_full(
+            event,
+            self.rules.queue,
+            num_admissions=self.capacity.num_admissions,
+            num_own=num_own,
+            num_waiting=num_waiting,
+            wait_s=wait_s,
+        )
         return full or self.lateness.on_arrival(event, arrived_at_s, now)
 
     def _cancel(self, event: CancelRequested, now: float, commands: list[Command]) -> None:

@@ -53,15 +53,20 @@ def no_capacity(request: int, tenant: str, without_s: float) -> Refuse:
     return Refuse(request, "no_capacity", sentence, NO_CAPACITY_RETRY_S, tenant=tenant)
 
 
-def queue_full(event: Arrived, most: Queue, *, num_own: int, num_waiting: int, wait_s: float) -> Refuse | None:
-    """Too many of its tenant or of all wait already; None: it may wait too."""
-    if num_own >= most.per_tenant_max:
+def queue_full(
+    event: Arrived, most: Queue, *, num_admissions: int, num_own: int, num_waiting: int, wait_s: float
+) -> Refuse | None:
+    """Too many of its tenant or of all wait already; None: it may wait too. Gateways go round the processes of
+    admission, so each keeps its share of what may wait.
+    """
+    shared = f", shared by {num_admissions} admission processes" if num_admissions > 1 else ""
+    if num_own >= max(1, most.per_tenant_max // num_admissions):
         sentence = (
             f'Tenant "{event.tenant}" already has {num_own} requests waiting'
-            f" (queue.per_tenant_max is {most.per_tenant_max})"
+            f" (queue.per_tenant_max is {most.per_tenant_max}{shared})"
         )
-    elif num_waiting >= most.total_max:
-        sentence = f"{num_waiting} requests are waiting (queue.total_max is {most.total_max})"
+    elif num_waiting >= max(1, most.total_max // num_admissions):
+        sentence = f"{num_waiting} requests are waiting (queue.total_max is {most.total_max}{shared})"
     else:
         return None
     message = f"{sentence}; retry in {wait_s:.0f} s."

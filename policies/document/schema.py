@@ -55,7 +55,9 @@ class ClassifyRule(Section, frozen=True):
 
 
 class Queue(Section, frozen=True):
-    """How long the backlog may grow before a request is refused instead of kept waiting."""
+    """How long the backlog may grow before a request is refused instead of kept waiting. Where several processes of
+    admission share a store, each keeps as much of it as the others, and at least one request.
+    """
 
     per_tenant_max: Annotated[Count, Meta(description="Requests of one tenant that may wait.")] = 500
     total_max: Annotated[Count, Meta(description="Requests that may wait in all.")] = 10_000

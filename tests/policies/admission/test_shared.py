@@ -2,7 +2,7 @@
 
 from policies.admission.window import OPEN_TOKENS, share
 from policies.commands import Refuse, Release
-from policies.events import CapacityChanged, CountersShared, Invalid, RequestFinished, StoreReach
+from policies.events import CapacityChanged, CountersShared, Invalid, RequestFinished, SchedulerLost, StoreReach
 from tests.policies.admission.test_admission_core import Desk, released
 from tests.policies.admission.test_intake import TOTAL, Gate, kinds
 
@@ -113,3 +113,17 @@ def test_of_several_processes_each_has_its_share_of_the_window() -> None:
     desk.tell(CapacityChanged(1, 10_000, 2000, num_admissions=2))
     assert desk.core.window.limit_tokens == 200
     assert share(OPEN_TOKENS, 3) == OPEN_TOKENS
+
+
+def test_of_several_processes_each_has_its_share_of_the_queue() -> None:
+    desk = Desk(kv_tokens=0, queue={"per_tenant_max": 7, "total_max": 9})
+    for event in (CapacityChanged(1, 10_000, 2000, num_admissions=2), SchedulerLost()):
+        desk.tell(event)
+    assert [desk.arrive(number) for number in (1, 2, 3)] == [[], [], []]
+    [refusal] = desk.arrive(4)
+    assert "already has 3 requests waiting (queue.per_tenant_max is 7, shared by 2 admission processes)" in (
+        refusal.message
+    )
+    assert desk.arrive(5, "globex") == []
+    [refusal] = desk.arrive(6, "globex")
+    assert "4 requests are waiting (queue.total_max is 9, shared by 2 admission processes)" in refusal.message
