@@ -4,12 +4,18 @@ Every client takes one. What a process may ask for itself (the soft limit) is of
 cannot count further; ours can.
 """
 
+import logging
+import os
 import resource
+import sys
 
 FEWEST = 256
 """A service with its libraries, streams, stores and some clients."""
 MOST = 2**20
 """Of an unlimited number: the kernel has another bound, and a table for so many is enough."""
+
+
+log = logging.getLogger(__name__)
 
 
 class TooFewError(Exception):
@@ -33,3 +39,27 @@ def raise_limit() -> int:
         return allowed
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return allowed
+
+
+class Descriptors:
+    """Says when a process has as many files open as it may, and when that is over.
+
+    Who connects meanwhile is cut off by the event loop, which tells nobody.
+    """
+
+    def __init__(self) -> None:
+        self._are_used_up = False
+
+    def look(self) -> None:
+        """Whether one more could be open."""
+        try:
+            os.close(os.dup(sys.stderr.fileno()))
+        except OSError:
+            if not self._are_used_up:
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                log.error("%d files are open, as many as may be: who connects is cut off until some are closed", limit)  # noqa: TRY400  the sentence says it all
+            self._are_used_up = True
+            return
+        if self._are_used_up:
+            log.info("files can be opened again")
+        self._are_used_up = False

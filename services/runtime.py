@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import uvloop
 
+from services.descriptors import Descriptors
 from services.epochs import first_epoch
 from services.files import exposure, read_document
 from services.health import ready_file
@@ -168,7 +169,13 @@ async def _serve(service: Service, ready: ReadyFile, pulse: Pulse) -> int:
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     loop.add_signal_handler(signal.SIGINT, on_interrupt)
     loop.add_signal_handler(signal.SIGUSR1, on_hand_over)
-    heart = Ticker(BEAT_S, pulse.beat)
+    descriptors = Descriptors()
+
+    def beat() -> None:
+        pulse.beat()
+        descriptors.look()
+
+    heart = Ticker(BEAT_S, beat)
     try:
         await service.start()
     except (StartError, AddressError) as error:
