@@ -187,7 +187,7 @@ class AdmissionCore:
 
     def _arrive(self, event: Arrived, now: float, commands: list[Command]) -> None:
         request = event.request
-        if request in self.queue.waiting or request in self.intake.pending:
+        if request in self.queue.waiting or self.intake.asks_for(event):
             return
         if (event.resent and self.ends.resent(event, commands)) or request in self.ledger.in_flight:
             return

@@ -134,6 +134,17 @@ class Intake:
         commands.append(Reserve(pending.event.request, pending.items))
         return True
 
+    def asks_for(self, event: Arrived) -> bool:
+        """Whether a request that comes has been asked for already. One that was withdrawn when its gateway was away,
+        and is sent again before the store has answered, is wanted after all: that answer is for it.
+        """
+        pending = self.pending.get(event.request)
+        if pending is None:
+            return False
+        if event.resent and isinstance(pending.event, Arrived):
+            pending.event, pending.counts_as = event, None
+        return True
+
     # --- answers --------------------------------------------------------------------------------------------------
 
     def reserved(self, event: Reserved, commands: list[Command]) -> Pending | None:

@@ -386,3 +386,15 @@ def test_an_end_of_a_request_without_limits_gives_nothing_back() -> None:
     gate = Gate({**REQUESTS, "when": {"tier": "gold"}})
     gate.arrive(1)
     assert kinds(gate.tell(RequestFinished(1, 5, "finished"))) == ["Settle"]
+
+
+def test_one_that_is_withdrawn_and_sent_again_before_the_store_answers_gets_that_answer() -> None:
+    gate = Gate(*ALL)
+    gate.answers = False
+    for request in (1, 2):
+        gate.arrive(request)
+        assert kinds(gate.tell(CancelRequested(request, "gateway_lost"))) == ["Withdraw"]
+        assert gate.arrive(request, resent=True) == []
+    assert released(gate.tell(gate.book.reserve(1, gate.core.intake.pending[1].items, gate.now_ns))) == [1]
+    assert kinds(gate.tell(OverLimit(2, gate.items["requests"], 1.0))) == ["Refuse"]
+    assert gate.used() == kept(100, 50) | {"concurrency": 1}
