@@ -82,7 +82,9 @@ class World:
                     attempt, output = self.held.pop(command.request)
                     self.tell(RequestFinished(command.request, output, "cancelled", attempt))
                 case Settle():
-                    assert command.request not in self.settled
+                    before = self.settled.get(command.request)
+                    # What nothing was made of, and so cost nothing, comes anew when it is sent after it was given up.
+                    assert before is None or (before.prompt_tokens, before.output_tokens) == (0, 0)
                     self.settled[command.request] = command
                 case Strand():
                     assert command.request in self.due or self.readers[command.request].attempt >= command.attempt
@@ -182,8 +184,10 @@ class World:
         if any(reader.is_lost for reader in self.readers.values()):
             self.now += RESUME_S
             self.tell(Woke())
-            for reader in [each for each in self.readers.values() if each.is_lost and each.got]:
-                del self.readers[reader.request]
+            for reader in [each for each in self.readers.values() if each.is_lost]:
+                # Its gateway has given it up by now, too; one that cost nothing could still come, anew.
+                if reader.got or self.settled[reader.request].prompt_tokens:
+                    del self.readers[reader.request]
 
     def finish_all(self) -> None:
         self.resend()
@@ -214,6 +218,7 @@ happenings = st.lists(
 @example([("arrive", "acme", 9), ("step",), ("lose_scheduler", 2, 0), ("resend",), ("step",)])
 @example([("arrive", "acme", 9), ("step",), ("lose_scheduler", 0, 2), ("leave", 0)])
 @example([("arrive", "acme", 9), ("step",), ("lose_gateway_stream", 2, True), ("lose_scheduler_stream",)])
+@example([("arrive", "acme", 9), ("lose_scheduler", 0, 0), ("wait",)])
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_lost_a_request_is_settled_once_by_what_its_reader_got(happened: list[Any]) -> None:
     world = World()
