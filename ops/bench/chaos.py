@@ -8,8 +8,9 @@ sum of what clients were told, and nothing may stay held when they have left.
 
 Faults: `kill-NAME` (-9) of each service, of each in turn (`kill-any`) and of two at once (`kill-two`), some of them
 again while they start; `stop-NAME`: SIGSTOP, which the supervisor must notice; `wake-NAME`: it does not, so that the
-process is woken when its neighbours have long gone on without it; `restart`: `fairlead restart` of all services;
-`soak`: four fifths of what the machine can do, while readers leave and the policy is edited.
+process is woken when its neighbours have long gone on without it, and must find that all of them have left it;
+`restart`: `fairlead restart` of all services; `soak`: four fifths of what the machine can do, while readers leave and
+the policy is edited.
 
     fairlead bench chaos                                         all of them, three times each and a minute of soak
     fairlead bench chaos --fault kill-executor --kills 30        one, as often as the promise says
@@ -30,6 +31,7 @@ import os
 from collections import Counter
 
 from ops.bench.chaos_faults import FAULTS, Fault
+from ops.bench.chaos_fences import words
 from ops.bench.chaos_runs import Outcome, outcome
 from ops.bench.chaos_soak import SOAK, Growth, soak
 from ops.bench.harness import Row, UnmeasurableError
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
             rows += [*_rows(seen), _grows(growth)]
         else:
             seen = outcome(FAULTS[name], arguments.kills or SHORT_KILLS, arguments.seed)
-            rows += [*_rows(seen), *_pauses(FAULTS[name], seen)]
+            rows += [*_rows(seen), *_pauses(FAULTS[name], seen), *_fences(seen)]
     return rows
 
 
@@ -79,6 +81,15 @@ def _pauses(fault: Fault, seen: Outcome) -> list[Row]:
     late = sum(pause_s > fault.pause_s for pause_s in seen.strikes.pauses_s)
     note = f"longer than {fault.pause_s:g} s" if late else ""
     return [_none(f"{fault.name}: not recovered in time", "strikes", late, seen.strikes.num, note)]
+
+
+def _fences(seen: Outcome) -> list[Row]:
+    """Where processes were stopped."""
+    fences = seen.strikes.fences
+    if not fences:
+        return []
+    loose = sum(not fence.holds for fence in fences)
+    return [_none(f"{seen.fault}: woken and not fenced off", "processes", loose, len(fences), words(fences))]
 
 
 def _grows(growth: Growth) -> Row:

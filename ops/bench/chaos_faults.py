@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ops.bench.chaos_fences import Fence, Watch
 from ops.bench.chaos_house import Hurt, kill, stop, wake
 from ops.bench.chaos_load import Load
 from ops.bench.harness import progress
@@ -39,6 +40,8 @@ class Strikes:
         self.num = 0
         self.pauses_s: list[float] = []
         """After each strike, until any reader got a piece; of a restart, the longest time in which none did."""
+        self.fences: list[Fence] = []
+        """Of each process that was stopped, when it was to be woken."""
 
     def struck(self) -> None:
         """One more."""
@@ -102,13 +105,18 @@ def _stops(name: str, stopped_s: float) -> Strike:
         while strikes.num < strikes.most:
             await load.pieces(int(draw.integers(1, MOST_PIECES)))
             await asyncio.sleep(draw.uniform(0, JITTER_S))
-            pid = house.pids()[name]
+            pid, watch = house.pids()[name], Watch(name, house.logs)
             stop(pid)
+
+            def rouse(pid: int = pid, watch: Watch = watch) -> None:
+                strikes.fences.append(watch.look(is_gone=house.pids().get(name) != pid))
+                wake(pid)
+
             struck_s = time.monotonic()
             strikes.struck()
             # What was on its way when it stopped still comes.
             await asyncio.sleep(ON_THE_WAY_S)
-            waking = asyncio.get_running_loop().call_later(stopped_s - ON_THE_WAY_S, wake, pid)
+            waking = asyncio.get_running_loop().call_later(stopped_s - ON_THE_WAY_S, rouse)
             await load.pieces(1)
             strikes.pauses_s.append(time.monotonic() - struck_s)
             # The woken one is awaited too: what it says then must not matter any more.

@@ -87,6 +87,11 @@ class Hurt:
         self.address = House(*deployed.start(self.deployment, folder, stack))
         self._supervisor = _parent(int(self._ready("gateway").read_text().split()[0]))
 
+    @property
+    def logs(self) -> Path:
+        """The folder of what the services say."""
+        return Path(self.deployment.data) / "logs"
+
     def pids(self) -> dict[str, int]:
         """The services' processes by name, ready or not."""
         found = {}
@@ -199,7 +204,7 @@ class Hurt:
 
     def trouble(self) -> list[str]:
         """Lines of the services' logs that no fault should cause."""
-        logs = sorted((Path(self.deployment.data) / "logs").glob("*.log"))
+        logs = sorted(self.logs.glob("*.log"))
         return [f"{log.stem}: {line}" for log in logs for line in TROUBLE.findall(log.read_text(errors="replace"))]
 
 
