@@ -215,6 +215,7 @@ class Backend:
     def resumed(self, stream: Stream) -> None:
         """It reads again."""
         self._neighbours.resumed(stream)
+        self._resuming.send_again()
 
     def closed(self, stream: Stream, reason: str) -> None:
         """A stream is down: what depended on it ends now."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from policies.commands import FinishReason
 from services.clocks import ClockDifference
+from services.errors import RequestError
 from services.framing import Identity
 from services.wire import Admitted, Cancel, Message, Refused, RequestEnded, Submit
 
@@ -160,6 +161,20 @@ async def test_a_process_that_lost_it_on_its_way_has_no_say_in_what_another_has(
     await moved.backstage.until(lambda: moved.backstage.all_of(Cancel, "admission"))
     assert not moved.running.was_admitted
     moved.say(Admitted(moved.submit.request, "all", 1, 1, 2))
+    await finished(moved, 1)
+
+
+async def test_what_waits_for_a_process_that_does_not_read_goes_there_when_it_reads_again(moved: Moved) -> None:
+    first = moved.backend._neighbours._of("admission")
+    for stream in [stream for stream in first if stream is not moved.second]:
+        moved.backend.closed(stream, "gone")
+    moved.backend.stalled(moved.second)
+    moved.second.sent.clear()
+    moved.backend._resuming._park(moved.running, moved.second, RequestError("admission_lost", "lost"))
+    moved.backend._resuming.send_again()
+    assert moved.running.is_parked
+    moved.backend.resumed(moved.second)
+    assert [each.request for each in moved.second.all_of(Submit)] == [moved.submit.request]
     await finished(moved, 1)
 
 
