@@ -28,7 +28,7 @@ from policies.events import (
     Woke,
 )
 from policies.lifecycle import Happening, State
-from policies.scheduling import templates
+from policies.scheduling import absence, templates
 from policies.scheduling.backpressure import Stalls
 from policies.scheduling.checking import Snapshot, Totals, check_executor, snapshot
 from policies.scheduling.executor import Executor
@@ -65,6 +65,7 @@ class SchedulerCore:
         self._rules: SchedulingRules | None = None
         self._num_released = 0
         self._stalls = Stalls()
+        self._absence = absence.Absence()
         self._watchdog = Watchdog()
         self._lengths: Lengths | None = None
         self._lost = Totals()
@@ -102,6 +103,10 @@ class SchedulerCore:
                 for abandon in self._watchdog.woken(self.executors.values(), now):
                     commands.append(abandon)
                     self._lose(abandon.executor, now, commands)
+                if self._absence.is_over(now):
+                    for request in list(self.requests.values()):
+                        code, message = absence.CODE, absence.SENTENCE
+                        self._abandon(request, now, commands, outcome="error", code=code, message=message)
             case ExecutorJoined():
                 self._join(event, now, commands)
             case ExecutorLost():
@@ -117,7 +122,9 @@ class SchedulerCore:
         commands: list[Command] = []
         for executor in self.executors.values():
             self._plan(executor, now, commands)
-        commands += self._watchdog.wake(self.executors.values(), self._stalls.next_at_s())
+        self._absence.look(len(self.executors), len(self.requests), now)
+        also_at_s = [at_s for at_s in (self._stalls.next_at_s(), self._absence.over_at_s()) if at_s is not None]
+        commands += self._watchdog.wake(self.executors.values(), min(also_at_s, default=None))
         return commands
 
     def check(self) -> None:
@@ -125,6 +132,8 @@ class SchedulerCore:
         self._watchdog.check(self.executors.values())
         for executor in self.executors.values():
             check_executor(executor)
+        if self.requests and not self.executors and self._absence.over_at_s() is None:
+            raise AssertionError("requests wait for an executor, and nobody will be woken to end that")
         routed = {s for executor in self.executors.values() for s in executor.routed}
         if routed | set(self._unrouted) != set(self.sequences) or routed & set(self._unrouted):
             raise AssertionError("a sequence is not in exactly one place: on an executor or waiting for one")
