@@ -5,6 +5,7 @@ could say so, and since when a service is away. Knows no tokens' text and no HTT
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from services.errors import RequestError
@@ -19,6 +20,8 @@ MOST_IN_VAIN = 3
 """A request that was sent again so often and got nothing may be what brings its services down."""
 MOST_OWED = 10_000
 """Kept for an admission process that does not come back."""
+MOST_OVER = 10_000
+"""Ends that are remembered after whoever had to be told was told: it may be lost before it has kept them."""
 
 HandOn = Callable[[Running, Stream, Submit], None]
 
@@ -54,6 +57,8 @@ class Resuming:
         """Their clients have all of it; the scheduler has not said yet that they are over."""
         self._owed: dict[int, Running] = {}
         """Of those, the ones that a lost scheduler will never speak of, until admission has heard of them."""
+        self._over: OrderedDict[int, tuple[Stream | None, RequestEnded]] = OrderedDict()
+        """Of those that nobody is owed any more: who was to charge for it, and how it ended."""
         self._away: dict[str, float] = {}
         """Services that were there, and since when (loop time) they are not."""
         self._timer: asyncio.TimerHandle | None = None
@@ -146,7 +151,7 @@ class Resuming:
                 self._owed[message.request] = self._finished.pop(message.request)
                 self._tell_counts()
             else:
-                stream.send(Cancel(message.request))
+                stream.send(self._answer(stream, message.request))
         elif not (running.is_parked or message.attempt < running.submit.attempt or self._is_made(running)):
             running.was_admitted = running.lost_scheduler = True
             self._park(running, stream, RequestError(message.code, message.message))
@@ -198,7 +203,9 @@ class Resuming:
 
     def ended(self, request: int) -> None:
         """The scheduler is done with it."""
-        self._finished.pop(request, None)
+        running = self._finished.pop(request, None)
+        if running is not None:
+            self._remember(running)
 
     def gone(self, running: Running) -> None:
         """It has ended, whoever has it."""
@@ -281,7 +288,25 @@ class Resuming:
             if admission is None or (resumes := self._neighbours.resumes(admission)) is None:
                 continue
             del self._owed[running.request]
+            ended = self._remember(running)
             if resumes:
-                counted = 0 if running.submit.pooling else running.num_tokens
-                attempt = running.submit.attempt
-                admission.send(RequestEnded(running.request, "finished", counted, attempt=attempt))
+                admission.send(ended)
+
+    def _remember(self, running: Running) -> RequestEnded:
+        """How it ended. What was sent may be lost with whoever it was sent to."""
+        counted = 0 if running.submit.pooling else running.num_tokens
+        ended = RequestEnded(running.request, "finished", counted, attempt=running.submit.attempt)
+        self._over[running.request] = running.admission, ended
+        if len(self._over) > MOST_OVER:
+            self._over.popitem(last=False)
+        return ended
+
+    def _answer(self, admission: Stream, request: int) -> RequestEnded | Cancel:
+        """What becomes of a request that this process has charged for and nobody computes, and that is over here."""
+        charging, ended = self._over.get(request, (None, None))
+        if ended is None:
+            return Cancel(request)
+        # Whoever it went on with after a scheduler was lost has charged for all of it.
+        if charging is None or not ended.attempt or self._neighbours.is_same(admission, charging):
+            return ended
+        return RequestEnded(request, "refused", 0, attempt=ended.attempt)

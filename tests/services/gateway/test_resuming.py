@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from policies.commands import FinishReason
+from services.gateway import resuming
 from services.gateway.resuming import MOST_IN_VAIN
 from services.traffic.reading import read_requests
 from services.wire import Admitted, Cancel, RequestEnded, Submit
@@ -138,6 +139,38 @@ async def test_admission_is_told_of_it_when_it_is_back_if_it_was_lost_too(patien
     patient.backstage.send("admission", patient.backstage.capacity)
     (ended,) = await patient.backstage.until(lambda: patient.backstage.all_of(RequestEnded, "admission"))
     assert (ended.request, ended.outcome, ended.output_tokens) == (submit.request, "finished", 4)
+
+
+@pytest.mark.parametrize("by", ["the scheduler", "the gateway, and was lost with what it said"])
+async def test_admission_that_missed_an_end_is_told_of_it_when_it_finds_nobody_who_has_the_request(
+    patient: Any, by: str
+) -> None:
+    answer, submit = await begun(patient, 3)
+    patient.backstage.frame([(submit.request, 73, LENGTH)])
+    if by == "the scheduler":
+        patient.backstage.send("scheduler", RequestEnded(submit.request, "finished", 4))
+    else:
+        patient.backstage.streams["scheduler"].close()
+        await patient.backstage.until(lambda: patient.backstage.all_of(RequestEnded, "admission"))
+        patient.backstage.received_messages.clear()
+    assert (await answer)[0] == 200
+    await looked(lambda: not patient.gateway._backend._resuming._finished)
+    patient.backstage.send("admission", RequestEnded(submit.request, "error", 0, "admission_lost"))
+    (ended,) = await patient.backstage.until(lambda: patient.backstage.all_of(RequestEnded, "admission"))
+    assert (ended.request, ended.outcome, ended.output_tokens) == (submit.request, "finished", 4)
+    assert patient.backstage.all_of(Cancel) == []
+
+
+async def test_only_the_last_ends_are_remembered(patient: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "MOST_OVER", 2)
+    for _ in range(3):
+        patient.backstage.received_messages.clear()
+        answer, submit = await begun(patient, 1)
+        patient.backstage.frame([(submit.request, 73, LENGTH)])
+        patient.backstage.send("scheduler", RequestEnded(submit.request, "finished", 2))
+        await answer
+    over = patient.gateway._backend._resuming._over
+    await looked(lambda: [*over] == [submit.request - 1, submit.request])
 
 
 async def test_a_request_that_is_lost_with_admission_each_time_it_is_sent_is_given_up(patient: Any) -> None:
