@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.settings import load_deployment
+
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 DOCKERFILE = (ROOT / "ops" / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
@@ -41,6 +43,30 @@ def test_what_is_mounted_from_the_host_is_read_only_and_no_door_into_it(name: st
         source, _, rest = volume.partition(":")
         assert "docker.sock" not in source
         assert rest.endswith(":ro") or not source.startswith((".", "/")), volume
+
+
+def mounted(name: str) -> dict[str, str]:
+    """Place -> volume and whether it is read-only."""
+    split = [volume.split(":") for volume in SERVICES[name]["volumes"]]
+    return {place: ":".join([source, *mode]) for source, place, *mode in split}
+
+
+def test_each_of_ours_has_what_it_needs_of_the_others_and_no_more() -> None:
+    deployment = load_deployment(ROOT / "ops" / "docker" / "deployment.yaml").resolved()
+    secrets = str(Path(deployment.streams.secret_file).parent)
+    assert {name: mounted(name)[secrets] for name in OURS} == {
+        name: "secret" if name == "setup" else "secret:ro" for name in OURS
+    }
+    # It reads what strangers wrote: keys, usage and the recorded traffic are in the others' folder.
+    assert {name: mounted(name)[deployment.data] for name in OURS} == {
+        name: "executor" if name == "executor" else "data" for name in OURS
+    }
+    # Of a root file system that is read-only, not even the mode of a folder can be set.
+    assert {mounted(name)[deployment.run] for name in OURS} == {"run"}
+    assert Path(deployment.tenants).is_relative_to(deployment.data)
+    made = re.search(r"mkdir -p (.*?) +&& chown fairlead:fairlead (.*?) +&&", DOCKERFILE)
+    assert made is not None
+    assert made[1].split() == made[2].split() == [deployment.data, secrets, deployment.run]
 
 
 @pytest.mark.parametrize("name", SERVICES)
