@@ -19,6 +19,7 @@ def check(core: "AdmissionCore") -> None:
     """
     check_queue(core.queue)
     core.ledger.check()
+    core.ages.check()
     core.lateness.check()
     core.ends.check()
     core.intake.check(core.queue.waiting, core.ledger.in_flight)

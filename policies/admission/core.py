@@ -12,6 +12,7 @@ from math import inf
 from msgspec.structs import replace
 
 from policies.admission import refusals
+from policies.admission.ages import Ages
 from policies.admission.auto_window import AutoWindow, followed
 from policies.admission.checking import check
 from policies.admission.cost import Bound
@@ -75,6 +76,7 @@ class AdmissionCore:
         self.rate = ServiceRate()
         self.queued_cost = 0.0
         """Of all that waits."""
+        self.ages = Ages(self.queue)
         self.lateness = Lateness(self)
         self._turns = Turns()
         self._wakes_at: float | None = None
@@ -219,6 +221,7 @@ class AdmissionCore:
         self._newest = queued
         self.queue.push(queued)
         self.queued_cost += self._cost(queued)
+        self.ages.joined(queued, now)
         self.lateness.joined(queued, now)
 
     def _refusal(self, event: Arrived, arrived_at_s: float, now: float) -> Refuse | None:
@@ -280,16 +283,13 @@ class AdmissionCore:
         for queued, refusal in self.lateness.overdue(now):
             self._drop(queued, now)
             self._give_back(refusal, commands)
-        while self.queue.waiting:
-            queued = next(iter(self.queue.waiting.values()))
-            if queued.arrived_at_s + ttl_s > now:
-                return
-            request, tenant = queued.request, queued.tenant
+        while (oldest := self.ages.oldest()) is not None and oldest.arrived_at_s + ttl_s <= now:
+            request, tenant = oldest.request, oldest.tenant
             refusal = refusals.no_capacity(request, tenant, self._without_capacity_s(now))
             if self.capacity.num_executors:
                 wait_s = self.rate.retry_after_s(self.queued_cost, request)
                 refusal = refusals.timed_out(request, tenant, ttl_s, wait_s)
-            self._drop(queued, now)
+            self._drop(oldest, now)
             self._give_back(refusal, commands)
 
     # --- decisions ------------------------------------------------------------------------------------------------
@@ -346,9 +346,9 @@ class AdmissionCore:
         self.intake.settle(refusal.request, commands, num_requests=1 if refusal.code in refusals.MISTAKES else 0)
 
     def _wake_for_oldest(self, commands: list[Command]) -> None:
-        since = self.intake.oldest_s()
-        if self.queue.waiting:
-            since = min(since, next(iter(self.queue.waiting.values())).arrived_at_s)
+        since, oldest = self.intake.oldest_s(), self.ages.oldest()
+        if oldest is not None:
+            since = min(since, oldest.arrived_at_s)
         deadline = min(self.ends.earliest_s(), self.lateness.next_due_s())
         if since != inf:
             deadline = min(deadline, since + self.rules.queue.ttl_s)

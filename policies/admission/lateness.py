@@ -169,7 +169,8 @@ class Lateness:
     def next_due_s(self) -> float:
         """When the next that waits can no longer be in time; infinite: never."""
         due, waiting = self._due, self._core.queue.waiting
-        while due and due[0][2] not in waiting:
+        # Whoever left may have come again since: then another entry is its own.
+        while due and ((queued := waiting.get(due[0][2])) is None or queued.number != due[0][1]):
             heappop(due)
         return due[0][0] if due and self._there_since_s is not None else inf
 

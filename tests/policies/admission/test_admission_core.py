@@ -294,6 +294,18 @@ def test_a_full_queue_refuses_with_the_time_it_needs_to_drain(queue: dict[str, i
     assert 4 <= refusal.retry_after_s <= 15 * 1.2
 
 
+def test_whoever_had_waited_before_it_was_sent_again_is_refused_when_its_own_time_is_up() -> None:
+    desk = Desk(window=200, queue={"ttl_s": 60})
+    desk.arrive(1)
+    desk.arrive(2)
+    assert desk.tell(Arrived(3, "acme", "free", 100, 100, waited_s=55.0, resent=True), now=1.0)[-1] == WakeAt(6.0)
+    desk.tell(CancelRequested(3), now=2.0)
+    desk.tell(Arrived(3, "acme", "free", 100, 100, waited_s=50.0, resent=True), now=2.0)
+    assert desk.tell(Woke(), now=6.0) == [WakeAt(12.0)]
+    (refusal, wake) = desk.tell(Woke(), now=12.0)
+    assert (refusal.request, refusal.code, wake) == (3, "queue_timeout", WakeAt(60.0))
+
+
 def test_a_request_that_waits_too_long_is_refused_when_its_time_is_up() -> None:
     desk = Desk(window=200, queue={"ttl_s": 5})
     desk.arrive(1)

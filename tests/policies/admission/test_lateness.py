@@ -8,6 +8,7 @@ from policies.admission.lateness import SPARE
 from policies.commands import Command, Refuse, WakeAt
 from policies.events import (
     Arrived,
+    CancelRequested,
     CapacityChanged,
     PolicyApplied,
     RequestFinished,
@@ -194,6 +195,15 @@ def test_whoever_was_let_in_before_is_not_refused_when_it_is_sent_again() -> Non
     at = measured(desk())
     crowd(at)
     assert released(at.arrive(999, tier="paid", resent=True, waited_s=4.0)) == [999]
+
+
+def test_whoever_left_and_comes_again_is_not_held_to_the_time_of_its_first_stay() -> None:
+    at = desk(window=TOKENS)
+    at.arrive(1)
+    at.arrive(2)
+    at.tell(CancelRequested(2), 1.0)
+    at.arrive(2, resent=True, waited_s=1.0)
+    assert not refused(at.tell(Woke(), FREE_S + 1.0))
 
 
 def test_many_who_come_at_once_are_believed_to_start_together_until_somebody_has_waited() -> None:
