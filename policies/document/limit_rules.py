@@ -17,6 +17,8 @@ AT_ONCE = ("concurrency", "queued")
 """Dimensions that count what is there, not what is taken over time."""
 SHARED = ("class", "model")
 """Scopes that several tenants share."""
+MOST_LOGGED = 5_000
+"""Requests in a sliding log. Each costs admission 2 us whenever the log is kept, perhaps 50 times a second."""
 RATES = {"rate_per_min": 60, "rate_per_day": 86_400}
 """Knobs that give a rate, and their period in seconds."""
 
@@ -63,6 +65,11 @@ def _size_fits_dimension(reading: Reading, path: Path, limit: Limit) -> None:
     if limit.algorithm == "sliding_log" and limit.burst is not None:
         wrong = "a sliding log has no burst, it may be filled at once"
         reading.add((*path, "burst"), wrong, "remove it, or choose gcra or token_bucket")
+    if limit.algorithm == "sliding_log" and limit.dimension == "requests" and rates and size_of(limit)[0] > MOST_LOGGED:
+        wrong = (
+            f"a sliding log remembers each request of its period and keeps all of them at each change: {MOST_LOGGED}"
+        )
+        reading.add((*path, rates[0]), f"{wrong} at most", "lower it, or choose gcra, which remembers one number")
 
 
 def _match_says_something(reading: Reading, path: Path, limit: Limit) -> None:

@@ -47,8 +47,9 @@ class Limit(Section, frozen=True):
     algorithm: Annotated[
         Literal["gcra", "token_bucket", "sliding_log"] | None,
         Meta(
-            description="gcra and token_bucket: what was taken comes back evenly; sliding_log: when its period is "
-            "over, each part by itself. Absent: gcra for requests, token_bucket for tokens."
+            description="gcra and token_bucket: what was taken comes back evenly; sliding_log: each "
+            "request's part by itself, when its period is over; it remembers them all, so it is for some thousand "
+            "requests. Absent: gcra for requests, token_bucket for tokens."
         ),
     ] = None
     mode: Annotated[

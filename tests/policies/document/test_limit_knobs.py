@@ -39,6 +39,7 @@ WRONG = [
     ([requests(rate_per_day=5)], "limits[0].rate_per_day", "rate_per_min is given too"),
     ([requests(max=5)], "limits[0].max", "no max"),
     ([requests(algorithm="sliding_log", burst=5)], "limits[0].burst", "a sliding log has no burst"),
+    ([requests(algorithm="sliding_log", rate_per_min=5001)], "limits[0].rate_per_min", "5000 at most; lower it, or"),
     ([requests(algorithm="gauge")], "limits[0].algorithm", "allowed: one of gcra, sliding_log, token_bucket"),
     ([{"scope": "key", "dimension": "queued"}], "limits[0]", "add max: COUNT"),
     ([{"scope": "key", "dimension": "queued", "max": 0}], "limits[0].max", "at least 1"),
