@@ -45,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"fairlead: {error}", file=sys.stderr)
         return 2
     name = process_name(args.service, args.replica - 1)
-    silent_s = age_s(ready_file(deployment.run, name))
+    try:
+        silent_s = age_s(ready_file(deployment.run, name))
+    except OSError as error:
+        print(f"fairlead: {error.filename}: cannot be looked at: {error.strerror}", file=sys.stderr)
+        return 1
     if silent_s is None:
         print(f"{name} is not ready", file=sys.stderr)
         return 1

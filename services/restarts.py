@@ -92,7 +92,9 @@ class Restarts:
         except OSError as error:
             return f"{error.filename or deployment.data}: {error.strerror}; nothing was restarted"
         if changed:
-            caller.say(f"new settings: {', '.join(map(str, changed))}")
+            line = f"new settings: {', '.join(map(str, changed))}"
+            log.info("%s", line)
+            caller.say(line)
             self._former = deployment
         wanted = [
             place

@@ -43,3 +43,9 @@ def test_a_process_that_leaves_takes_its_own_ready_file_and_not_its_successors(r
     path.write_text(f"{2**22 + 1}\n")
     ReadyFile(run_folder, "gateway")
     assert not path.exists()
+
+
+def test_a_run_folder_that_is_none_is_said_in_a_sentence(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder.write_text("")
+    assert main(["health", "scheduler"]) == 1
+    assert capsys.readouterr().err == f"fairlead: {run_folder}/scheduler.ready: cannot be looked at: Not a directory\n"
