@@ -139,6 +139,7 @@ class Place:
         successor: takes over from `child` once it is ready.
         worked_s: for how long its processes have given signs of life, all together.
         start_at_s: when the next one is started.
+        hindered: what keeps the next one from being started; empty: nothing does.
         given_up: why no more is; empty: it is not.
     """
 
@@ -151,6 +152,7 @@ class Place:
         self.successor: Child | None = None
         self.worked_s = 0.0
         self.start_at_s = 0.0
+        self.hindered = ""
         self.given_up = ""
 
     @property

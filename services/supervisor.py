@@ -32,6 +32,7 @@ from services.setup import Prepared
 STOP_LIMIT_S = 10.0
 """How long a process may take to end beyond the time that its readers have."""
 POLL_S = 0.05
+TRY_S = 1.0
 SETTLE_S = 2.0
 """How long a process may be missing before the gateways know it."""
 
@@ -179,10 +180,9 @@ class Supervisor:
         if child is None:
             if not place.given_up and now >= place.start_at_s:
                 try:
-                    place.child = self._begin(place)
+                    place.child, place.hindered = self._begin(place), ""
                 except OSError as error:
-                    # No process, no descriptor, no log: that may pass, as what makes a process end may.
-                    self._crashed(place, f"it cannot be started: {error}", now)
+                    self._hindered(place, f"{place.name} cannot be started: {error}", now)
             return
         child.look(elapsed_s)
         if child.pulse.num_beats:
@@ -227,6 +227,14 @@ class Supervisor:
             place.given_up = sentence
         else:
             self._crashed(place, child.last_words, now)
+
+    def _hindered(self, place: Place, sentence: str, now: float) -> None:
+        """No process, no descriptor, no room for its log: no end of its own, and it may pass."""
+        if not self._has_served:
+            self._failed = sentence
+        elif place.hindered != sentence:
+            log.error("%s; it is tried again each second", sentence)
+        place.hindered, place.start_at_s = sentence, now + TRY_S
 
     def _crashed(self, place: Place, last_words: str, now: float) -> None:
         # By the time that it worked: one that loads for minutes and then ends at once ends too often, too.

@@ -183,6 +183,36 @@ def test_one_that_loads_for_long_and_then_ends_at_once_is_given_up_too(watched: 
     assert "executor ended 3 times within 60 s of work and is not started again" in watched.places["executor"].given_up
 
 
+def test_while_the_machine_has_no_process_left_nobody_is_given_up(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left(_: Supervisor, place: Place) -> Any:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    watched.serve()
+    with monkeypatch.context() as full:
+        full.setattr(Supervisor, "_begin", none_left)
+        watched.places["executor"].child.status = -9  # type: ignore[union-attr]
+        for _ in range(100):
+            watched.attend("executor")
+    assert [message for message in caplog.messages if "cannot be started" in message] == [
+        "executor cannot be started: [Errno 11] Resource temporarily unavailable; it is tried again each second"
+    ]
+    assert watched.attend("executor") is watched.begun[-1]
+    assert (watched.places["executor"].given_up, watched.places["executor"].hindered) == ("", "")
+
+
+def test_what_cannot_be_started_in_the_beginning_ends_the_start(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: Supervisor, place: Place) -> Any:
+        raise OSError(errno.ENOTDIR, "Not a directory", "logs")
+
+    monkeypatch.setattr(Supervisor, "_begin", none_left)
+    watched.attend("executor")
+    assert watched.supervisor._failed == "executor cannot be started: [Errno 20] Not a directory: 'logs'"
+
+
 def test_one_that_works_for_long_between_its_ends_is_started_again_for_ever(watched: Watched) -> None:
     watched.serve()
     for _ in range(10):
