@@ -95,7 +95,8 @@ def stream(house: House, prompt: str = "import os\n" * 20) -> Answered:
 
 
 def near(seconds: float) -> Any:
-    return pytest.approx(seconds, rel=0.05, abs=0.005)
+    """Each of the parts is shown to a thousandth of a millisecond."""
+    return pytest.approx(seconds, abs=0.0005)
 
 
 def numbers(page: Any, table: str) -> list[list[float]]:
@@ -124,10 +125,15 @@ def test_the_waterfall_of_a_request_shows_its_tokens_and_its_parts_sum_to_its_la
     (first,) = numbers(page, "Parts of the first token, ms")
     after = numbers(page, "Parts of each token, ms")
     assert [int(row[0]) for row in after] == list(range(2, NUM_TOKENS + 1))
-    assert sum(first) / 1000 == near(answered.first_s)
+    told = house.get(f"/v1/fairlead/requests/{answered.id}", admin_key(house))
+    written_s = told["choices"][0]["written_s"]
+    assert sum(first) / 1000 == near(written_s[0])
     for row in after:
         assert sum(row[3:9]) == pytest.approx(row[2], abs=0.005)
-    assert (sum(first) + sum(sum(row[3:9]) for row in after)) / 1000 == near(answered.last_s)
+    assert (sum(first) + sum(sum(row[3:9]) for row in after)) / 1000 == near(written_s[-1])
+    # A busy machine wakes the reader late, and never before its text was written.
+    assert written_s[0] <= answered.first_s
+    assert written_s[-1] <= answered.last_s
 
     box = page.locator("#waterfall .barlayer .trace").last.locator("path").last.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)

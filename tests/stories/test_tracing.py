@@ -71,7 +71,7 @@ def test_what_a_reader_waited_is_what_the_parts_come_to(house: Callable[..., Hou
     running = house(*deployment(tmp_path))
     Reader(running)  # what is done once, on the first request, is no token's latency
     readers = [Reader(running) for _ in range(4)]
-    ours, theirs = [], []
+    ours, theirs, taken = [], [], []
     for reader in readers:
         told = story(running, reader.id)
         (choice,) = told["choices"]
@@ -82,8 +82,9 @@ def test_what_a_reader_waited_is_what_the_parts_come_to(house: Callable[..., Hou
         # The reader's clock begins before its request is sent, and ends after its text came.
         assert told["ttft_s"] <= reader.times_s[0] - reader.begun_s
         taken_s = reader.times_s[-1] - reader.times_s[0]
-        assert taken_s == pytest.approx(choice["written_s"][-1] - choice["written_s"][0], rel=0.05)
+        taken.append(taken_s / (choice["written_s"][-1] - choice["written_s"][0]))
     # Text of several tokens may come as one, and a busy machine wakes the reader late: the middle is what both saw.
+    assert np.median(taken) == pytest.approx(1.0, rel=0.05)
     assert np.median(theirs) == pytest.approx(np.median(ours), rel=0.05, abs=0.0001)
 
 
