@@ -7,8 +7,8 @@ Everything here may run any number of times: what exists is kept. `fairlead up` 
 import argparse
 import json
 import secrets
-import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -74,11 +74,9 @@ def prepare(deployment: Deployment) -> Prepared:
     try:
         for folder in (Path(deployment.data), Path(deployment.run)):
             folder.mkdir(parents=True, exist_ok=True)
-            if folder.stat().st_mode & stat.S_ISVTX:
-                # As /tmp: made private it would be lost to everybody else on the machine.
-                raise SetupError(
-                    f"{folder}: this folder is for everybody's files; name one of its own, as {folder}/fairlead"
-                )
+            if any(folder.samefile(common) for common in ("/", tempfile.gettempdir())):
+                # Made private it would be lost to everybody else on the machine.
+                raise SetupError(f"{folder}: this folder is for everybody's files; name one of its own within it")
             folder.chmod(0o700)
         _ensure_secret(Path(deployment.streams.secret_file))
         model_line = _check_model(deployment)

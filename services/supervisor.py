@@ -24,6 +24,7 @@ from services.health import processes, ready_file
 from services.lines import Lines
 from services.listening import bound_waits
 from services.loading import LoadingBar, loading_file
+from services.pulse import BEAT_S
 from services.restarts import Restarts
 from services.run_folder import deployment_file, tidy, write_deployment
 from services.settings import Deployment
@@ -264,7 +265,7 @@ class Supervisor:
             return
         if any(place.is_ready for place in gateways):
             log.warning("the others serve without %s; `fairlead restart %s` tries again", names, names.replace(",", ""))
-        elif any(place.child is None or place.child.pulse.num_beats <= SETTLE_S for place in gateways):
+        elif any(place.child is None or place.child.pulse.num_beats * BEAT_S <= SETTLE_S for place in gateways):
             # One that only starts does not know yet.
             self._judge_at_s = now + SETTLE_S
         else:
@@ -275,7 +276,8 @@ class Supervisor:
         missing = [place.name for place in self._places.values() if not place.is_ready]
         if sys.stderr.isatty() and not self._loading.look():
             text = f"waiting for {', '.join(missing)}" if missing else ""
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), f"\r\033[K{text}".encode())
         if not missing:
             self._loading.close()
             http = self._deployment.http

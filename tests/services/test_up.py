@@ -1,5 +1,6 @@
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,10 +44,19 @@ def test_services_that_never_end_are_named_and_nobody_starts_beside_them(tmp_pat
         raise AssertionError("two at once")
 
 
-def test_a_folder_of_everybodys_is_not_made_private(tmp_path: Path) -> None:
+def test_a_folder_of_everybodys_is_not_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = tmp_path / "tmp"
     common.mkdir()
     common.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(common))
     with pytest.raises(SetupError, match="this folder is for everybody's files"):
         prepare(Deployment(data=str(common), policy="policies/fairlead.yaml").resolved())
     assert common.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_file_system_of_ones_own_is_taken_whoever_may_write_to_it_before(tmp_path: Path) -> None:
+    mounted = tmp_path / "data"
+    mounted.mkdir()
+    mounted.chmod(0o1777)  # as tmpfs is mounted
+    prepare(Deployment(data=str(mounted), policy="policies/fairlead.yaml").resolved())
+    assert mounted.stat().st_mode & 0o777 == 0o700
