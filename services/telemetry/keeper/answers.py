@@ -71,12 +71,12 @@ def own(keeper: Keeper, asked: Asked, now: Now) -> bytes:
         case "recent":
             return msgspec.json.encode(_recent(keeper, asked, now, MOST_RECENT))
         case "live":
-            open_requests = list(keeper.open.requests.values())
+            going_on = keeper.running
             return msgspec.json.encode(
                 Lately(
                     keeper.live.sums(now.unix_s),
-                    len(open_requests),
-                    running(open_requests[:MOST_RUNNING], now.monotonic_ns),
+                    len(going_on),
+                    running(going_on[:MOST_RUNNING], now.monotonic_ns),
                     _recent(keeper, Asked(0, "recent", missed=True), now, MOST_MISSES),
                     {**keeper.dropped, "unread_records": keeper.num_unread},
                 )

@@ -150,6 +150,12 @@ class Keeper:
             case _:
                 raise TypeError(f"a keeper takes no {type(record).__name__}")
 
+    @property
+    def running(self) -> list[Request]:
+        """Those that have not ended, the oldest first."""
+        over = {ended.request for ended in self._ended}
+        return [request for request in self.open.requests.values() if request.began.request not in over]
+
     def batch(self) -> list[Finished]:
         """Look at what came since the last time; the requests that have ended."""
         now = self._unix_s()

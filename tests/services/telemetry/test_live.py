@@ -121,6 +121,8 @@ def test_what_runs_is_listed_until_it_ends(told: Told) -> None:
     assert (one["id"], one["tenant"], one["class"], one["output_tokens"]) == ("answer-1", "acme", "paid", 1)
     assert one["age_s"] == pytest.approx(2)
     told.keeper.take(Ended(1, "finished", "", 1, 20 * MS))
+    ended = told.ask(Asked(0, "live"))
+    assert (ended["num_running"], ended["running"]) == (0, []), "before the batch that looks at it, too"
     told.keeper.batch()
     assert told.ask(Asked(0, "live"))["num_running"] == 0
 
