@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, act: Callable[[Deployment, argparse.Namespace]
     except (PolicyError, SettingsError) as error:
         print(error, file=sys.stderr)
     except (CommandError, HistoryError, TrafficError) as error:
-        print(f"fairlead policy: {error}", file=sys.stderr)
+        print(f"fairlead {args.command}: {error}", file=sys.stderr)
     return BAD_INPUT
 
 

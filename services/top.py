@@ -71,9 +71,10 @@ def _head(document: dict[str, Any]) -> Text:
     dropped = sum(document["telemetry"]["dropped"].values())
     text = Text.assemble(
         ("fairlead ", "bold"),
-        f"{document['model']}, policy {label}, {_count(document['num_executors'], 'executor')}, ",
-        f"{_count(document['num_running'] or 0, 'request')} running",
+        f"{document['model']}, policy {label}, {_count(document['num_executors'], 'executor')}",
     )
+    if (num_running := document["num_running"]) is not None:
+        text.append(f", {_count(num_running, 'request')} running")
     for gateway, why in document["silent"].items():
         text.append(f"  {gateway} {why}: what it serves is missing here", "bold yellow")
     if trouble := document["telemetry"]["trouble"]:
