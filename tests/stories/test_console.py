@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from deployed import House
+from deployed import House, fairlead
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
@@ -175,6 +175,19 @@ def test_a_tenants_key_is_told_what_it_lacks_and_none_is_kept(page: Any, house: 
     assert "fl-" not in page.url
 
 
+def test_a_key_that_is_revoked_leaves_nothing_of_what_it_opened(page: Any, house: House) -> None:
+    added = fairlead("keys", "add", "--data-dir", str(house.data), "--admin")
+    page.goto(f"{house.url}/console")
+    page.get_by_label("Admin key").fill(re.search(r"\bfl-admin-[\w-]+", added.stdout)[0])  # type: ignore[index]
+    page.get_by_role("button", name="Open the console").click()
+    page.get_by_role("status").get_by_text("live").wait_for()
+    revoked = re.search(r"\bkey_\w+", added.stderr)[0]  # type: ignore[index]
+    fairlead("keys", "revoke", revoked, "--data-dir", str(house.data))
+    page.get_by_text("no longer valid").wait_for()
+    assert [page.locator(place).inner_text() for place in ("#link", "#about")] == ["", ""]
+    assert not page.locator("#board").is_visible()
+
+
 def test_the_theme_can_be_chosen_and_is_remembered(page: Any, house: House) -> None:
     page.goto(f"{house.url}/console")
     for _ in range(2):
@@ -210,7 +223,9 @@ def test_a_lost_connection_is_said_and_mended(page: Any, house: House) -> None:
     sign_in(page, house)
     os.kill(gateway_of(house), signal.SIGKILL)
     page.get_by_text("connection lost; trying again").wait_for()
+    assert "past" in page.locator("#board").get_attribute("class"), "or its figures look like those of now"
     page.get_by_role("status").get_by_text("live").wait_for()
+    assert page.locator("#board.past").count() == 0
     assert page.get_by_role("heading", name="Promises by class").is_visible()
 
 

@@ -72,6 +72,7 @@ function state(live, sentence) {
   const place = byId("link");
   if (place.textContent !== sentence) place.textContent = sentence;
   place.className = `link ${live ? "live" : "lost"}`;
+  byId("board").classList.toggle("past", !live); // what it shows is of before
 }
 
 async function recent() {
@@ -102,6 +103,8 @@ function turnedAway(error) {
 function leave() {
   key.forget();
   running = false;
+  state(false, ""); // of a connection that nobody has now
+  byId("about").textContent = "";
   view();
 }
 

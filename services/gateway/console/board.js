@@ -24,10 +24,11 @@ export function showNow(now) {
   const unknown = notices(now);
   put("unknown", unknown, () => unknown.map((sentence) => h("p", { class: "notice" }, sentence)));
   byId("tiles").replaceChildren(...tiles(now));
-  put("classes", [point.classes, now.promises], () => classes(point, now.promises));
+  const known = now.num_running !== null;
+  put("classes", [point.classes, now.promises, known], () => classes(point, now.promises, known));
   put("misses", now.misses.map(({ id }) => id), () => misses(now.misses));
   byId("running-count").textContent = now.num_running === null ? "" : `${now.num_running}`;
-  put("running", now.running, () => running(now.running, now.telemetry.traced));
+  put("running", [now.running, now.telemetry], () => running(now.running, now.telemetry));
   put("policy", [now.policy, now.earlier, now.last_rejection], () => policy(now));
   byId("telemetry").textContent = telemetry(now.telemetry);
   const select = byId("filters").elements.namedItem("class");
@@ -64,9 +65,10 @@ function tiles({ point, num_running }) {
   const of = Object.values(point.classes);
   const kv = point.kv?.blocks ? share(point.kv.used / point.kv.blocks) : "–";
   const queued = point.queued ? sum(Object.values(point.queued)) : null;
+  const rate = (name) => (num_running === null ? "–" : count(sum(of.map((each) => each[name]))));
   const rows = [
-    ["Requests/s", count(sum(of.map((each) => each.requests_per_s)))],
-    ["Tokens/s", count(sum(of.map((each) => each.tokens_per_s)))],
+    ["Requests/s", rate("requests_per_s")],
+    ["Tokens/s", rate("tokens_per_s")],
     ["Running", count(num_running)],
     ["In the queue", count(queued)],
     ["KV in use", kv],
@@ -75,7 +77,7 @@ function tiles({ point, num_running }) {
   return rows.map(([title, value, aside]) => h("div", {}, h("dt", {}, title), h("dd", {}, value, " ", aside ? h("small", {}, aside) : "")));
 }
 
-function classes(point, promises) {
+function classes(point, promises, measured) {
   const known = promises.map(([name]) => name);
   const others = Object.keys(point.classes).filter((name) => !known.includes(name));
   return [...promises, ...others.map((name) => [name, null, null])].map(([name, ttft, tbt]) => {
@@ -87,7 +89,7 @@ function classes(point, promises) {
         h("td", { class: "number" }, duration(each[`${slo}_p99_s`])), h("td", { class: "number" }, duration(promised)), h("td", { class: mark }, share(kept)));
     };
     const head = ["", "p50", "p99", "promised", "kept"].map((title) => h("th", { scope: "col", class: title ? "number" : "" }, title || h("span", { class: "unseen" }, "What")));
-    const rates = `${count(each.requests_per_s ?? 0)} req/s · ${count(each.tokens_per_s ?? 0)} tok/s`;
+    const rates = measured ? `${count(each.requests_per_s ?? 0)} req/s · ${count(each.tokens_per_s ?? 0)} tok/s` : "";
     return h("div", { class: "card" }, h("h3", {}, swatch(colourOf("class", name)), name, h("span", { class: "aside" }, rates)),
       h("table", {}, h("caption", { class: "unseen" }, `Latency of class ${name}`), h("thead", {}, h("tr", {}, head)),
         h("tbody", {}, row("First token", ttft, "ttft"), row("Between tokens", tbt, "tbt"))));
@@ -107,20 +109,20 @@ function misses(lines) {
   return table("Requests that broke a promise of late, with the part to blame", [
     { title: "When", cell: (line) => clock(line.ended_unix_s) },
     { title: "Request", cell: (line) => link(line.id) },
-    { title: "Tenant", cell: (line) => line.tenant },
     { title: "To blame", class: "broken", cell: (line) => [...new Set(Object.values(line.missed))].join(", ") },
     { title: "Broken", cell: broken },
+    { title: "Tenant", cell: (line) => line.tenant },
   ], lines, "None of the requests that are remembered broke a promise.");
 }
 
-function running(lines, traced) {
+function running(lines, { traced, trouble }) {
   return table("Requests that run now, the oldest first", [
     { title: "Age", class: "number", cell: (line) => duration(line.age_s) },
     { title: "Tenant", cell: (line) => line.tenant },
     { title: "Class", cell: (line) => line.class || "waits for release" },
     { title: "Prompt", class: "number", cell: (line) => count(line.prompt_tokens) },
     { title: "Output", class: "number", cell: (line) => count(line.output_tokens) },
-  ], lines, traced ? "Nothing runs." : "Requests are not traced here: telemetry.tokens is off in deployment.yaml.");
+  ], lines, trouble ? "Not known at the moment." : traced ? "Nothing runs." : "Requests are not traced here: telemetry.tokens is off in deployment.yaml.");
 }
 
 export function showRecent(lines) {

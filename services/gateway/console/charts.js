@@ -126,7 +126,7 @@ function steps(points) {
   ];
   const last = points.at(-1).steps;
   const says = last ? `${count(last.per_s)} steps/s of ${duration(last.mean_s)}, ${count(last.prefill_tokens_per_s)} prefill and ${count(last.decode_tokens_per_s)} decode tokens/s` : "not known";
-  return { traces, layout: { yaxis2: { overlaying: "y", side: "right", ticksuffix: " ms" } }, says };
+  return { traces, layout: { yaxis2: { overlaying: "y", side: "right", ticksuffix: " ms", tickmode: "auto" } }, says };
 }
 
 function kv(points) {

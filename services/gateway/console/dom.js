@@ -41,7 +41,13 @@ export function share(value) {
   return `${Math.floor(value * 1000) / 10} %`;
 }
 
-export const clock = (unixS) => (unixS ? new Date(unixS * 1000).toLocaleTimeString() : "–");
+// As the charts have it; with its day where that is another.
+export function clock(unixS) {
+  if (!unixS) return "–";
+  const at = new Date(unixS * 1000);
+  const time = at.toLocaleTimeString([], { hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return at.toDateString() === new Date().toDateString() ? time : `${at.toLocaleDateString()} ${time}`;
+}
 
 const PALETTE = ["#3b7dd8", "#e08214", "#2e9e6b", "#9467bd", "#d1495b", "#17a2b8", "#a67c52", "#d977b3", "#8a9a2b", "#6b7a90"];
 const given = new Map();
