@@ -1,9 +1,10 @@
-"""A data folder whose disk is full under a running deployment: it serves, says so, and loses no count. And a read-only
-one, on which nothing starts.
+"""A data folder whose disk is full, or becomes read-only, under a running deployment: it serves, says so, and loses no
+count. And one that is read-only at the start, on which nothing starts.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from deployed import House, fairlead
 
 from services.revisions import Revisions
 
-ROOM = "24m"
+ROOM_BYTES = 32 * 2**20
 """Enough for the services to start, and little to fill."""
 
 
@@ -23,15 +24,25 @@ def mount(*arguments: str) -> bool:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
+def run(*command: str) -> bool:
+    return (
+        shutil.which(command[0]) is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own, where the data folder will be."""
-    data = tmp_path / "data"
+    """A small file system of its own, where the data folder will be; what it is in lies beside it."""
+    data, image = tmp_path / "data", tmp_path / "image"
     data.mkdir()
-    if not mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(data)):
-        pytest.skip("file systems cannot be mounted here")
+    image.touch()
+    os.truncate(image, ROOM_BYTES)
+    if not (run("mkfs.ext4", "-q", "-F", "-m", "0", str(image)) and mount("-o", "loop", str(image), str(data))):
+        pytest.skip("file systems cannot be made and mounted here")
     yield data
-    subprocess.run(["umount", "--lazy", str(data)], check=True)
+    while run("umount", "--lazy", str(data)):
+        pass
 
 
 def ask(running: House) -> None:
@@ -59,8 +70,16 @@ def is_degraded(answer: dict[str, Any]) -> bool:
     return "state" in answer["degraded"].get("admission", [])
 
 
+def repair(disk: Path) -> None:
+    """Mount it anew, over what running processes have open."""
+    repaired = disk.with_name("repaired")
+    shutil.copy(disk.with_name("image"), repaired)
+    run("e2fsck", "-f", "-y", str(repaired))
+    assert mount("-o", "loop", str(repaired), str(disk))
+
+
 @pytest.mark.slow
-def test_a_full_disk_costs_no_request_and_no_count_and_on_a_read_only_one_nothing_starts(
+def test_a_full_disk_and_a_read_only_one_cost_no_request_and_no_count_and_on_the_latter_nothing_starts(
     disk: Path, house: Callable[..., House]
 ) -> None:
     running = house("--record", str(disk / "record"))
@@ -81,6 +100,20 @@ def test_a_full_disk_costs_no_request_and_no_count_and_on_a_read_only_one_nothin
     # The traffic is written again with the next of it; a record with a gap is none.
     lasting = {"admission": ["event_log"], "scheduler": ["event_log"]}
     running.wait_until("/readyz", lambda answer: ask(running) or answer["degraded"] == lasting)
+
+    # What the kernel does to a disk with errors: files that are open for writing do not keep it from that.
+    assert mount("-o", "remount,abort", str(disk))
+    ask(running)
+    both = {"gateway": {"traffic"}, "admission": {"event_log", "state"}, "scheduler": {"event_log", "traffic"}}
+    troubled = running.wait_until(
+        "/readyz", lambda answer: {name: set(said) for name, said in answer["degraded"].items()} == both
+    )
+    assert troubled["ready"]
+    ask(running)
+    repair(disk)
+    running.wait_until("/readyz", lambda answer: ask(running) or answer["degraded"] == lasting)
+    used = running.wait_until("/v1/fairlead/usage", lambda answer: answer["usage"][0]["requests"] >= 16)["usage"][0]
+    assert used["output_tokens"] == 4 * used["requests"]
     assert running.stop() == 0
     assert "ended" not in running.text
     assert [each.revision for each in Revisions(str(disk)).all()] == [1, 2]
