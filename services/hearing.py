@@ -39,7 +39,7 @@ from services.wire_steps import ExecutorReady, ForgetMessage, StepFailed, StepMe
 POLICY: tuple[type[Any], ...] = (PolicyPrepare, PolicyCommit, PolicyAbort, PolicyNow, PolicyStatus)
 HEARS: dict[str, dict[str, tuple[type[Any], ...]]] = {
     "admission": {
-        "gateway": (Submit, InvalidRequest, Cancel, ReportAsked, PolicyPrepared),
+        "gateway": (Submit, InvalidRequest, Cancel, RequestEnded, ReportAsked, PolicyPrepared),
         "scheduler": (Usage, RequestEnded, Holds, Capacity, PolicyPrepared),
         "admission": (*POLICY, PolicyPrepared),
         "operator": (ReportAsked, PolicyPrepared),

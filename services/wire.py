@@ -235,6 +235,8 @@ class RequestEnded(Message, tag="ended"):
     """To admission: counts the ends since the scheduler's start; 0: not said."""
     attempt: Count = 0
     """As in `Submit`: which one has ended."""
+    cached_tokens: Count = 0
+    """Of a gateway: prompt tokens that were found in the prefix cache."""
 
 
 class EndsKept(Message, tag="ends_kept"):

@@ -29,7 +29,7 @@ from policies.commands import (
     Strand,
     Withdraw,
 )
-from policies.events import CancelRequested, CapacityChanged, Invalid, RequestFinished, Restored
+from policies.events import CancelRequested, CapacityChanged, Invalid, RequestFinished, Restored, TokensProduced
 from services.admission.answers import admitted, arrived, queued, refused
 from services.admission.followed_revisions import FollowedRevisions
 from services.admission.history import History
@@ -242,11 +242,13 @@ class AdmissionService:
     def received(self, stream: Stream, message: AnyMessage) -> None:
         """Messages become events."""
         match message:
-            case RequestEnded() if gateway_number(stream) is not None:
+            case RequestEnded() if (gateway := gateway_number(stream)) is not None:
                 # The scheduler is lost, and its client has all of it: what the gateway counted is what it is charged.
-                self._pump.handle(
-                    RequestFinished(message.request, message.output_tokens, message.outcome, message.attempt)
-                )
+                ended = RequestFinished(message.request, message.output_tokens, message.outcome, message.attempt)
+                if message.request >> 32 == gateway:
+                    if message.cached_tokens:
+                        self._pump.handle(TokensProduced([], [(message.request, message.cached_tokens)]))
+                    self._pump.handle(ended)
             case Usage() | RequestEnded() | Holds() | Capacity():
                 self._scheduler.received(stream, message)
             case Submit():

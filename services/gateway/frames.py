@@ -54,6 +54,7 @@ class Pump:
         for request, num_tokens in frame.prefix_hits:
             if request in choices:
                 choices[request].answer.cached_tokens += num_tokens
+                choices[request].running.cached_tokens += num_tokens
         for sequence in frame.chunks:  # those whose first token this is
             choice = choices.get(sequence)
             if choice is not None and choice.running.first_token_ns is None:

@@ -296,6 +296,7 @@ class Resuming:
         """How it ended. What was sent may be lost with whoever it was sent to."""
         counted = 0 if running.submit.pooling else running.num_tokens
         ended = RequestEnded(running.request, "finished", counted, attempt=running.submit.attempt)
+        ended.cached_tokens = running.cached_tokens
         self._over[running.request] = running.admission, ended
         if len(self._over) > MOST_OVER:
             self._over.popitem(last=False)

@@ -39,6 +39,8 @@ class Running:
         """It is to be sent again."""
         self.lost_scheduler = False
         """Since it was sent last."""
+        self.cached_tokens = 0
+        """Of the prompt, as far as it has begun."""
         self.first_token_ns: int | None = None
         """When the step ended that made its first token, on this process's clock; None: it has none."""
         self.num_in_vain = 0

@@ -4,13 +4,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from joined_services import House, no_stop
+from joined_services import SECRET, House, no_stop
 
 from policies.admission.core import AdmissionCore
 from policies.event_log import read_records, verify
 from services.admission.service import AdmissionService
+from services.transport import Identity, Link
 from services.usage_rows import FILE, read_usage
-from services.wire import PolicyNow, RequestEnded, TokenFrame
+from services.wire import Admitted, InvalidRequest, PolicyNow, RequestEnded, TokenFrame
 
 
 @pytest.fixture
@@ -74,3 +75,23 @@ async def test_a_request_that_is_lost_on_its_way_is_answered_and_costs_nothing(h
     await house.ended(house.submit(5, 7, shares_prefix=False))
     await settled(house)
     assert await usage(house) == {"requests": 1, "prompt_tokens": 5, "output_tokens": 7}
+
+
+async def test_a_gateway_says_how_its_own_requests_have_ended_and_no_others(house: House, recorder) -> None:
+    other = recorder()
+    link = Link(house.deployment.streams.admission, Identity("gateway", "78"), SECRET, other)
+    link.start()
+    await other.message(PolicyNow)
+    # Nothing is heard of the scheduler: only gateways speak of ends.
+    house.admission._links[-1].stream._receiver = other
+    request = house.submit(20, 300, shares_prefix=False)
+    await house.gateway.message(Admitted)
+    link.stream.send(RequestEnded(request, "finished", 0))
+    link.stream.send(InvalidRequest(78 << 32, "globex"))
+    await other.message(Admitted)
+    assert request in house.admission._core.ledger.in_flight
+    house.links["admission"].stream.send(RequestEnded(request, "finished", 250, cached_tokens=16))
+    await settled(house)
+    await link.close()
+    counted = await usage(house)
+    assert counted == {"requests": 1, "prompt_tokens": 20, "cached_tokens": 16, "output_tokens": 250}

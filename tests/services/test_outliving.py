@@ -172,6 +172,23 @@ async def test_both_may_be_lost_at_once(house: WholeHouse) -> None:
     await asked.paid()
 
 
+async def test_what_ends_while_admission_is_away_is_charged_though_the_scheduler_is_lost_before_it_is_back(
+    house: WholeHouse,
+) -> None:
+    asked = Asked(house)
+    expected, running = await asked.all(), await asked.begin()
+    await house.computed(12)
+    await house.admission.stop()
+    house.gate.let_on()
+    for kind, task in running.items():
+        assert await task == expected[kind], kind
+    await house.until(lambda: not house.scheduler._sequences.by_id)
+    await house.lose_scheduler()
+    await house.replace_admission()
+    await house.replace_scheduler()
+    await asked.paid()
+
+
 async def test_a_request_that_comes_while_nobody_is_there_waits_for_them(house: WholeHouse) -> None:
     asked = Asked(house)
     expected = await asked.one("greedy")
