@@ -8,15 +8,18 @@ Time without an executor does not count: what waits through an outage is served 
 again, because whoever had it was lost, is never refused, nor is what was released, however late it turns out to be.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from policies.admission import refusals
 from policies.admission.drain import jitter
 from policies.admission.expectation import position
 from policies.admission.nodes import Queued
+from policies.admission.speed import NUM_LENGTHS, StartingSpeed, length_of
+from policies.admission.standing import Standing
 from policies.commands import Refuse
 from policies.document.fairness import Fairness
 from policies.events import Arrived
@@ -24,18 +27,25 @@ from policies.events import Arrived
 if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
 
-SAMPLE_S = 1.0
-"""Seconds with something to start, together, that make one sample of the speed."""
-NEWEST_SHARE = 0.5
-"""Of a sample that is slower than the speed; a faster one counts whole, because it shows what can be done."""
 SPARE = 2.0
 """How many times as long as expected a wait is taken to be. With 1 what is let in last is as often late as not, and a
 load that has ended is felt for as long as the promise is; `fairlead bench refusals` says what it costs."""
 SEEN = 0.25
 """The part of a promise that somebody ahead must have waited, before a wait is believed to be as long as expected."""
-NUM_LENGTHS = 256
-"""Lengths of prompts told apart: eight to a power of two."""
 SPARE_ENTRIES = 64
+
+
+class Unstarted(NamedTuple):
+    """What was released and has no token yet."""
+
+    length: int
+    """Of its prompt, as `length_of` has it."""
+    cost: float
+    number: int
+    """Of its entry in the queue."""
+    arrived_at_s: float
+    promise_s: float
+    """Infinite: it was let in before, and is judged by nobody's promise."""
 
 
 class Lateness:
@@ -45,7 +55,7 @@ class Lateness:
         core: whose requests they are.
 
     Attributes:
-        per_s: cost that gets its first token per second while there is something to start; 0: not measured yet.
+        speed: with which what is released gets its first token.
     """
 
     def __init__(self, core: "AdmissionCore") -> None:
@@ -53,34 +63,35 @@ class Lateness:
         self._fairness: Fairness | None = None
         """That costs are counted by; None: the policy does not ask."""
         self._shortest_first = False
-        self._unstarted: dict[int, tuple[int, float, float]] = {}
-        """(its prompt's length as `_length` has it, cost, arrival) of what was released and has no token yet, by
-        request."""
+        self._standing = Standing(0.0)
+        self._unstarted: dict[int, Unstarted] = {}
         self._by_length = [0.0] * NUM_LENGTHS
         """Cost of what is unstarted, by its prompt's length."""
         self._due: list[tuple[float, int, int]] = []
-        """(until when it can be in time, number, request) of what waits, a heap; what left is dropped when it is next.
-        """
+        """(until when it can be in time, number, request) of what waits or is unstarted, a heap; what left is dropped
+        when it is next."""
+        self._overdue: deque[tuple[int, int]] = deque()
+        """(number, request) of who waits and can no longer be in time, and of some who left since."""
         self._there_since_s: float | None = None
         """Since when there have been executors; None: there are none."""
         self._is_busy = False
         """Whether there is something to start."""
         self._counted_until_s = 0.0
-        self._busy_s = 0.0
-        self._started_cost = 0.0
-        self.per_s = 0.0
+        self.speed = StartingSpeed()
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
     def follow(self, now: float) -> None:
         """Another policy is in force: what was measured is forgotten when it was counted otherwise."""
         rules = self._core.rules
-        before, after = self._fairness, rules.fairness if rules.refuse_when_late else None
+        before, after = self._fairness, None if rules.late_after_s is None else rules.fairness
         if before is None or after is None or before.cost != after.cost:
             self._unstarted.clear()
             self._by_length = [0.0] * NUM_LENGTHS
-            self._busy_s = self._started_cost = self.per_s = 0.0
+            self.speed = StartingSpeed()
             self._counted_until_s = now
+        if rules.late_after_s is not None and self._standing.after_s != rules.late_after_s:
+            self._standing = Standing(rules.late_after_s)
         self._fairness = after
         self._shortest_first = rules.starts_shortest_first
         self._list_due()
@@ -99,18 +110,18 @@ class Lateness:
         if self._fairness is not None and self._there_since_s is not None:
             self._count_time(now)
             self._is_busy = True
-            if len(self._due) > 2 * len(self._core.queue.waiting) + SPARE_ENTRIES:
-                self._list_due()
-            else:
-                heappush(self._due, self._entry(queued))
+            heappush(self._due, self._entry(queued))
+            if len(self._due) > 2 * (len(self._core.queue.waiting) + len(self._unstarted)) + SPARE_ENTRIES:
+                self._tidy_due()
 
     def released(self, queued: Queued, cost: float, now: float) -> None:
         """A request is released."""
         if self._fairness is not None:
             self._count_time(now)
             self._is_busy = True
-            length = _length(queued.prompt_tokens)
-            self._unstarted[queued.request] = length, cost, queued.arrived_at_s
+            length = length_of(queued.prompt_tokens)
+            promise_s = inf if queued.resent else self._promise_s(queued)
+            self._unstarted[queued.request] = Unstarted(length, cost, queued.number, queued.arrived_at_s, promise_s)
             self._by_length[length] += cost
 
     def produced(self, sequences: list[int], now: float) -> None:
@@ -118,20 +129,22 @@ class Lateness:
         if self._fairness is None:
             return
         self._count_time(now)
-        for request in self._unstarted.keys() & sequences:
-            self._started_cost += self._unstarted[request][1]
-            self._take_out(request)
-        self._is_busy = bool(self._unstarted or self._core.queue.waiting)
-        if self._busy_s >= SAMPLE_S:
-            sample = self._started_cost / self._busy_s
-            self.per_s += (NEWEST_SHARE if sample < self.per_s else 1.0) * (sample - self.per_s)
-            self._busy_s = self._started_cost = 0.0
+        self._count_late(now)
+        for request in sequences:
+            if (started := self._unstarted.get(request)) is not None:
+                self.speed.started(started.length, started.cost)
+                if now < self._due_s(started) < inf:
+                    self._standing.timely(now)
+                self._take_out(request)
+        self._look_for_work()
+        self.speed.sample(now)
 
     def ended(self, request: int, now: float) -> None:
         """A released request ended, perhaps before its first token."""
         if request in self._unstarted:
             self._count_time(now)
             self._take_out(request)
+            self._look_for_work()
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -160,31 +173,34 @@ class Lateness:
 
     def overdue(self, now: float) -> Iterator[tuple[Queued, Refuse]]:
         """What waits and can no longer be in time: each is gone from the queue before the next is asked for."""
-        waiting = self._core.queue.waiting
-        while self.next_due_s() <= now:
-            queued = waiting[heappop(self._due)[2]]
+        self._count_late(now)
+        while self._there_since_s is not None and self._standing.begins_s <= now and self._first_overdue() is not None:
+            queued = self._core.queue.waiting[self._overdue.popleft()[1]]
             wait_s = self._wait_s(queued, 0.0)
             yield queued, self._late(queued, now - self._since_s(queued.arrived_at_s) + wait_s)
 
     def next_due_s(self) -> float:
-        """When the next that waits can no longer be in time; infinite: never."""
-        due, waiting = self._due, self._core.queue.waiting
-        # Whoever left may have come again since: then another entry is its own.
-        while due and ((queued := waiting.get(due[0][2])) is None or queued.number != due[0][1]):
+        """When the next that waits is refused, or the next is late; infinite: never."""
+        if self._there_since_s is None:
+            return inf
+        due = self._due
+        while due and not self._is_here(*due[0][1:]):
             heappop(due)
-        return due[0][0] if due and self._there_since_s is not None else inf
+        next_s = due[0][0] if due else inf
+        return next_s if self._first_overdue() is None else min(next_s, self._standing.begins_s)
 
     def check(self) -> None:
         """Assert that only what is in flight is unstarted, that it sums up, and that all that waits has its time."""
         gone = [request for request in self._unstarted if request not in self._core.ledger.in_flight]
         assert not gone, f"requests {gone} have ended and are counted as not started"
         costs = [0.0] * NUM_LENGTHS
-        for length, cost, _ in self._unstarted.values():
-            costs[length] += cost
+        for one in self._unstarted.values():
+            costs[one.length] += one.cost
         close = all(abs(one - other) <= 1e-6 * max(1.0, one) for one, other in zip(costs, self._by_length, strict=True))
         assert close, "the cost of what has no token yet does not sum up"
         if self._fairness is not None and self._there_since_s is not None:
-            missing = self._core.queue.waiting.keys() - {request for _, _, request in self._due}
+            listed = {request for _, _, request in self._due} | {request for _, request in self._overdue}
+            missing = self._core.queue.waiting.keys() - listed
             assert not missing, f"requests {sorted(missing)} wait, and it is not known until when they can be in time"
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -193,8 +209,11 @@ class Lateness:
         if self._there_since_s is None:
             return None
         total_s = now - self._since_s(arrived_at_s) + self._wait_s(asked, waiting_cost)
-        if total_s <= self._promise_s(asked) or not self._is_real(asked, now):
+        promise_s = self._promise_s(asked)
+        if total_s <= promise_s or now < self._standing.begins_s or not self._is_real(asked, now):
             return None
+        if now < self._since_s(arrived_at_s) + promise_s:
+            self._standing.late(now)
         return self._late(asked, total_s)
 
     def _is_real(self, asked: Arrived | Queued, now: float) -> bool:
@@ -206,19 +225,21 @@ class Lateness:
         if waiting and self._since_s(next(iter(waiting.values())).arrived_at_s) <= before_s:
             return True
         return any(
-            length <= last and self._since_s(arrived_at_s) <= before_s
-            for length, _, arrived_at_s in self._unstarted.values()
+            one.length <= last and self._since_s(one.arrived_at_s) <= before_s for one in self._unstarted.values()
         )
 
     def _wait_s(self, asked: Arrived | Queued, waiting_cost: float) -> float:
         """From now to its first token, its own prompt not counted; 0 until the speed has been measured."""
-        if not self.per_s:
+        if not self.speed.per_s:
             return 0.0
-        return SPARE * max(0.0, waiting_cost + sum(self._by_length[: self._last(asked) + 1])) / self.per_s
+        last = self._last(asked)
+        # Nobody overtakes where prompts start by arrival.
+        left_per_s = self.speed.left_per_s(last) if self._shortest_first else self.speed.per_s
+        return SPARE * max(0.0, waiting_cost + sum(self._by_length[: last + 1])) / left_per_s
 
     def _last(self, asked: Arrived | Queued) -> int:
         """The longest of the lengths that start before it."""
-        return _length(asked.prompt_tokens) if self._shortest_first else NUM_LENGTHS
+        return length_of(asked.prompt_tokens) if self._shortest_first else NUM_LENGTHS
 
     def _late(self, asked: Arrived | Queued, total_s: float) -> Refuse:
         rules = self._core.rules
@@ -240,25 +261,54 @@ class Lateness:
         return due_s, queued.number, queued.request
 
     def _list_due(self) -> None:
+        """Anew: what was promised is another, or the time of all begins now."""
+        self._overdue.clear()
         self._due = []
         if self._fairness is not None and self._there_since_s is not None:
             self._due = [self._entry(queued) for queued in self._core.queue.waiting.values()]
+            self._due += [(self._due_s(one), one.number, request) for request, one in self._unstarted.items()]
             heapify(self._due)
+
+    def _tidy_due(self) -> None:
+        self._due = [entry for entry in self._due if self._is_here(*entry[1:])]
+        heapify(self._due)
+
+    def _is_here(self, number: int, request: int) -> bool:
+        """Whether it waits or is unstarted. Whoever left may have come again since: then another entry is its own."""
+        here = self._core.queue.waiting.get(request) or self._unstarted.get(request)
+        return here is not None and here.number == number
+
+    def _due_s(self, started: Unstarted) -> float:
+        return self._since_s(started.arrived_at_s) + started.promise_s
+
+    def _count_late(self, now: float) -> None:
+        """Whoever's time is up is late, wherever it is."""
+        while self._there_since_s is not None and self._due and self._due[0][0] <= now:
+            _, number, request = heappop(self._due)
+            if self._is_here(number, request):
+                self._standing.late(now)
+                if request in self._core.queue.waiting:
+                    self._overdue.append((number, request))
+
+    def _first_overdue(self) -> int | None:
+        waiting = self._core.queue.waiting
+        while self._overdue and (self._overdue[0][1] not in waiting or not self._is_here(*self._overdue[0])):
+            self._overdue.popleft()
+        return self._overdue[0][1] if self._overdue else None
+
+    def _look_for_work(self) -> None:
+        self._is_busy = bool(self._unstarted or self._core.queue.waiting)
+        if not self._is_busy:
+            self._standing.gone()
 
     def _count_time(self, now: float) -> None:
         """The time until now was spent on what is there now."""
         if self._there_since_s is not None and self._is_busy:
-            self._busy_s += now - max(self._counted_until_s, self._there_since_s)
+            self.speed.busy(now - max(self._counted_until_s, self._there_since_s))
         self._counted_until_s = now
 
     def _take_out(self, request: int) -> None:
-        length, cost, _ = self._unstarted.pop(request)
-        self._by_length[length] -= cost
+        gone = self._unstarted.pop(request)
+        self._by_length[gone.length] -= gone.cost
         if not self._unstarted:
             self._by_length = [0.0] * NUM_LENGTHS
-
-
-def _length(prompt_tokens: int) -> int:
-    """The length's place among those told apart: its bits, and the three after the highest."""
-    shift = max(0, prompt_tokens.bit_length() - 4)
-    return min(8 * shift + (prompt_tokens >> shift), NUM_LENGTHS - 1)

@@ -50,8 +50,8 @@ class AdmissionRules(Struct, frozen=True):
     narrows_window: bool
     """From what the KV pool holds to the smallest that keeps its throughput."""
     watermark: float
-    refuse_when_late: bool
-    """Whether a request that cannot have its first token in time is refused."""
+    late_after_s: float | None
+    """For how long requests must have been late before one that would be is refused; None: it never is."""
     starts_shortest_first: bool
     """Whether the scheduler starts what is released by the length of its prompt."""
     limits: tuple[LimitRule, ...] = ()

@@ -22,6 +22,7 @@ from policies.document.memory import Prediction, Preemption
 from policies.document.memory_rules import goes_by_lengths
 from policies.document.rules import sources_of
 from policies.document.schema import (
+    Admission,
     Deadlines,
     DecodeStage,
     Ewma,
@@ -30,6 +31,7 @@ from policies.document.schema import (
     PrefillStage,
     Stage,
     StageCondition,
+    StandingQueue,
     StepBudget,
 )
 from policies.scheduling.deadlines import OffsetRule
@@ -63,10 +65,16 @@ def compile_admission(policy: Policy) -> AdmissionRules:
         window_pools=fairness.window_tokens.pools if isinstance(fairness.window_tokens, Pools) else 1.0,
         narrows_window=fairness.window_tokens == "auto" and fairness.kind != "fcfs",
         watermark=policy.kv.watermark,
-        refuse_when_late=policy.admission.refuse_when_late,
+        late_after_s=_late_after_s(policy.admission),
         starts_shortest_first=_starts_shortest_first(policy),
         limits=tuple(_limit(limit) for limit in policy.limits),
     )
+
+
+def _late_after_s(admission: Admission) -> float | None:
+    if isinstance(admission.refuse_when_late, StandingQueue):
+        return admission.refuse_when_late.after_s
+    return 0.0 if admission.refuse_when_late else None
 
 
 def _starts_shortest_first(policy: Policy) -> bool:

@@ -8,6 +8,7 @@ from policies.document.explain_limits import limits_in_words
 from policies.document.explain_memory import memory_in_words, prediction_in_words
 from policies.document.rules import orders_of, sources_of, takes_all
 from policies.document.schema import (
+    Admission,
     ClassifyRule,
     DecodeStage,
     Ewma,
@@ -15,6 +16,7 @@ from policies.document.schema import (
     PrefillStage,
     Stage,
     StageCondition,
+    StandingQueue,
     StepBudget,
 )
 from policies.document.tracing import tracing_in_words
@@ -98,13 +100,23 @@ def _admission(policy: Policy) -> list[str]:
         f"Waiting at most: {queue.per_tenant_max} requests of a tenant, {queue.total_max} in all, "
         f"{queue.ttl_s:g} s each; beyond that a request is refused."
     )
-    late = "Whoever cannot have the first token as soon as its class promises is refused, on arrival or while it waits."
     return [
         *fairness_in_words(policy.fairness),
         backlog,
-        *([late] if policy.admission.refuse_when_late else []),
+        *_lateness(policy.admission),
         ROUTES[policy.routing.kind],
     ]
+
+
+def _lateness(admission: Admission) -> list[str]:
+    if not admission.refuse_when_late:
+        return []
+    who = "hoever cannot have the first token as soon as its class promises is refused, on arrival or while it waits."
+    match admission.refuse_when_late:
+        case StandingQueue(after_s=after_s) if after_s:
+            return [f"Once more requests than not have been late for {after_s:g} s, w{who}"]
+        case _:
+            return [f"W{who}"]
 
 
 def _batching(policy: Policy) -> list[str]:

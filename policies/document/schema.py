@@ -66,14 +66,24 @@ class Queue(Section, frozen=True):
     ] = 60.0
 
 
+class StandingQueue(Section, frozen=True):
+    """A load that lasts, told from a burst: most requests were late all the while."""
+
+    after_s: Annotated[
+        Seconds,
+        Meta(description="Refuse nobody until more requests than not have been late for so long; seconds."),
+    ] = 10.0
+
+
 class Admission(Section, frozen=True):
     """What happens to a request that the promises of its class come too late for."""
 
     refuse_when_late: Annotated[
-        bool,
+        bool | StandingQueue,
         Meta(
             description="Refuse a request whose first token cannot come within its class's ttft_s any more, with the "
-            "wait expected: on arrival, and while it waits; false: it waits until ttl_s, and is served late."
+            "wait expected: on arrival, and while it waits; false: it waits until ttl_s, and is served late; a "
+            "mapping: only while a load lasts."
         ),
     ] = False
 

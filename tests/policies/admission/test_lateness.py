@@ -1,5 +1,6 @@
 """`admission.refuse_when_late`: who is refused because the first token would come too late, and who is not."""
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def measured(at: Desk) -> Desk:
         assert released(at.arrive(request)) == [request]
     for request in range(1, 11):
         assert not refused(start(at, request, float(request)))
-    assert at.core.lateness.per_s == pytest.approx(SPEED)
+    assert at.core.lateness.speed.per_s == pytest.approx(SPEED)
     return at
 
 
@@ -88,7 +89,7 @@ def test_a_class_that_is_promised_more_is_refused_sooner() -> None:
 def test_with_nothing_ahead_nobody_is_refused_however_slow_the_last_ones_were() -> None:
     at = measured(desk())
     start(at, 11, 1000.0)
-    assert at.core.lateness.per_s < SPEED
+    assert at.core.lateness.speed.per_s < SPEED
     assert released(at.arrive(100, tier="paid")) == [100]
 
 
@@ -96,10 +97,10 @@ def test_a_faster_second_is_believed_at_once_and_a_slower_one_by_half() -> None:
     at = measured(desk())
     at.arrive(100)
     start(at, 11, 12.0)
-    assert at.core.lateness.per_s == pytest.approx(SPEED * 0.75)
+    assert at.core.lateness.speed.per_s == pytest.approx(SPEED * 0.75)
     at.arrive(101)
     at.tell(TokensProduced([100, 101]), 13.0)
-    assert at.core.lateness.per_s == pytest.approx(2 * SPEED)
+    assert at.core.lateness.speed.per_s == pytest.approx(2 * SPEED)
 
 
 def test_without_the_knob_nobody_is_refused() -> None:
@@ -113,9 +114,9 @@ def test_another_price_forgets_the_speed_and_another_knob_does_not() -> None:
     at = measured(desk())
     fairness = {"window_tokens": 20_000, **FAIRNESS}
     at.tell(PolicyApplied(2, document(fairness=fairness, admission=ON, queue={"ttl_s": 9})))
-    assert at.core.lateness.per_s == pytest.approx(SPEED)
+    assert at.core.lateness.speed.per_s == pytest.approx(SPEED)
     at.tell(PolicyApplied(3, document(fairness={"window_tokens": 20_000}, admission=ON)))
-    assert at.core.lateness.per_s == 0.0
+    assert at.core.lateness.speed.per_s == 0.0
 
 
 def test_where_short_prompts_start_first_longer_ones_are_not_ahead_of_them() -> None:
@@ -137,10 +138,8 @@ def test_what_waits_before_it_counts_too_by_its_place_under_the_kind_of_fairness
 def test_whoever_waits_is_refused_when_the_promise_can_no_longer_be_kept() -> None:
     at = desk(window=TOKENS)
     at.arrive(1)
-    wakes = [
-        command for command in at.core.handle(Arrived(2, "acme", "free", 100, 100), 1.0) if isinstance(command, WakeAt)
-    ]
-    assert wakes == [WakeAt(1.0 + FREE_S)]
+    at.core.handle(Arrived(2, "acme", "free", 100, 100), 1.0)
+    assert WakeAt(1.0 + FREE_S) in at.tell(Woke(), FREE_S)
     assert refused(at.tell(Woke(), 1.0 + FREE_S)) == [2]
     assert not at.core.queue.waiting
 
@@ -212,3 +211,80 @@ def test_many_who_come_at_once_are_believed_to_start_together_until_somebody_has
     assert [released(at.arrive(request)) for request in range(100, 130)] == [[request] for request in range(100, 130)]
     at.now = 10.0 + FREE_S / 4
     assert refused(at.arrive(999)) == [999]
+
+
+AFTER_S = 10.0
+STANDING = {"refuse_when_late": {"after_s": AFTER_S}}
+
+
+def stuck(**sections: Any) -> Desk:
+    """One request fills the window from 0 s on, and the speed has been measured before."""
+    at = Desk(window=TOKENS, fairness=FAIRNESS, admission=STANDING, **sections)
+    at.arrive(1)
+    return at
+
+
+def test_a_burst_that_waits_for_less_than_the_time_given_is_served_late_and_refused_to_nobody() -> None:
+    at = stuck()
+    for request in range(2, 6):
+        assert not refused(at.arrive(request))
+    for request in range(1, 5):
+        now = request * (FREE_S + AFTER_S - 0.1) / 4
+        start(at, request, now)
+        assert released(at.tell(RequestFinished(request, 100), now)) == [request + 1]
+    assert not refused(start(at, 5, now))
+    # Nobody waits any more: the next burst is another.
+    at.now = now + 1
+    assert not refused(at.tell(RequestFinished(5, 100)))
+    assert at.core.lateness._standing.begins_s == inf
+
+
+def test_whoever_still_waits_when_most_have_been_late_for_the_time_given_is_refused_at_once() -> None:
+    at = stuck()
+    for request in range(2, 5):
+        at.arrive(request)
+    assert WakeAt(FREE_S) in at.core.handle(Woke(), 0.0)
+    assert WakeAt(FREE_S + AFTER_S) in at.tell(Woke(), FREE_S)
+    assert not refused(at.tell(Woke(), FREE_S + AFTER_S - 0.1))
+    assert refused(at.tell(Woke(), FREE_S + AFTER_S)) == [2, 3, 4]
+
+
+def test_nobody_is_refused_on_arrival_or_turn_before_a_load_has_lasted() -> None:
+    at = stuck()
+    at.arrive(2)
+    start(at, 1, 1.0)
+    at.now = FREE_S + 1.0
+    assert not refused(at.tell(Woke()))
+    assert not refused(at.arrive(3, tier="paid"))
+    assert released(at.finish(1, 100)) == [2]
+
+
+def test_those_in_time_are_a_break() -> None:
+    at = Desk(window=20_000, fairness=FAIRNESS, admission=STANDING)
+    for request in range(1, 4):
+        at.arrive(request)
+    at.tell(Woke(), FREE_S)
+    assert at.core.lateness._standing.begins_s == FREE_S + AFTER_S
+    for request in range(4, 7):
+        at.arrive(request)
+        start(at, request, FREE_S + 1.0)
+    assert at.core.lateness._standing.begins_s == inf
+
+
+def test_a_policy_that_promises_more_time_lets_those_wait_who_were_late() -> None:
+    at = stuck()
+    at.arrive(2)
+    at.tell(Woke(), FREE_S)
+    classes = [{"name": "paid", "ttft_s": 30.0, "tbt_s": 0.1}, {"name": "free", "ttft_s": 30.0, "tbt_s": 0.5}]
+    fairness = {"window_tokens": TOKENS, **FAIRNESS}
+    at.tell(PolicyApplied(2, document(fairness=fairness, admission=STANDING, classes=classes)), 6.0)
+    assert not refused(at.tell(Woke(), FREE_S + AFTER_S))
+
+
+def test_a_request_that_leaves_before_its_first_token_makes_nothing_slow_while_nobody_is_there() -> None:
+    at = measured(desk())
+    at.finish(11, 0, "cancelled")
+    at.now = 3600.0
+    at.arrive(100)
+    start(at, 100, 3600.5)
+    assert at.core.lateness.speed.per_s == pytest.approx(SPEED)

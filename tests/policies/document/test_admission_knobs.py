@@ -23,14 +23,22 @@ def text(more: str, batching: str = ARRIVAL) -> bytes:
 
 
 def test_nobody_is_refused_for_being_late_unless_a_policy_says_so() -> None:
-    assert not compile_admission(load_policy(text(""))).refuse_when_late
-    assert compile_admission(load_policy(text("admission: {refuse_when_late: true}"))).refuse_when_late
+    assert compile_admission(load_policy(text(""))).late_after_s is None
+    assert compile_admission(load_policy(text("admission: {refuse_when_late: true}"))).late_after_s == 0.0
+
+
+def test_how_long_a_load_must_have_lasted_is_said_or_ten_seconds() -> None:
+    for mapping, after_s in (("{}", 10.0), ("{after_s: 2.5}", 2.5), ("{after_s: 0}", 0.0)):
+        policy = load_policy(text(f"admission: {{refuse_when_late: {mapping}}}"))
+        assert compile_admission(policy).late_after_s == after_s
 
 
 @pytest.mark.parametrize(
     ("section", "said"),
     [
         ("admission: {refuse_when_late: yes please}", "admission.refuse_when_late: the text"),
+        ("admission: {refuse_when_late: {after_s: -1}}", "admission.refuse_when_late.after_s: -1"),
+        ("admission: {refuse_when_late: {after: 1}}", 'did you mean "after_s"?'),
         ("admission: {refuse_late: true}", 'unknown key "refuse_late"'),
         ("admission: true", "5:12: admission:"),
     ],
@@ -46,6 +54,9 @@ def test_it_reads_in_words_and_so_does_its_change() -> None:
     said = "Whoever cannot have the first token as soon as its class promises is refused, on arrival or while it waits."
     assert said in explain(on)
     assert said not in explain(off)
+    lasting = load_policy(text("admission: {refuse_when_late: {after_s: 10}}"))
+    assert f"Once more requests than not have been late for 10 s, w{said[1:]}" in explain(lasting)
+    assert changes(on, lasting) == ["admission.refuse_when_late: True -> {'after_s': 10.0}"]
     assert changes(off, on) == ["admission.refuse_when_late: False -> True"]
 
 
