@@ -7,8 +7,8 @@ second of both together, against the same load under `kind: fcfs`.
 Isolation: a tenant that asks for little, alone and beside one that keeps many requests waiting. Its median time to the
 first token, by the client's clock, under both kinds.
 
-The policy is `fairlead.yaml` with another `fairness` section; the notes say which. Shares need nothing of it.
-Isolation needs a short in-flight window: what is in flight when a request comes is what it waits for.
+The policy is `fairlead.yaml` with another `fairness` section, which the notes say, and without `admission`. Shares need
+nothing of it. Isolation needs a short in-flight window: what is in flight when a request comes is what it waits for.
 """
 
 import argparse
@@ -228,6 +228,8 @@ def services(fairness: str, engine: EngineSettings) -> Iterator[House]:
         folder = Path(name)
         (folder / "data").mkdir()
         text = re.sub(r"(?ms)^fairness:.*?(?=^\w)", f"fairness: {fairness}\n", POLICY.read_text())
+        # Shares are of a backlog: nobody is turned away from it, however slow the machine.
+        text = re.sub(r"(?m)^admission:.*\n", "", text)
         (folder / "policy.yaml").write_text(text)
         tenants = [
             {"name": each, "tier": "free", "keys": [{"id": f"key_{each}", "sha256": digest(_secret(each))}]}

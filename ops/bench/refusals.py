@@ -6,6 +6,7 @@ requests that kept both limits of their class. A round is a seed; the load is a 
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from policies.simulation.samples import Samples
 from policies.simulation.workload import synthetic
 
 POLICIES = Path(__file__).resolve().parents[2] / "policies"
-KNOB = b"\nadmission: {refuse_when_late: true}"
+KNOB = b"admission: {refuse_when_late: true}\n"
+SECTION = re.compile(rb"(?m)^admission:.*\n")
+"""As a policy ships."""
 NAMES = ("fairlead", "sarathi")
 """Short prompts first with a window of three pools, and by arrival with an open window."""
 DEVICE = "rtx6000ada-mistral7b"
@@ -66,10 +69,10 @@ def twins(name: str, load: float, seed: int, *, arrivals_s: float = ARRIVALS_S) 
         seed=seed,
         max_sequence_tokens=device.max_sequence_tokens,
     )
-    document = (POLICIES / f"{name}.yaml").read_bytes()
+    document = SECTION.sub(b"", (POLICIES / f"{name}.yaml").read_bytes())
     outcomes = [
         Simulation(text, requests, device, duration_s=arrivals_s * DURATION_S / ARRIVALS_S).run()
-        for text in (document + KNOB, document)
+        for text in (KNOB + document, document)
     ]
     (_, good), (in_time_without, good_without) = (_kept(outcome) for outcome in outcomes)
     refused = np.array([one.refusal == CODE for one in outcomes[0].served])

@@ -3,14 +3,17 @@
 A burst makes requests late and is gone; under a load that cannot be served they are late without a break. So lateness
 counts once it has been the rule for a while (CoDel's interval, Nichols and Jacobson, ACM Queue 2012). CoDel takes the
 shortest wait of an interval; here the shortest prompts and the tenants that ask for little are in time whatever the
-load, so it is taken by majority. Counts requests; does not know who they are.
+load, so it is taken by the share that is late. Counts requests; does not know who they are.
 """
 
 from math import exp, inf
 
+RULE = 0.75
+"""Share of late requests above which lateness is the rule. A queue that grows makes nearly all late; near capacity long
+prompts that short ones overtake are for some seconds most of those whose time is up."""
 LASTING = 0.05
-"""Share of late requests below which a load that lasted is over. Far below the half at which it began: while the late
-are refused, it is few of them that keep the others in time."""
+"""Share of late requests up to which a load that lasted is over. Far below the other: while the late are refused, it is
+few of them that keep the others in time."""
 
 
 class Standing:
@@ -30,7 +33,7 @@ class Standing:
         self._timely = 0.0
         self._counted_at_s = 0.0
         self._since_s: float | None = None
-        """Since when more were late than not, and after that while a share of `LASTING` is; None: they are not."""
+        """Since when lateness is the rule; None: it is not."""
 
     @property
     def begins_s(self) -> float:
@@ -44,7 +47,7 @@ class Standing:
         if self.after_s:
             self._fade(now)
             self._late += 1.0
-            if self._since_s is None and self._late > self._timely:
+            if self._since_s is None and self._is_above(RULE):
                 self._since_s = now
 
     def timely(self, now: float) -> None:
@@ -52,14 +55,16 @@ class Standing:
         if self.after_s:
             self._fade(now)
             self._timely += 1.0
-            is_standing = now >= self.begins_s
-            if self._late <= self._timely * (LASTING / (1.0 - LASTING) if is_standing else 1.0):
+            if not self._is_above(LASTING if now >= self.begins_s else RULE):
                 self._since_s = None
 
     def gone(self) -> None:
         """Nobody waits for a first token."""
         self._late = self._timely = 0.0
         self._since_s = None
+
+    def _is_above(self, share: float) -> bool:
+        return self._late > share * (self._late + self._timely)
 
     def _fade(self, now: float) -> None:
         left = exp((self._counted_at_s - now) / self.after_s)

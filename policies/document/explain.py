@@ -114,7 +114,7 @@ def _lateness(admission: Admission) -> list[str]:
     who = "hoever cannot have the first token as soon as its class promises is refused, on arrival or while it waits."
     match admission.refuse_when_late:
         case StandingQueue(after_s=after_s) if after_s:
-            return [f"Once more requests than not have been late for {after_s:g} s, w{who}"]
+            return [f"Once more than three of four requests have been late for {after_s:g} s, w{who}"]
         case _:
             return [f"W{who}"]
 

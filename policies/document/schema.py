@@ -67,11 +67,11 @@ class Queue(Section, frozen=True):
 
 
 class StandingQueue(Section, frozen=True):
-    """A load that lasts, told from a burst: most requests were late all the while."""
+    """A load that lasts, told from a burst: three of four requests and more were late all the while."""
 
     after_s: Annotated[
         Seconds,
-        Meta(description="Refuse nobody until more requests than not have been late for so long; seconds."),
+        Meta(description="Refuse nobody until more than three of four requests have been late for so long; seconds."),
     ] = 10.0
 
 

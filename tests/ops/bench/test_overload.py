@@ -42,12 +42,15 @@ def test_an_end_that_is_missing_at_either_side_is_told() -> None:
     assert overload._judged(PLAN, endings[:2], seen(gateway_mib=100.0), 3).num_ended_once == 1
 
 
+def test_normal_is_what_all_but_one_in_twenty_had() -> None:
+    assert overload._normal_s([*range(19, 0, -1), 100.0, 200.0]) == 100.0
+
+
 def test_recovery_begins_with_three_spans_in_a_row_whose_medians_are_normal() -> None:
-    steady = [finished(STEADY, at_s, 0.1) for at_s in range(10)]
     waits_s = [2.0, 0.1, 2.0, 0.1, 0.1, 0.1, 2.0]
     after = [finished(AFTER, 20.0 + 2 * number, wait_s) for number, wait_s in enumerate(waits_s)]
-    assert overload._recovery_s(steady, after, 20.0) == 6.0
-    assert overload._recovery_s(steady, after[:4], 20.0) == float("inf")
+    assert overload._recovery_s(0.1, after, 20.0) == 6.0
+    assert overload._recovery_s(0.1, after[:4], 20.0) == float("inf")
 
 
 def test_a_refusal_costs_what_the_served_ones_of_the_overload_do_not() -> None:

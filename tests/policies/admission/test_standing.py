@@ -29,11 +29,11 @@ def test_without_a_time_the_first_late_request_counts() -> None:
     assert standing.begins_s == -inf
 
 
-def test_as_many_in_time_as_late_are_a_break() -> None:
-    standing = late([1.0, 1.0])
-    standing.timely(2.0)
+def test_one_in_time_of_four_is_a_break() -> None:
+    standing = late([1.0, 1.0, 1.0, 1.0])
+    standing.timely(1.0)
     assert standing.begins_s == 1.0 + AFTER_S
-    standing.timely(2.0)
+    standing.timely(1.0)
     assert standing.begins_s == inf
 
 

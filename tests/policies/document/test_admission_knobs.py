@@ -55,7 +55,7 @@ def test_it_reads_in_words_and_so_does_its_change() -> None:
     assert said in explain(on)
     assert said not in explain(off)
     lasting = load_policy(text("admission: {refuse_when_late: {after_s: 10}}"))
-    assert f"Once more requests than not have been late for 10 s, w{said[1:]}" in explain(lasting)
+    assert f"Once more than three of four requests have been late for 10 s, w{said[1:]}" in explain(lasting)
     assert changes(on, lasting) == ["admission.refuse_when_late: True -> {'after_s': 10.0}"]
     assert changes(off, on) == ["admission.refuse_when_late: False -> True"]
 
