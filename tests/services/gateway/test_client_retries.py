@@ -229,20 +229,18 @@ async def test_what_is_left_is_exact_and_wrong_requests_count(house: House, clie
     assert second.headers["ratelimit-policy"] == '"requests";q=1000;w=86400, "tokens";q=100000;w=86400'
 
 
-@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
-async def test_a_client_gives_up_at_once_where_the_limit_of_a_day_is_used_up(
-    house: House, clients: Any, dialect: str
-) -> None:
+async def test_clients_give_up_at_once_where_the_limit_of_a_day_is_used_up(house: House, clients: Any) -> None:
     await house.limit("[{scope: tenant, dimension: requests, rate_per_day: 24, burst: 1}]")
-    openai_client, anthropic_client = clients
-    create = openai_client.chat.completions.create if dialect == "openai" else anthropic_client.messages.create
-    await create(model="demo", messages=MESSAGES, max_tokens=2)
-    with pytest.raises((openai.RateLimitError, anthropic.RateLimitError), match="24 requests a day"):
-        await asyncio.wait_for(create(model="demo", messages=MESSAGES, max_tokens=2), 30)
-    _, refusal = house.answers[-1]
-    assert 3500 < int(refusal.headers["retry-after"]) <= 3600
-    assert refusal.headers["x-should-retry"] == "false"
-    assert len(house.sent) == 2
+    one, other = clients
+    options: Any = {"model": "demo", "messages": MESSAGES, "max_tokens": 2}
+    await one.chat.completions.create(**options)
+    for create in (one.chat.completions.create, other.messages.create):
+        with pytest.raises((openai.RateLimitError, anthropic.RateLimitError), match="24 requests a day"):
+            await asyncio.wait_for(create(**options), 30)
+        _, refusal = house.answers[-1]
+        assert 3500 < int(refusal.headers["retry-after"]) <= 3600
+        assert refusal.headers["x-should-retry"] == "false"
+    assert len(house.sent) == 3
 
 
 @pytest.mark.parametrize(
