@@ -147,7 +147,7 @@ class Api:
         structure = body.structure()
         grammar = structure.grammar()
         if grammar:
-            await self._grammars.check(structure, grammar)
+            await self._grammars.check(structure, grammar, caller[0].name)
         messages = [message.for_template() for message in body.messages]
         prompt = await self._prompts.chat(messages, structure.for_template())
         return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)

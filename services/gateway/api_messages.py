@@ -43,21 +43,22 @@ class MessagesApi:
         body = read_messages(await self._intake.body(request))
         self._intake.check_room(body.model, 1, "messages")
         structure = body.structure()
-        prompt = await self._prompt(body, structure)
+        prompt = await self._prompt(caller, body, structure)
         submits = self._intake.submits(caller, body, [prompt], received_ns, grammar=structure.grammar())
         shape = MessageShape(answer_id=new_id("msg_"), model=self._model, calls=bool(structure.callable_tools))
         kind = StreamedAnswer if body.stream else Answer
         return await self._serving.serve(request, submits, kind(shape, len(prompt)), body.stops)
 
     async def _count(self, request: web.Request) -> web.StreamResponse:
-        self._intake.caller(request)
-        body = read_count(await self._intake.body(request))
-        self._intake.check_model(body.model)
-        prompt = await self._prompt(body, body.structure())
+        caller = self._intake.caller(request)
+        with self._serving.under_way(caller[1].id):
+            body = read_count(await self._intake.body(request))
+            self._intake.check_model(body.model)
+            prompt = await self._prompt(caller, body, body.structure())
         return self._replies.json(request, {"input_tokens": len(prompt)})
 
-    async def _prompt(self, body: CountBody, structure: Structure) -> list[int]:
+    async def _prompt(self, caller: Caller, body: CountBody, structure: Structure) -> list[int]:
         grammar = structure.grammar()
         if grammar:
-            await self._grammars.check(structure, grammar)
+            await self._grammars.check(structure, grammar, caller[0].name)
         return await self._prompts.chat(body.for_template(), structure.for_template())

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +18,11 @@ import msgspec
 from services.errors import RequestError
 from services.gateway.structure import Structure
 from services.gateway.trials import LIMIT_BYTES, LIMIT_S, READY, Trial, Verdict
+from services.gateway.turns import Turns
 
 MAX_KNOWN = 4096
 MAX_WAITING = 64
-"""New grammars at once. One takes milliseconds, and `LIMIT_S` at most."""
+"""New grammars of a tenant at once. One takes milliseconds, and `LIMIT_S` at most; tenants have turns."""
 ANSWER_S = 60.0
 """However busy the machine is; then something else is wrong."""
 TOO_COSTLY = (
@@ -38,16 +39,18 @@ class Grammars:
     def __init__(self, folder: Path, vocabulary_size: int) -> None:
         self._command = ("-m", "services.gateway.trials", str(folder), str(vocabulary_size))
         self._process: Process | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._turns = Turns()
+        self._num_waiting: Counter[str] = Counter()
+        """By tenant."""
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Task[Verdict]] = {}
 
-    async def check(self, structure: Structure, grammar: str) -> None:
-        """Whether executors can follow the grammar of a structure.
+    async def check(self, structure: Structure, grammar: str, tenant: str) -> None:
+        """Whether executors can follow the grammar of a structure, which a tenant asks.
 
         Raises:
             RequestError: they cannot, and the sentence names the schema at fault if it is one alone; or too many
-                grammars are being tried.
+                grammars of the tenant are being tried.
         """
         key = hashlib.sha256(grammar.encode()).digest()
         verdict = self._verdicts.get(key)
@@ -55,7 +58,7 @@ class Grammars:
         if verdict is None:
             trial = Trial(grammar, [schema for _, schema in schemas])
             # The trial goes on when a client leaves: others may have asked the same, and its answer must be read.
-            verdict = await asyncio.shield(self._verdict(key, trial))
+            verdict = await asyncio.shield(self._verdict(key, trial, tenant))
         if verdict.schema is not None:
             param = schemas[verdict.schema][0]
             message = f"{param}: this schema cannot be followed: {verdict.problem}"
@@ -71,17 +74,25 @@ class Grammars:
             task.cancel()
         await self._end()
 
-    def _verdict(self, key: bytes, trial: Trial) -> "asyncio.Task[Verdict]":
+    def _verdict(self, key: bytes, trial: Trial, tenant: str) -> "asyncio.Task[Verdict]":
         task = self._waiting.get(key)
         if task is None:
-            if len(self._waiting) >= MAX_WAITING:
-                raise RequestError("queue_full", f"{MAX_WAITING} new grammars are being tried; try again in a moment")
-            task = self._waiting[key] = asyncio.get_running_loop().create_task(self._try(key, trial))
-            task.add_done_callback(lambda _: self._waiting.pop(key))
+            if self._num_waiting[tenant] >= MAX_WAITING:
+                message = f"{MAX_WAITING} new grammars of yours are being tried; try again in a moment"
+                raise RequestError("queue_full", message)
+            self._num_waiting[tenant] += 1
+            task = self._waiting[key] = asyncio.get_running_loop().create_task(self._try(key, trial, tenant))
+            task.add_done_callback(lambda _: self._tried(key, tenant))
         return task
 
-    async def _try(self, key: bytes, trial: Trial) -> Verdict:
-        async with self._one_at_a_time:
+    def _tried(self, key: bytes, tenant: str) -> None:
+        del self._waiting[key]
+        self._num_waiting[tenant] -= 1
+        if not self._num_waiting[tenant]:
+            del self._num_waiting[tenant]
+
+    async def _try(self, key: bytes, trial: Trial, tenant: str) -> Verdict:
+        async with self._turns.of(tenant):
             verdict = await self._ask(trial)
             if verdict is None:  # the memory of those before may have been what was missing
                 verdict = await self._ask(trial) or Verdict(TOO_COSTLY)

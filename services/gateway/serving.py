@@ -47,7 +47,7 @@ class Serving:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             caller = caller_of(request)
-            with self._under_way(caller[1].id):
+            with self.under_way(caller[1].id):
                 try:
                     return await serve(request, caller)
                 except RequestError as error:
@@ -59,7 +59,7 @@ class Serving:
         return handle
 
     @contextmanager
-    def _under_way(self, key: str) -> Iterator[None]:
+    def under_way(self, key: str) -> Iterator[None]:
         """Count a request of a key until it is answered; a thousand bodies of one key could fill the memory."""
         if self._num_under_way[key] >= self._max_per_key:
             message = (

@@ -30,9 +30,9 @@ async def grammars(checkpoint: Path) -> AsyncIterator[Grammars]:
     await made.close()
 
 
-async def try_(grammars: Grammars, schema: dict[str, Any]) -> None:
+async def try_(grammars: Grammars, schema: dict[str, Any], tenant: str = "acme") -> None:
     structure = read_structure(SchemaFormat(JsonSchema("x", schema)), [], None, None)
-    await grammars.check(structure, structure.grammar())
+    await grammars.check(structure, structure.grammar(), tenant)
 
 
 async def check(grammars: Grammars, schema: dict[str, Any]) -> str:
@@ -96,6 +96,7 @@ async def test_too_many_new_grammars_at_once_are_refused(grammars: Grammars, mon
     with pytest.raises(RequestError) as caught:
         await try_(grammars, {"type": "null"})
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
+    await try_(grammars, {"type": "boolean"}, "another tenant")
     assert await first == ""
 
 

@@ -101,6 +101,8 @@ async def test_a_key_has_so_many_requests_under_way_and_no_more(stage: Any) -> N
         assert (status, document["error"]["type"]) == (429, "concurrency")
         assert "key one has 2 requests under way here" in document["error"]["message"]
         assert headers["retry-after"] == "1"
+        counted, document, _ = await stage.post(f"{MESSAGES}/count_tokens", {"model": "demo", "messages": [TURN]})
+        assert (counted, document["error"]["type"]) == (429, "rate_limit_error")
         for submit in submits:
             stage.backstage.admit(submit)
             stage.backstage.speak(submit, [300])
