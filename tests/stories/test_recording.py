@@ -1,7 +1,8 @@
 """A run that was recorded: it replays to the same commands, and shows what a reader who left gave back."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -54,15 +55,19 @@ def replayed(log: Path) -> Iterator[tuple[SchedulerCore, Record, list[Command]]]
         yield core, record, commands
 
 
-@pytest.mark.slow
-async def test_a_reader_who_leaves_gives_its_blocks_back_by_the_next_plan(
-    house: Callable[..., House], tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    running = house("--record", str(log))
-    assert await one_leaves_and_others_stay(running) == [SHORT] * NUM_STAYING
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one run, which is over."""
+    folder = tmp_path_factory.mktemp("recording")
+    running = House(folder).start("--record", str(folder / "log"))
+    counts = asyncio.run(one_leaves_and_others_stay(running))
     assert running.stop() == 0, running.text
+    assert counts == [SHORT] * NUM_STAYING
+    return folder / "log"
 
+
+@pytest.mark.slow
+def test_a_reader_who_leaves_gives_its_blocks_back_by_the_next_plan(log: Path) -> None:
     cancelled: list[int] = []
     waiting_for_plan: dict[int, list[int]] = {}
     for core, record, commands in replayed(log / "scheduler.log"):
@@ -86,11 +91,7 @@ async def test_a_reader_who_leaves_gives_its_blocks_back_by_the_next_plan(
 
 
 @pytest.mark.slow
-async def test_a_recorded_run_replays_to_the_identical_commands(house: Callable[..., House], tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    running = house("--record", str(log))
-    await one_leaves_and_others_stay(running)
-    running.stop()
+def test_a_recorded_run_replays_to_the_identical_commands(log: Path, tmp_path: Path) -> None:
     verified = fairlead("replay", "--log", str(log), "--verify")
     assert "identical" in verified.stdout
 
@@ -106,10 +107,10 @@ async def test_a_recorded_run_replays_to_the_identical_commands(house: Callable[
     assert [served.output_tokens for served in outcome.served] == [served.output_tokens for served in recording.served]
 
     # One byte of one answer changed: the difference is found and named.
-    damaged = log / "scheduler.log"
-    content = bytearray(damaged.read_bytes())
+    damaged = shutil.copytree(log, tmp_path / "damaged")
+    content = bytearray((damaged / "scheduler.log").read_bytes())
     content[content.index(b"StartStep")] ^= 1
-    damaged.write_bytes(content)
-    refuted = fairlead("replay", "--log", str(log), "--verify", check=False)
+    (damaged / "scheduler.log").write_bytes(content)
+    refuted = fairlead("replay", "--log", str(damaged), "--verify", check=False)
     assert refuted.returncode == 1
     assert "scheduler.log" in refuted.stdout + refuted.stderr
