@@ -243,8 +243,9 @@ class Lateness:
 
     def _late(self, asked: Arrived | Queued, total_s: float) -> Refuse:
         rules = self._core.rules
-        # Once so much of what is before it is gone, the same request is in time.
-        retry_s = (total_s - self._promise_s(asked)) * jitter(asked.request)
+        # Once so much of what is before it is gone, the same request is in time. Under a load that lasts most are told
+        # the least there is, and must not come back together either.
+        retry_s = max(total_s - self._promise_s(asked), refusals.LEAST_RETRY_S) * jitter(asked.request)
         return refusals.late(
             asked.request, asked.tenant, rules.class_of(asked), self._promise_s(asked), total_s=total_s, retry_s=retry_s
         )

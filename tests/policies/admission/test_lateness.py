@@ -73,11 +73,19 @@ def test_the_wait_is_what_is_ahead_over_the_speed_of_late_and_a_little_to_spare(
     assert wait_s > FREE_S >= wait_s - SPARE * TOKENS / SPEED
     (refusal,) = at.arrive(999)
     assert (refusal.code, refusal.tenant) == ("would_be_late", "acme")
-    assert wait_s - FREE_S <= refusal.retry_after_s <= max(1.0, 1.2 * (wait_s - FREE_S))
+    assert wait_s - FREE_S <= refusal.retry_after_s <= 1.2 * max(1.0, wait_s - FREE_S)
     assert refusal.message == (
         f'The first token would come after about {wait_s:.1f} s, and class "free" is promised it within 5 s'
         f" (admission.refuse_when_late); retry in {refusal.retry_after_s:.0f} s."
     )
+
+
+def test_those_who_are_told_the_least_wait_do_not_come_back_together() -> None:
+    at = measured(desk())
+    assert released(at.arrive(100, prompt=155, output=155)) == [100]
+    waits_s = [at.arrive(request)[0].retry_after_s for request in range(1000, 1020)]
+    assert max(waits_s) <= 1.2
+    assert len(set(waits_s)) == len(waits_s)
 
 
 def test_a_class_that_is_promised_more_is_refused_sooner() -> None:
