@@ -65,9 +65,8 @@ def own(keeper: Keeper, asked: Asked, now: Now) -> bytes:
     """
     match asked.about:
         case "request":
-            one = find(keeper, asked.request)
-            known = one is not None and asked.tenant in ("", one.request.began.tenant)
-            return msgspec.json.encode(story(keeper, one, now)) if one is not None and known else b"null"
+            one = find(keeper, asked.request, asked.tenant)
+            return b"null" if one is None else msgspec.json.encode(story(keeper, one, now))
         case "recent":
             return msgspec.json.encode(_recent(keeper, asked, now, MOST_RECENT))
         case "live":
@@ -142,12 +141,18 @@ def _newest(lists: list[list[dict[str, Any]]], most: int) -> list[dict[str, Any]
     return sorted((line for each in lists for line in each), key=lambda line: -line["ended_unix_s"])[:most]
 
 
-def find(keeper: Keeper, name: str) -> Written | None:
-    """A recent request by the id of its answer, its trace or its number."""
-    if name in keeper.recent:
-        return keeper.recent[name]
+def find(keeper: Keeper, name: str, tenant: str) -> Written | None:
+    """A tenant's recent request by the id of its answer, its trace or its number; anybody's for no tenant. Clients
+    choose the ids of traces, so that others may have the same.
+    """
+    named = keeper.recent.get(name)
+    if named is not None and tenant in ("", named.request.began.tenant):
+        return named
     for one in reversed(keeper.recent.values()):
-        if name in (one.request.began.trace_id.hex(), str(one.request.began.request)):
+        if tenant in ("", one.request.began.tenant) and name in (
+            one.request.began.trace_id.hex(),
+            str(one.request.began.request),
+        ):
             return one
     return None
 

@@ -153,6 +153,14 @@ def test_a_story_is_told_to_its_tenant_alone(told: Told) -> None:
     assert told.ask(Asked(0, "request", "answer-1"))["story"]["tenant"] == "acme"
 
 
+def test_a_client_that_takes_the_trace_of_another_tenant_hides_no_story(told: Told) -> None:
+    told.serve(1, "acme", [10])
+    told.serve(2, "globex", [10])  # the same trace: clients choose it
+    trace = (b"t" * 16).hex()
+    for tenant, answer in (("acme", "answer-1"), ("globex", "answer-2")):
+        assert told.ask(Asked(0, "request", trace, tenant=tenant))["story"]["id"] == answer
+
+
 def test_a_request_is_held_to_what_was_promised_when_it_was_released(told: Told) -> None:
     told.serve(1, "acme", [600])
     told.keeper.take(PolicyInForce(2, "simple", [("paid", 0.9, 0.1)]))
