@@ -116,7 +116,7 @@ class SentAgain:
         gateway.send(RequestEnded(request, "error", 0, "admission_lost", sentence, attempt=attempt))
 
     def _wait_for(self, gateway: int) -> None:
-        if gateway not in self._absent:
+        if not (gateway in self._absent or self._is_leaving):
             self._absent[gateway] = asyncio.get_running_loop().call_later(ABSENT_S, self._give_up, gateway)
 
     def _give_up(self, gateway: int) -> None:

@@ -121,3 +121,10 @@ async def test_what_waits_leaves_with_its_gateway_unless_this_process_leaves_its
     desk.again.leave()
     desk.again.closed(GATEWAY, (REQUEST,))
     assert len(desk.handled) == 2
+
+
+async def test_a_process_that_leaves_waits_for_no_gateway(desk: Desk) -> None:
+    desk.again.leave()
+    del desk.gateways[GATEWAY]
+    desk.again.stranded(REQUEST, 2)
+    assert desk.again._absent == {}
