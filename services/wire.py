@@ -82,6 +82,8 @@ class Submit(Message, tag="submit"):
     """Of each choice, what its client has of it, int32; empty: nothing. What follows is made."""
     ended: list[Count] = []
     """Choices that have ended with that, by number."""
+    cached_tokens: Count = 0
+    """Of the prompt, as whoever had it before found in the prefix cache."""
 
     def __post_init__(self) -> None:
         if not num_items("prompt", self.prompt, INT32_BYTES):

@@ -270,6 +270,8 @@ class AdmissionService:
     def _submitted(self, submit: Submit) -> None:
         self._waiting[submit.request] = Waiting(submit, time.monotonic_ns())
         self._pump.handle(arrived(submit, self._again.waited_s(submit)))
+        if submit.cached_tokens:
+            self._pump.handle(TokensProduced([], [(submit.request, submit.cached_tokens)]))
         if submit.resent and submit.request in self._core.ledger.in_flight:
             self._waiting.pop(submit.request, None)  # it was no news
 

@@ -66,6 +66,7 @@ class Running:
         if self.was_admitted:
             self.submit.attempt += self.lost_scheduler
             self.submit.scheduler_epoch = scheduler_epoch
+            self.submit.cached_tokens = self.cached_tokens
             if not self.submit.pooling:
                 self.submit.outputs = [choice.output.tobytes() for choice in self.choices]
                 self.submit.ended = [index for index, choice in enumerate(self.choices) if choice.finish_reason]

@@ -77,6 +77,19 @@ async def test_a_request_that_is_lost_on_its_way_is_answered_and_costs_nothing(h
     assert await usage(house) == {"requests": 1, "prompt_tokens": 5, "output_tokens": 7}
 
 
+async def test_what_a_lost_scheduler_found_in_the_cache_is_heard_of_the_gateway(house: House, recorder) -> None:
+    house.admission._links[-1].stream._receiver = recorder()
+    request = house.submit(20, 300, shares_prefix=False)
+    await house.gateway.message(Admitted)
+    house.number = 0  # the same again
+    house.submit(20, 300, shares_prefix=False, resent=True, attempt=1, cached_tokens=16)
+    await house.gateway.message(Admitted, 2)
+    house.links["admission"].stream.send(RequestEnded(request, "finished", 250, attempt=1))
+    await settled(house)
+    counted = await usage(house)
+    assert counted == {"requests": 1, "prompt_tokens": 20, "cached_tokens": 16, "output_tokens": 250}
+
+
 async def test_a_gateway_says_how_its_own_requests_have_ended_and_no_others(house: House, recorder) -> None:
     other = recorder()
     link = Link(house.deployment.streams.admission, Identity("gateway", "78"), SECRET, other)

@@ -57,12 +57,12 @@ def ids(outputs: list[bytes]) -> list[list[int]]:
 
 async def test_a_stream_to_the_scheduler_that_breaks_has_the_rest_made_by_a_further_attempt(patient: Any) -> None:
     answer, submit = await begun(patient, 3, n=2)
-    patient.backstage.frame([(submit.request + 1, 80, LENGTH)])
+    patient.backstage.frame([(submit.request + 1, 80, LENGTH)], [(submit.request, 2)])
     patient.backstage.streams["scheduler"].close()
     _, again = await patient.backstage.submitted(2)
     assert (again.request, again.attempt, again.resent, again.ended) == (submit.request, 1, True, [1])
     assert ids(again.outputs) == [[70, 71, 72], [70, 71, 72, 80]]
-    assert again.sampling == submit.sampling
+    assert (again.sampling, again.cached_tokens) == (submit.sampling, 2)
     # Of the attempt before: it was on its way when the stream broke.
     patient.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2))
     patient.backstage.send("admission", Admitted(submit.request, "all", 1, 1, 2, attempt=1))
