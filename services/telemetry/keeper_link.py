@@ -1,6 +1,6 @@
 """A gateway's way to its keeper: starts the process, writes records without ever waiting, asks questions.
 
-A keeper that is behind or gone costs records, which are counted; serving goes on.
+A keeper that is behind or gone costs records, which are counted; serving goes on. One that has ended is started again.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from contextlib import suppress
 
 import msgspec
 
+from services.crashes import Crashes
 from services.telemetry.keeper.settings import KeeperSettings
-from services.telemetry.records import Answered, Asked, Ended, Reader, Record, encode
+from services.telemetry.records import Answered, Asked, Ended, PolicyInForce, Reader, Record, encode
 
 MAX_UNREAD_BYTES = 16 * 2**20
 MAX_UNREAD_ENDS_BYTES = 2 * MAX_UNREAD_BYTES
@@ -22,6 +23,7 @@ ANSWER_S = 5.0
 FLUSH_S = 0.05
 """Records wait for one another so long at most."""
 END_S = 8.0
+MOST_CRASHES, CRASHES_S = 5, 60.0
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,13 @@ class KeeperLink(asyncio.Protocol):
     def __init__(self) -> None:
         self.num_dropped = 0
         """Records that did not get through."""
+        self._settings: KeeperSettings | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._crashes = Crashes(MOST_CRASHES, CRASHES_S)
+        self._starting: asyncio.Task[None] | None = None
+        """Of the next process, after one that ended."""
+        self._in_force: PolicyInForce | None = None
+        """The newest, which the next process is told first."""
         self._transport: asyncio.WriteTransport | None = None
         self._reader = Reader()
         self._unsent: list[bytes] = []
@@ -45,6 +53,7 @@ class KeeperLink(asyncio.Protocol):
 
     async def start(self, settings: KeeperSettings) -> None:
         """Start the process and connect to it."""
+        self._settings = settings
         ours, theirs = socket.socketpair()
         with theirs:
             given = msgspec.structs.replace(settings, descriptor=theirs.fileno())
@@ -62,6 +71,8 @@ class KeeperLink(asyncio.Protocol):
 
     def record(self, record: Record) -> None:
         """Tell it something, or count it as dropped."""
+        if type(record) is PolicyInForce:
+            self._in_force = record
         transport = self._transport
         most_bytes = MAX_UNREAD_ENDS_BYTES if type(record) is Ended else MAX_UNREAD_BYTES
         if transport is None or transport.get_write_buffer_size() > most_bytes:
@@ -98,6 +109,9 @@ class KeeperLink(asyncio.Protocol):
 
     async def close(self) -> None:
         """Let it finish what it has, then end it."""
+        self._settings = None
+        if self._starting is not None:
+            self._starting.cancel()
         if self._transport is not None:
             self._flush()
             self._transport.close()
@@ -120,6 +134,9 @@ class KeeperLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is ready."""
         self._transport = transport  # type: ignore[assignment]  # of a socket: it can be written to
+        self._reader = Reader()
+        if self._in_force is not None:
+            self.record(self._in_force)
 
     def data_received(self, data: bytes) -> None:
         """An answer, or a part of one."""
@@ -133,8 +150,29 @@ class KeeperLink(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The keeper ended, or we did."""
         self._transport = None
-        if error is not None or (self._process is not None and self._process.poll() not in (None, 0)):
-            log.warning("the keeper of traces ended (%s): nothing is traced until a restart", error or "crashed")
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(KeeperError("the keeper of traces ended"))
+        if self._settings is not None:
+            self._go_on(self._settings, f"ended ({error or 'it closed its socket'})")
+
+    # --- the next process ------------------------------------------------------------------------------------------
+
+    def _go_on(self, settings: KeeperSettings, what: str) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = self._crashes.pause_s(loop.time())
+        if pause_s is None:
+            log.error("the keeper of traces %s once too often: nothing is traced until a restart", what)
+        else:
+            log.warning("the keeper of traces %s: what it knew is lost, and another one starts", what)
+            self._starting = loop.create_task(self._start_again(settings, pause_s))
+
+    async def _start_again(self, settings: KeeperSettings, pause_s: float) -> None:
+        if self._process is not None:
+            self._process.kill()  # it may have closed the socket alone
+            await asyncio.to_thread(self._process.wait)
+        await asyncio.sleep(pause_s)
+        try:
+            await self.start(settings)
+        except OSError as error:
+            self._go_on(settings, f"could not be started ({error})")

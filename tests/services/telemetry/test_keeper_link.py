@@ -162,7 +162,28 @@ async def test_a_keeper_that_is_behind_hears_of_ends_all_the_same(monkeypatch) -
     await link.close()
 
 
-async def test_without_a_keeper_records_are_counted_and_questions_answered_with_the_reason() -> None:
+async def test_a_keeper_that_ended_is_started_again_and_told_what_is_in_force(collector) -> None:
+    received, endpoint = collector
+    link = await tell(endpoint)
+    await link.ask("live")
+    assert link._process is not None
+    link._process.kill()
+    with pytest.raises(KeeperError, match="ended"):
+        await link.ask("recent")
+    assert link._starting is not None
+    await link._starting
+    # Under a policy that keeps every span, which nobody tells it but the link.
+    steps = [step(number, [2], [number * 100 + 95]) for number in (1, 2)]
+    for record in (began(2), let(2), *steps, Ended(2, "finished", "", 2, 299)):
+        link.record(record)
+    assert [one["id"] for one in msgspec.json.decode(await link.ask("recent"))["requests"]] == ["answer-2"]
+    await link.close()
+    assert sum(span.name == names.TOKEN for _, span in received.spans) == 1
+    assert link._process.returncode == 0
+
+
+async def test_without_a_keeper_records_are_counted_and_questions_answered_with_the_reason(monkeypatch) -> None:
+    monkeypatch.setattr(keeper_link, "MOST_CRASHES", 0)
     link = await tell("")
     assert link._process is not None
     link._process.kill()
