@@ -26,7 +26,9 @@ def served(tier: str, size: int, at_s: list[float]) -> list[Served]:
 
 
 @pytest.mark.parametrize("tier", ["free", "paid"])
-@pytest.mark.parametrize(("size", "at_s"), [(4, [0.0, 4.0, 8.0, 12.0]), (16, [0.0, 4.0, 8.0, 12.0]), (64, [0.0])])
+@pytest.mark.parametrize(
+    ("size", "at_s"), [(4, [0.0, 4.0, 8.0, 12.0]), (16, [0.0, 4.0, 8.0, 12.0]), (64, [0.0]), (200, [0.0])]
+)
 def test_a_burst_waits_and_everybody_is_served(tier: str, size: int, at_s: list[float]) -> None:
     assert all(one.finished_at_s is not None for one in served(tier, size, at_s))
 
