@@ -26,7 +26,7 @@ from services.settings import Deployment, HttpSettings, child_environment
 from services.setup import prepare
 from services.usage_rows import FILE, read_usage
 
-NUM_KILLS = 12
+NUM_KILLS = 20
 """Enough to meet every moment of a request; hundreds are `fairlead bench chaos --fault kill-admission`."""
 NUM_READERS = 8
 START_S = 60.0
