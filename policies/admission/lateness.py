@@ -90,8 +90,8 @@ class Lateness:
             self._by_length = [0.0] * NUM_LENGTHS
             self.speed = StartingSpeed()
             self._counted_until_s = now
-        if rules.late_after_s is not None and self._standing.after_s != rules.late_after_s:
-            self._standing = Standing(rules.late_after_s)
+        if before is None or self._standing.after_s != rules.late_after_s:
+            self._standing = Standing(rules.late_after_s or 0.0)
         self._fairness = after
         self._shortest_first = rules.starts_shortest_first
         self._list_due()

@@ -296,3 +296,12 @@ def test_a_request_that_leaves_before_its_first_token_makes_nothing_slow_while_n
     at.arrive(100)
     start(at, 100, 3600.5)
     assert at.core.lateness.speed.per_s == pytest.approx(SPEED)
+
+
+def test_a_knob_that_was_off_begins_anew() -> None:
+    at = stuck()
+    at.tell(Woke(), FREE_S)
+    fairness = {"window_tokens": TOKENS, **FAIRNESS}
+    at.tell(PolicyApplied(2, document(fairness=fairness)), 6.0)
+    at.tell(PolicyApplied(3, document(fairness=fairness, admission=STANDING)), 7.0)
+    assert at.core.lateness._standing.begins_s == inf
