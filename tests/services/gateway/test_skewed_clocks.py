@@ -55,8 +55,8 @@ async def test_no_part_is_negative_and_none_holds_the_difference_of_the_clocks(s
     async for _ in await stage.client().chat.completions.create(**stage.chat(stream=True)):
         pass
     keeper = stage.gateway.keeper
-    (line,) = msgspec.json.decode(await keeper.ask("recent"))
-    story = msgspec.json.decode(await keeper.ask("request", line["id"]))
+    (line,) = msgspec.json.decode(await keeper.ask("recent"))["requests"]
+    story = msgspec.json.decode(await keeper.ask("request", line["id"]))["story"]
     parts = [*story["first"].values(), *(part for token in story["choices"][0]["token_parts_s"] for part in token)]
     assert min(parts) >= 0
     assert sum(story["first"].values()) == pytest.approx(story["ttft_s"])

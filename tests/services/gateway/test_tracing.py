@@ -18,9 +18,9 @@ pytestmark = pytest.mark.parametrize("stage", [Setup(tracing=True)], indirect=Tr
 async def stories(stage: Any, number: int) -> list[dict[str, Any]]:
     """Of the last requests, the newest first."""
     keeper = stage.gateway.keeper
-    while len(lines := msgspec.json.decode(await keeper.ask("recent"))) < number:
+    while len(lines := msgspec.json.decode(await keeper.ask("recent"))["requests"]) < number:
         pass
-    return [msgspec.json.decode(await keeper.ask("request", line["id"])) for line in lines]
+    return [msgspec.json.decode(await keeper.ask("request", line["id"]))["story"] for line in lines]
 
 
 @pytest.mark.parametrize("streamed", [True, False])
