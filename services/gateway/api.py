@@ -24,7 +24,7 @@ from services.gateway.replies import Replies, new_id
 from services.gateway.reports import Reports
 from services.gateway.requests import Body, ChatBody, CompletionBody, read_chat, read_completion
 from services.gateway.responses import ChatShape, OpenAiShape
-from services.gateway.serving import Serving
+from services.gateway.serving import Prepared, Serving
 from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.structure import ANY_TEXT, Structure
 from services.settings import HttpSettings
@@ -71,7 +71,7 @@ class Api:
     def application(self) -> web.Application:
         """Routes and the middleware that makes every error JSON."""
         reports = Reports(self._backend.questions, self.intake.anyone, self._replies)
-        app = web.Application(middlewares=[self._replies.errors], client_max_size=self._http.max_body_bytes)
+        app = web.Application(middlewares=[self._replies.errors])
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self._serving.counted(self.intake.caller, self._chat)),
@@ -140,7 +140,7 @@ class Api:
 
     # --- completions --------------------------------------------------------------------------------------------
 
-    async def _chat(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+    async def _chat(self, request: web.Request, caller: Caller) -> Prepared:
         received_ns = time.monotonic_ns()
         body = read_chat(await self.intake.body(request))
         self._check(body, 1)
@@ -150,17 +150,17 @@ class Api:
             await self._grammars.check(structure, grammar, caller[0].name)
         messages = [message.for_template() for message in body.messages]
         prompt = await self._prompts.chat(messages, structure.for_template())
-        return await self._answer(request, caller, body, [prompt], received_ns, structure=structure)
+        return self._prepared(caller, body, [prompt], received_ns, structure)
 
-    async def _complete(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, caller: Caller) -> Prepared:
         received_ns = time.monotonic_ns()
         body = read_completion(await self.intake.body(request))
         given = body.prompts
         self._check(body, len(given))
         prompts = await self._prompts.each(given, "prompt")
-        return await self._answer(request, caller, body, prompts, received_ns)
+        return self._prepared(caller, body, prompts, received_ns)
 
-    async def _embed(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+    async def _embed(self, request: web.Request, caller: Caller) -> Prepared:
         received_ns = time.monotonic_ns()
         body = read_embedding(await self.intake.body(request))
         given = body.inputs
@@ -171,7 +171,7 @@ class Api:
         answer = EmbeddingAnswer(
             shape, sum(map(len, inputs)), model=self._model, encoding=body.encoding_format or "float"
         )
-        return await self._serving.serve(request, submits, answer)
+        return Prepared(submits, answer)
 
     def _check(self, body: Body, num_prompts: int) -> None:
         """What can be said before anything is tokenised."""
@@ -179,16 +179,14 @@ class Api:
         body.check_tokens(self._tokenizer.vocabulary_size)
         self.intake.check_choices(body.choices)
 
-    async def _answer(
+    def _prepared(
         self,
-        request: web.Request,
         caller: Caller,
         body: ChatBody | CompletionBody,
         prompts: list[list[int]],
         received_ns: int,
-        *,
         structure: Structure = ANY_TEXT,
-    ) -> web.StreamResponse:
+    ) -> Prepared:
         submits = self.intake.submits(caller, body, prompts, received_ns, grammar=structure.grammar())
         chat = isinstance(body, ChatBody)
         shape = (ChatShape if chat else OpenAiShape)(
@@ -200,4 +198,4 @@ class Api:
             logprobs=None if body.num_logprobs is None else (ChatForm if chat else CompletionForm)(self._tokenizer),
         )
         kind = StreamedAnswer if body.stream else Answer
-        return await self._serving.serve(request, submits, kind(shape, sum(map(len, prompts))), body.stops)
+        return Prepared(submits, kind(shape, sum(map(len, prompts))), body.stops)

@@ -13,7 +13,7 @@ from services.gateway.message_bodies import CountBody, read_count, read_messages
 from services.gateway.message_responses import MessageShape
 from services.gateway.prompts import Prompts
 from services.gateway.replies import MESSAGES, Replies, new_id
-from services.gateway.serving import Serving
+from services.gateway.serving import Prepared, Serving
 from services.gateway.streams import Answer, StreamedAnswer
 from services.gateway.structure import Structure
 
@@ -38,7 +38,7 @@ class MessagesApi:
             web.post(f"{MESSAGES}/count_tokens", self._count),
         ]
 
-    async def _message(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+    async def _message(self, request: web.Request, caller: Caller) -> Prepared:
         received_ns = time.monotonic_ns()
         body = read_messages(await self._intake.body(request))
         self._intake.check_room(body.model, 1, "messages")
@@ -47,7 +47,7 @@ class MessagesApi:
         submits = self._intake.submits(caller, body, [prompt], received_ns, grammar=structure.grammar())
         shape = MessageShape(answer_id=new_id("msg_"), model=self._model, calls=bool(structure.callable_tools))
         kind = StreamedAnswer if body.stream else Answer
-        return await self._serving.serve(request, submits, kind(shape, len(prompt)), body.stops)
+        return Prepared(submits, kind(shape, len(prompt)), body.stops)
 
     async def _count(self, request: web.Request) -> web.StreamResponse:
         caller = self._intake.caller(request)

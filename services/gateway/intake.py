@@ -124,16 +124,20 @@ class Intake:
         too_large = RequestError("body_too_large", f"the body is larger than {limit} bytes, the limit here")
         if request.content_length is not None and request.content_length > limit:
             raise too_large
+        body = bytearray()
         try:
             async with asyncio.timeout(self._http.body_s):
-                return await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise too_large from error
+                # Not `request.read()`, which keeps the body for as long as the answer takes.
+                async for piece in request.content.iter_any():
+                    body += piece
+                    if len(body) > limit:
+                        raise too_large
         except web.RequestPayloadError as error:
             message = f"the body cannot be decoded as its headers say: {kind_of(error)}"
             raise RequestError("invalid_value", message) from error
         except TimeoutError as error:
             raise RequestError("body_too_slow", f"the body took longer than {self._http.body_s:g} s") from error
+        return bytes(body)
 
     def check_room(self, model: str, num_prompts: int, name: str) -> None:
         """Whether the model is there, takes so many of the parameter `name` and is open.

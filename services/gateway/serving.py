@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -26,7 +27,18 @@ HEARD_S = 0.2
 OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 """`gen_ai.operation.name` of an endpoint; of all others `chat`."""
 
-Serve = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
+
+class Prepared(NamedTuple):
+    """All that serving needs of a body: what was read of it is gone by then, which for a long prompt is many times as
+    large, and requests may wait for long.
+    """
+
+    submits: Sequence[Submit]
+    answer: Answer
+    stops: Sequence[str] = ()
+
+
+Prepare = Callable[[web.Request, Caller], Awaitable[Prepared]]
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +54,14 @@ class Serving:
         self._num_under_way: Counter[str] = Counter()
         """Requests by the id of their key; only of keys that have some."""
 
-    def counted(self, caller_of: Callable[[web.Request], Caller], serve: Serve) -> Handler:
+    def counted(self, caller_of: Callable[[web.Request], Caller], prepare: Prepare) -> Handler:
         """A handler that serves callers who have a key, and has their wrong requests counted as requests."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             caller = caller_of(request)
             with self.under_way(caller[1].id):
                 try:
-                    return await serve(request, caller)
+                    return await self._serve(request, await prepare(request, caller))
                 except RequestError as error:
                     if error.status >= 500:  # not the caller's fault
                         raise
@@ -75,10 +87,9 @@ class Serving:
             if not self._num_under_way[key]:
                 del self._num_under_way[key]
 
-    async def serve(
-        self, request: web.Request, submits: Sequence[Submit], answer: Answer, stops: Sequence[str] = ()
-    ) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, prepared: Prepared) -> web.StreamResponse:
         """Hand the requests of an answer on and respond with what becomes of them."""
+        submits, answer, stops = prepared
         origin = Origin(request.headers.get("traceparent", ""), OPERATIONS.get(request.path, "chat"))
         self._backend.submit(submits, answer, stops, origin)
         try:

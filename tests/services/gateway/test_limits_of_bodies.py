@@ -1,10 +1,13 @@
 """How much of anything one request, and one key, may have; and a refusal that names what, how much and the bound."""
 
 import asyncio
+import gc
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
+from aiohttp import web
 
 from services.wire import Submit
 from tests.services.gateway.conftest import KEY, Setup
@@ -110,6 +113,22 @@ async def test_a_key_has_so_many_requests_under_way_and_no_more(stage: Any) -> N
     stage.says("word")
     assert (await stage.post(CHAT, stage.chat()))[0] == 200
     assert not stage.gateway.api._serving._num_under_way
+
+
+async def test_of_a_body_that_was_read_nothing_is_kept_while_its_answer_is_waited_for(stage: Any) -> None:
+    num_tokens = 471
+    body = {"model": "demo", "prompt": [7] * num_tokens, "max_tokens": 1}
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {KEY}"}) as session:
+        running = asyncio.ensure_future(session.post(stage.url + COMPLETIONS, data=msgspec.json.encode(body)))
+        del body
+        (submit,) = await stage.backstage.submitted(1)
+        gc.collect()
+        living = gc.get_objects()
+        assert not [each for each in living if type(each) is list and len(each) == num_tokens]
+        assert all(each._read_bytes is None for each in living if type(each) is web.Request)
+        stage.backstage.admit(submit)
+        stage.backstage.speak(submit, [300])
+        assert (await running).status == 200
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/console", "/nowhere"])
