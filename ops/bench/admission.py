@@ -12,16 +12,15 @@ import gc
 import time
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from pathlib import Path
 
 import msgspec
 
 from ops.bench.harness import Row, at_most, interleave
+from ops.bench.shipped import PATIENT
 from policies.admission.core import AdmissionCore
 from policies.commands import Command, Release
 from policies.events import Arrived, CapacityChanged, PolicyApplied, RequestFinished, Started
 
-POLICY = Path(__file__).resolve().parents[2] / "policies" / "fairlead.yaml"
 NUM_TENANTS = 1_000
 FEW, MANY = 1_000, 100_000
 BATCH = 100
@@ -30,7 +29,7 @@ CYCLES = 5_000
 WINDOW_TOKENS = 30_000
 MAX_OUTPUT_TOKENS = 200
 QUEUE = b"\nqueue: {per_tenant_max: 1000000, total_max: 1000000, ttl_s: 1000000}\n"
-DOCUMENT = POLICY.read_bytes() + QUEUE
+DOCUMENT = PATIENT.encode() + QUEUE
 Figure = Callable[[], float]
 
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from engine.interface import EngineSettings
 from ops.bench import deployed
 from ops.bench.chaos_load import House
+from ops.bench.shipped import PATIENT
 from services.health import process_name, ready_file
 from services.settings import (
-    REPOSITORY,
     Deployment,
     HttpSettings,
     MetricsSettings,
@@ -32,7 +32,6 @@ from services.settings import (
 )
 from services.usage_rows import CACHED, FILE, OUTPUT, PROMPT, REQUESTS, read_usage
 
-POLICY = REPOSITORY / "policies" / "fairlead.yaml"
 LIMITS = """
 limits:
   - {scope: tenant, dimension: concurrency, max: 80}  # what a fault leaks of them ends in a 429
@@ -70,7 +69,7 @@ class Hurt:
         self, folder: Path, stack: contextlib.ExitStack, *, engine: EngineSettings, check: bool, silence_s: float
     ) -> None:
         policy = folder / "policy.yaml"
-        policy.write_text(POLICY.read_text() + LIMITS)
+        policy.write_text(PATIENT + LIMITS)
         self.policy = policy
         metrics = MetricsSettings(gateway=None, admission=None, scheduler=_free_port(), executor=None)
         self.deployment = Deployment(

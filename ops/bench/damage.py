@@ -57,7 +57,7 @@ class SavedPolicy:
         self._revisions = PolicyRevisions(
             str(self.path), lambda *_: None, lambda _, __, why: self._rejected.append(why)
         )
-        self._file = PolicyFile(self.path, self._revisions.saved, self._revisions.unreadable)
+        self._file = PolicyFile(self.path, self._revisions.saved, self._revisions.unusable)
         self._revisions.first(self._file.read())
 
     def look(self) -> Refused:
@@ -68,10 +68,12 @@ class SavedPolicy:
         while content is None and not self._file.problem:
             content = self._file.look()
         if content is None:
-            self._revisions.unreadable(self._file.problem)
+            self._revisions.unusable(b"", self._file.problem)
             self._file.problem = ""
+        elif content[1]:
+            self._revisions.unusable(*content)
         else:
-            self._revisions.saved(content)
+            self._revisions.saved(content[0])
         stays = self._revisions.revision == 1 and self._revisions.document == POLICY
         return Refused("\n".join(self._rejected), stays)
 

@@ -30,11 +30,11 @@ from engine.interface import EngineSettings
 from ops.bench.deployed import start
 from ops.bench.harness import Row, progress
 from ops.bench.readers import Reader
+from ops.bench.shipped import PATIENT
 from policies.document.tenants import digest
 from services.asking import ask
 from services.settings import Deployment, HttpSettings
 
-POLICY = Path(__file__).resolve().parents[2] / "policies" / "fairlead.yaml"
 SHARED = "{kind: %s, window_tokens: {pools: 3}}"
 """As the policy ships."""
 SHORT = "{kind: %s, window_tokens: {pools: 3}, max_requests: 3}"
@@ -227,9 +227,7 @@ def services(fairness: str, engine: EngineSettings) -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="fairlead-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         (folder / "data").mkdir()
-        text = re.sub(r"(?ms)^fairness:.*?(?=^\w)", f"fairness: {fairness}\n", POLICY.read_text())
-        # Shares are of a backlog: nobody is turned away from it, however slow the machine.
-        text = re.sub(r"(?m)^admission:.*\n", "", text)
+        text = re.sub(r"(?ms)^fairness:.*?(?=^\w)", f"fairness: {fairness}\n", PATIENT)
         (folder / "policy.yaml").write_text(text)
         tenants = [
             {"name": each, "tier": "free", "keys": [{"id": f"key_{each}", "sha256": digest(_secret(each))}]}

@@ -14,7 +14,6 @@ from engine.paced import PacedEngine
 from engine.tokenizer import Tokenizer
 from ops.bench.fuzz_frames import Pool
 from ops.bench.fuzz_neighbours import (
-    DEMO,
     GATEWAY,
     MAX_FRAME_BYTES,
     MOST_LIVE,
@@ -84,7 +83,7 @@ class GatewayPlace:
         """Connect and say what must be said first."""
         neighbour.connect()
         neighbour.shake()
-        neighbour.say(encode_frame(Capacity(1, 1024, 512, [DEMO])))
+        neighbour.say(encode_frame(Capacity(1, 1024, 512)))
         if neighbour.identity.service == "admission" and neighbour.num_connections % 50 == 1:
             neighbour.say(encode_frame(PolicyNow(1, self._document)))
 

@@ -168,9 +168,9 @@ class AdmissionPlace:
         if neighbour.identity.service == "scheduler":
             self._num_ends = 0
             self._released.clear()
-            neighbour.say(encode_frame(Capacity(1, 1024, 512, [DEMO], counts_ends=True)))
+            neighbour.say(encode_frame(Capacity(1, 1024, 512, counts_ends=True)))
             neighbour.say(encode_frame(Holds([])))
-            neighbour.say(encode_frame(Capacity(1, 1024, 512, [DEMO], counts_ends=True)))
+            neighbour.say(encode_frame(Capacity(1, 1024, 512, counts_ends=True)))
         neighbour.listen()
 
     def honest(self, neighbour: Neighbour, rng: random.Random) -> Message:
@@ -188,7 +188,7 @@ class AdmissionPlace:
                 return some_submit(rng, request)
             case "scheduler":
                 if not self._released:
-                    return Capacity(1, 1024, 512, [DEMO], counts_ends=True)
+                    return Capacity(1, 1024, 512, counts_ends=True)
                 dispatch = self._released[0]
                 if rng.random() < 0.5:
                     return Usage(np.array([dispatch.submit.request], np.int64).tobytes())
