@@ -154,7 +154,9 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    # Where it has to stay it is asked again in vain, which costs nothing; an error would end the looking for good.
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _bind(path: Path) -> socket.socket:

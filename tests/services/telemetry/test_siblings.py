@@ -124,6 +124,21 @@ async def test_a_gateway_that_says_nothing_is_named_and_the_rest_is_told(
     assert "gateway-2.33" not in names_in(tmp_path)
 
 
+async def test_a_socket_that_cannot_be_removed_does_not_end_the_looking(
+    tmp_path: Path, pair: list[House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "gateway-2.33"))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    recent = await pair[0].ask(Asked(0, "recent"))
+    monkeypatch.undo()
+    assert [line["id"] for line in recent["requests"]] == ["answer-2", "answer-1"]
+    (tmp_path / "gateway-2.33").unlink(missing_ok=True)
+
+
 async def test_a_gateway_that_is_not_there_is_named(pair: list[House]) -> None:
     pair[1].siblings.close()
     assert (await pair[0].ask(Asked(0, "live")))["silent"] == {"gateway-2": ABSENT}
