@@ -57,14 +57,15 @@ class KeeperLink(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         with theirs:
             given = msgspec.structs.replace(settings, descriptor=theirs.fileno())
-            self._process = subprocess.Popen(  # noqa: ASYNC220  starts in a millisecond, and nobody is served yet
+            self._process = subprocess.Popen(  # noqa: ASYNC220  who is being served waits a millisecond
                 [sys.executable, "-m", "services.telemetry.keeper"],
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
             )
             # Not as an argument, which everybody on the machine can read: the collector's headers may hold a key.
             assert self._process.stdin is not None  # noqa: S101  it was started with a pipe
-            with self._process.stdin as stdin, suppress(BrokenPipeError):
+            # The pipe is written to when it is closed: that, too, may find that the process has ended.
+            with suppress(BrokenPipeError), self._process.stdin as stdin:
                 stdin.write(msgspec.json.encode(given))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import subprocess
 from collections.abc import AsyncIterator
 from concurrent import futures
 from pathlib import Path
@@ -194,3 +195,21 @@ async def test_without_a_keeper_records_are_counted_and_questions_answered_with_
     with pytest.raises(KeeperError, match="not there"):
         await link.ask("recent")
     await link.close()
+
+
+async def test_a_keeper_that_ends_before_it_has_read_its_settings_ends_nothing_else(monkeypatch, caplog) -> None:
+    started = subprocess.Popen
+
+    def ended(_: list[str], **given) -> "subprocess.Popen[bytes]":
+        process = started(["true"], **given)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(keeper_link, "MOST_CRASHES", 0)
+    monkeypatch.setattr(subprocess, "Popen", ended)
+    link = KeeperLink()
+    await link.start(KeeperSettings("gateway", "1", "scheduler-1"))
+    with pytest.raises(KeeperError, match=r"ended|not there"):
+        await link.ask("recent")
+    await link.close()
+    assert "nothing is traced until a restart" in caplog.text
