@@ -1,6 +1,8 @@
 """What `fairlead up` itself puts into its run folder, and how that is emptied in the end. Knows no processes."""
 
 import contextlib
+import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from services.files import replace
 from services.health import ready_file
 from services.loading import loading_file
 from services.settings import STARTED, Deployment
+
+KEEPERS = re.compile(r"(gateway(-\d+)?)?\.\d+")
+"""Sockets of the gateways' keepers, with their names and before they have them: whoever is killed leaves its own."""
 
 
 def deployment_file(run_folder: str) -> Path:
@@ -37,6 +42,10 @@ def tidy(run_folder: str, names: Iterable[str]) -> None:
     for name in names:
         ready = ready_file(run_folder, name)
         left += [ready, ready.with_suffix(".new"), folder / f"{name}.sock"]
+    with contextlib.suppress(OSError):
+        left += [
+            path for path in folder.iterdir() if KEEPERS.fullmatch(path.name) and stat.S_ISSOCK(path.lstat().st_mode)
+        ]
     for path in left:
         with contextlib.suppress(OSError):
             path.unlink()

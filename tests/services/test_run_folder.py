@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 
 from services.run_folder import deployment_file, tidy, write_deployment
@@ -17,4 +18,19 @@ def test_what_others_keep_in_the_run_folder_stays(tmp_path: Path) -> None:
     assert list(run.iterdir()) == [theirs]
     theirs.rmdir()
     tidy(ours.run, ["gateway"])
+    assert not run.exists()
+
+
+def test_sockets_of_keepers_that_were_killed_do_not_keep_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("gateway.0", "gateway-2.1", ".1", "gateway.theirs"):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(run / name))
+    (run / "gateway.7").write_text("no socket")
+    tidy(str(run), ["gateway"])
+    assert sorted(path.name for path in run.iterdir()) == ["gateway.7", "gateway.theirs"]
+    for path in run.iterdir():
+        path.unlink()
+    tidy(str(run), ["gateway"])
     assert not run.exists()
