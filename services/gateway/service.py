@@ -162,7 +162,6 @@ class GatewayService:
 
     async def stop(self) -> None:
         """Close connections, links and the watch."""
-        await self._reporting.stop()
         for task in self._watches:
             task.cancel()
         self.api.live.close()
@@ -173,12 +172,15 @@ class GatewayService:
             await self._runner.cleanup()
         await self._grammars.close()
         await self._rendering.close()
-        await asyncio.gather(*(link.close() for link in self.links))
+        # What takes its time takes it together, and the thread of the store, which holds everything up, comes last:
+        # one after the other they would need longer than there is (`runtime.STOP_S`).
+        closing = [self._reporting.stop(), *(link.close() for link in self.links)]
+        if self.keeper is not None:
+            closing.append(self.keeper.close())
+        await asyncio.gather(*closing)
         self._backend.close()
         if self._store is not None:
             self._store.close()
-        if self.keeper is not None:
-            await self.keeper.close()
 
     def _record(self, row: RequestRow) -> None:
         if self._store is not None:

@@ -1,12 +1,15 @@
 """How a gateway leaves: nobody new, an answer and a goodbye for whoever is connected."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from services.gateway import draining
+from services.gateway.service import GatewayService
+from services.settings import Deployment
 from tests.services.gateway.conftest import Setup
 
 KEY = "fl-test-key"
@@ -86,3 +89,31 @@ async def test_what_takes_longer_than_the_limit_ends_with_a_named_error(stage: A
     await stage.gateway.drain()
     assert (await running)[1]["error"]["code"] == "draining"
     assert await stage.backstage.cancelled(submit.request)
+
+
+async def test_what_takes_time_to_close_is_closed_together_and_the_thread_of_the_store_last(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    begun, closed = asyncio.Barrier(3), []
+
+    class Slow:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def close(self) -> None:
+            await begun.wait()
+            closed.append(self.name)
+
+        stop = close
+
+    class Store:
+        def close(self) -> None:
+            closed.append("store")
+
+    gateway: Any = GatewayService(Deployment(model=str(checkpoint), data=str(tmp_path), run=str(tmp_path)).resolved())
+    gateway._reporting, gateway.keeper, gateway.links = Slow("reporting"), Slow("keeper"), [Slow("link")]
+    gateway._store = Store()
+    async with asyncio.timeout(10):
+        await gateway.stop()
+    assert sorted(closed[:3]) == ["keeper", "link", "reporting"]
+    assert closed[3:] == ["store"]
