@@ -191,6 +191,13 @@ class TokensProduced(Event, frozen=True):
     """(request, prompt tokens that it found in the prefix cache), with its first token."""
 
 
+class PrefixesFound(Event, frozen=True):
+    """What is known of prompts without a step that says it: whoever read their first tokens was told."""
+
+    hits: list[tuple[int, int]]
+    """(request, prompt tokens that it found in the prefix cache)."""
+
+
 class RequestFinished(Event, frozen=True):
     """The scheduler is done with a request."""
 
@@ -324,6 +331,7 @@ AdmissionEvent = (
     | Arrived
     | CapacityChanged
     | TokensProduced
+    | PrefixesFound
     | RequestFinished
     | SchedulerLost
     | Invalid

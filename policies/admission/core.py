@@ -43,6 +43,7 @@ from policies.events import (
     Invalid,
     OverLimit,
     PolicyApplied,
+    PrefixesFound,
     RequestFinished,
     Reserved,
     Restored,
@@ -105,9 +106,9 @@ class AdmissionCore:
                 self.intake.produced(event.sequences, commands)
                 self.lateness.produced(event.sequences, now)
                 self.rate.add(self.ledger.tokens(event.sequences), now)
-                for charge, refund in self.ledger.hits(event.prefix_hits):
-                    self.queue.refund(charge.leaf, charge.weight, refund)
-                    self.unit_bound.refunds_prompts()
+                self._refund(event.prefix_hits)
+            case PrefixesFound():
+                self._refund(event.hits)
             case Arrived():
                 self._arrive(event, now, commands)
             case Reserved():
@@ -275,6 +276,11 @@ class AdmissionCore:
         self.queued_cost = sum(self._cost(queued) for queued in self.queue.waiting.values())
         self.lateness.follow(now)
         self._size_window()
+
+    def _refund(self, prefix_hits: list[tuple[int, int]]) -> None:
+        for charge, refund in self.ledger.hits(prefix_hits):
+            self.queue.refund(charge.leaf, charge.weight, refund)
+            self.unit_bound.refunds_prompts()
 
     def _expire(self, now: float, commands: list[Command]) -> None:
         ttl_s = self.rules.queue.ttl_s

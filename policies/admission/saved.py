@@ -16,7 +16,16 @@ from policies.admission.order import Order
 from policies.admission.shared import SEPARATOR
 from policies.commands import Adjust, Command, Queue, Refuse, Release, Resume, Settle, Withdraw
 from policies.document.fairness import Level
-from policies.events import AdmissionEvent, Arrived, PolicyApplied, Reserved, SchedulerHolds, Started, TokensProduced
+from policies.events import (
+    AdmissionEvent,
+    Arrived,
+    PolicyApplied,
+    PrefixesFound,
+    Reserved,
+    SchedulerHolds,
+    Started,
+    TokensProduced,
+)
 
 if TYPE_CHECKING:
     from policies.admission.core import AdmissionCore
@@ -115,7 +124,7 @@ class Saved:
         """The core has answered an event: what may have changed by it."""
         self._now = now
         match event:
-            case TokensProduced() | Reserved():
+            case TokensProduced() | PrefixesFound() | Reserved():
                 self._produced = True
             case Arrived():
                 self._touch(event.tenant, event.project, event.key)

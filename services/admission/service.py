@@ -29,7 +29,7 @@ from policies.commands import (
     Strand,
     Withdraw,
 )
-from policies.events import CancelRequested, CapacityChanged, Invalid, RequestFinished, Restored, TokensProduced
+from policies.events import CancelRequested, CapacityChanged, Invalid, PrefixesFound, RequestFinished, Restored
 from services.admission.answers import admitted, arrived, queued, refused
 from services.admission.followed_revisions import FollowedRevisions
 from services.admission.history import History
@@ -247,7 +247,7 @@ class AdmissionService:
                 ended = RequestFinished(message.request, message.output_tokens, message.outcome, message.attempt)
                 if message.request >> 32 == gateway:
                     if message.cached_tokens:
-                        self._pump.handle(TokensProduced([], [(message.request, message.cached_tokens)]))
+                        self._pump.handle(PrefixesFound([(message.request, message.cached_tokens)]))
                     self._pump.handle(ended)
             case Usage() | RequestEnded() | Holds() | Capacity():
                 self._scheduler.received(stream, message)
@@ -271,7 +271,7 @@ class AdmissionService:
         self._waiting[submit.request] = Waiting(submit, time.monotonic_ns())
         self._pump.handle(arrived(submit, self._again.waited_s(submit)))
         if submit.cached_tokens:
-            self._pump.handle(TokensProduced([], [(submit.request, submit.cached_tokens)]))
+            self._pump.handle(PrefixesFound([(submit.request, submit.cached_tokens)]))
         if submit.resent and submit.request in self._core.ledger.in_flight:
             self._waiting.pop(submit.request, None)  # it was no news
 

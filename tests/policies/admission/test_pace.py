@@ -9,7 +9,15 @@ from policies.commands import Command, Release
 from policies.document.explain import explain
 from policies.document.loading import load_policy
 from policies.document.problems import PolicyError
-from policies.events import Arrived, CapacityChanged, PolicyApplied, RequestFinished, Started, TokensProduced
+from policies.events import (
+    Arrived,
+    CapacityChanged,
+    PolicyApplied,
+    PrefixesFound,
+    RequestFinished,
+    Started,
+    TokensProduced,
+)
 
 POLICY = b"""
 version: 1
@@ -76,3 +84,18 @@ def test_portions_are_said_in_words_and_need_a_rhythm() -> None:
     assert "At a time, prompts of at most 30 tokens together are released." in words
     with pytest.raises(PolicyError, match=r"paced.yaml:5:.*fairness.admit_prompt_tokens: without admit_every_steps"):
         load_policy(POLICY.replace(b"admit_every_steps: 2, ", b""), "paced.yaml")
+
+
+def test_what_is_heard_of_a_prefix_without_a_step_is_given_back_and_counts_as_none() -> None:
+    core = AdmissionCore()
+    for event in (Started(0.0), PolicyApplied(1, POLICY), CapacityChanged(1, 1000, 1000)):
+        core.handle(event, 0.0)
+    for request in (1, 2):
+        core.handle(Arrived(request, "a", "free", 20, 10), 0.0)
+    before = core.ledger.in_flight[1].charged
+    for _ in range(3):
+        assert released(core.handle(PrefixesFound([(1, 16)]), 1.0)) == []
+    assert core.ledger.in_flight[1].charged < before
+    core.check()
+    steps = [released(core.handle(TokensProduced([1]), float(at))) for at in range(2, 5)]
+    assert steps == [[], [], [2]]
