@@ -37,8 +37,8 @@ class Reports:
         self._store = store
         self._figures: tuple[int, float, Figures] | None = None
         """Revision of the policy, until when they are told, and figures."""
-        self._whole: tuple[float, bytes] = 0.0, b""
-        """Until when it is told, and the report of all tenants."""
+        self._whole: tuple[int, float, bytes] = 0, 0.0, b""
+        """Revision of the policy, until when it is told, and the report of all tenants."""
         self._answering: set[asyncio.Task[None]] = set()
         self._core = core
         self._window_tokens = 0
@@ -81,15 +81,15 @@ class Reports:
         if not self._pump.revision:
             return _failed("admission has no policy yet")
         began_s = time.monotonic()  # the clock of the core's events
-        if not tenant and began_s < self._whole[0]:
-            return self._whole[1]
         revision = self._pump.revision
+        if not tenant and revision == self._whole[0] and began_s < self._whole[1]:
+            return self._whole[2]
         if self._figures is None or self._figures[0] != revision or began_s >= self._figures[1]:
             figures = self._meter.figures(began_s)
             self._figures = revision, _rested_s(began_s), figures
         document = msgspec.json.encode(self._meter.with_rows(self._figures[2], tenant))
         if not tenant:
-            self._whole = _rested_s(began_s), document
+            self._whole = revision, _rested_s(began_s), document
         return document
 
     async def _usage(self, stream: Stream, question: ReportAsked) -> None:

@@ -80,6 +80,17 @@ async def test_a_report_that_takes_long_is_told_again_instead_of_made_again(
     assert json.loads(admission._reports._fairness("acme"))["policy"] == "next"
 
 
+async def test_the_report_of_all_is_never_that_of_the_policy_before(
+    admission: AdmissionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("services.admission.reports.time.monotonic", lambda: float(next(clock)))
+    busy(admission)
+    assert admission._reports._fairness("") is admission._reports._fairness("")
+    admission._pump.apply(2, POLICY.read_bytes().replace(b"name: fairlead", b"name: next"))
+    assert json.loads(admission._reports._fairness(""))["policy"] == "next"
+
+
 async def test_usage_is_answered_from_the_store(admission: AdmissionService, tmp_path: Path) -> None:
     assert await asyncio.to_thread(ask, deployment(tmp_path), "usage", "acme", 2) == {"usage": []}
     assert admission.name == "admission"
