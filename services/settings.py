@@ -115,7 +115,9 @@ class TrafficSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of the traffic, for `fairlead policy plan`: arrivals, lengths and times, never text."""
 
     keep_s: Annotated[float, Meta(ge=0)] = 7 * 86400.0
-    """How long. 0: nothing is recorded."""
+    """How long; after a downtime up to half of it longer, because ages are counted by a clock that must catch up first.
+    0: nothing is recorded.
+    """
     max_bytes: Annotated[int, Meta(ge=2**20)] = 64 * 2**20
     """Of each gateway's file and each scheduler's; the oldest goes first."""
 
