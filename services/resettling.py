@@ -3,6 +3,7 @@
 Compares two deployments. Knows no processes and reads no file.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,6 +30,11 @@ FIXED = (
 """What all processes must have alike at any moment, or what the supervisor itself holds: while one service after the
 other is started again, half of them would look for the other half elsewhere, or read another model's tokens."""
 
+READERS = {"policy": "admission"}
+"""Key -> the service that alone goes by it, and is told by commands: these would write where nobody looks if a process
+of that service went on with what it was started with.
+"""
+
 
 class Change(NamedTuple):
     """Of one key."""
@@ -44,11 +50,11 @@ class Change(NamedTuple):
         return self.key
 
 
-def changes(before: Deployment, after: Deployment) -> list[Change]:
-    """What is different, in the order of the file's keys.
+def changes(before: Deployment, after: Deployment, stays: Collection[str] = ()) -> list[Change]:
+    """What is different, in the order of the file's keys. `stays`: services of which a process is not restarted.
 
     Raises:
-        SettingsError: something of it cannot change while services run; the sentence names all of that.
+        SettingsError: something of it cannot change while services run, or not while these do; the sentence names it.
     """
     old, new = _leaves(before), _leaves(after)
     found = [Change(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -58,6 +64,12 @@ def changes(before: Deployment, after: Deployment) -> list[Change]:
             f"{', '.join(map(str, fixed))}: this cannot change while services run; nothing was restarted. Put it back, "
             "or end `fairlead up` and start it again"
         )
+    for change in found:
+        if (reader := READERS.get(change.key)) in stays:
+            raise SettingsError(
+                f"{change}: {reader} would go on with that of before; nothing was restarted. Restart {reader} as well, "
+                "or put it back"
+            )
     return found
 
 

@@ -81,9 +81,15 @@ class Restarts:
             return f"there is no {unknown[0]} here; there are: {', '.join(self._places)}"
         if self._rolling is not None:
             return STARTING
+        wanted = [
+            place
+            for place in self._places.values()
+            if not asked.restart or place.name in asked.restart or place.service in asked.restart
+        ]
+        stays = [place.service for place in self._places.values() if place not in wanted]
         try:
             new = self._read()
-            changed = changes(deployment, new)
+            changed = changes(deployment, new, stays)
             if changed:
                 prepare(new)
                 self._adopt(new)
@@ -96,11 +102,6 @@ class Restarts:
             log.info("%s", line)
             caller.say(line)
             self._former = deployment
-        wanted = [
-            place
-            for place in self._places.values()
-            if not asked.restart or place.name in asked.restart or place.service in asked.restart
-        ]
         start_s = new.supervision.start_s
         everything = list(self._places.values())
         self._rolling = Rolling(everything, self._begin, self._departing, start_s=start_s, leave_s=leave_s)

@@ -56,3 +56,10 @@ def test_every_key_that_is_fixed_is_one_of_a_deployment() -> None:
         value = document
         for part in key.split("."):
             value = value[part]
+
+
+def test_another_policy_file_needs_all_who_watch_it_to_be_restarted() -> None:
+    after = msgspec.structs.replace(BEFORE, policy="/elsewhere.yaml")
+    assert [change.key for change in changes(BEFORE, after, ["gateway", "scheduler"])] == ["policy"]
+    with pytest.raises(SettingsError, match=r"^policy: admission would go on .*; nothing was restarted\. Restart adm"):
+        changes(BEFORE, after, ["gateway", "admission"])
