@@ -39,7 +39,6 @@ FORMS: dict[str, Form] = {
     "request_exceeds_limit": Form(400, INVALID),
     "invalid_api_key": Form(401, INVALID, None, "authentication_error"),
     "wrong_key_scope": Form(403, "permission_error", None, "permission_error"),
-    "class_not_allowed": Form(403, "permission_error", None, "permission_error"),
     "model_not_found": Form(404, INVALID, None, "not_found_error"),
     "not_found": Form(404, INVALID, None, "not_found_error"),
     "method_not_allowed": Form(405, INVALID),
@@ -52,14 +51,12 @@ FORMS: dict[str, Form] = {
     "http_version": Form(505, INVALID),
     # The caller has had its share.
     "rate_limit_exceeded": Form(429, "requests", None, RATE),
-    "insufficient_quota": Form(429, "insufficient_quota", None, RATE),
     "queue_full": Form(429, "requests", 1.0, RATE),
     # The caller is gone or does not read: for logs, traces and the end of a stream.
     "client_gone": Form(499, "client_error"),
     "slow_reader": Form(499, "client_error"),
     # We cannot serve it now.
     "internal_error": Form(500, SERVER, None, OURS),
-    "engine_error": Form(500, SERVER, None, OURS),
     "output_failed": Form(500, SERVER, None, OURS),
     "scheduler_lost": Form(502, SERVER, 1.0, OURS),
     "cancelled": Form(503, SERVER, 1.0, OVERLOADED, 529),
@@ -82,8 +79,6 @@ TYPES = {
 }
 """Dimension of the limit that binds -> OpenAI's type of `rate_limit_exceeded`, where it is not `requests`."""
 
-NO_RETRY = ("insufficient_quota",)
-"""Waiting does not help, and the clients of both dialects would retry a 429."""
 MOST_RETRY_S = 120.0
 """Beyond this wait a client is told not to try again by itself, as it would be by a limit of a day: OpenAI's waits no
 longer (older ones come back within seconds), and Anthropic's sleeps for hours in the caller's place.
@@ -139,9 +134,7 @@ class RequestError(Exception):
         `x-should-retry: false`, which the official clients obey, where they should not wait.
         """
         headers = {}
-        if self.code in NO_RETRY:
-            headers["x-should-retry"] = "false"
-        elif self.retry_after_s is not None:
+        if self.retry_after_s is not None:
             wait_ns = max(1, round(self.retry_after_s * NS_PER_S))
             headers["retry-after"] = str(-(-wait_ns // NS_PER_S))
             headers["retry-after-ms"] = str(-(-wait_ns // NS_PER_MS))

@@ -27,13 +27,12 @@ INVALID = "invalid_request_error"
         ("a_code_of_tomorrow", "", (503, "server_error"), (529, "overloaded_error")),
         ("request_exceeds_limit", "total_tokens", (400, INVALID), (400, INVALID)),
         ("context_length_exceeded", "", (400, INVALID), (400, INVALID)),
-        ("insufficient_quota", "", (429, "insufficient_quota"), (429, "rate_limit_error")),
         ("client_gone", "", (499, "client_error"), (499, INVALID)),
         ("invalid_api_key", "", (401, INVALID), (401, "authentication_error")),
-        ("class_not_allowed", "", (403, "permission_error"), (403, "permission_error")),
+        ("wrong_key_scope", "", (403, "permission_error"), (403, "permission_error")),
         ("model_not_found", "", (404, INVALID), (404, "not_found_error")),
         ("body_too_large", "", (413, INVALID), (413, "request_too_large")),
-        ("engine_error", "", (500, "server_error"), (500, "api_error")),
+        ("output_failed", "", (500, "server_error"), (500, "api_error")),
         ("scheduler_lost", "", (502, "server_error"), (502, "api_error")),
     ],
 )
@@ -86,10 +85,6 @@ def test_a_client_is_told_not_to_sit_out_a_wait_of_more_than_two_minutes(code: s
     assert "x-should-retry" not in RequestError(code, "", retry_after_s=120).headers
     headers = RequestError(code, "", retry_after_s=7200).headers
     assert headers == {"retry-after": "7200", "retry-after-ms": "7200000", "x-should-retry": "false"}
-
-
-def test_an_exhausted_quota_is_not_to_be_tried_again_whatever_wait_it_came_with() -> None:
-    assert RequestError("insufficient_quota", "", retry_after_s=5).headers == {"x-should-retry": "false"}
 
 
 def test_what_is_overloaded_is_to_be_tried_again_in_a_second() -> None:

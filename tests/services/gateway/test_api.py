@@ -316,7 +316,7 @@ async def test_a_lost_admission_ends_what_waits_and_lets_what_runs_go_on(stage: 
 
 async def test_an_error_of_the_engine_becomes_the_status_of_a_whole_answer(stage: Any) -> None:
     stage.backstage.script = lambda submit: stage.backstage.send(
-        "scheduler", RequestEnded(submit.request, "error", 0, "engine_error", "the engine died")
+        "scheduler", RequestEnded(submit.request, "error", 0, "output_failed", "the engine died")
     )
     status, document, _ = await stage.post(CHAT, stage.chat())
     assert (status, document["error"]["message"]) == (500, "the engine died")
@@ -325,7 +325,7 @@ async def test_an_error_of_the_engine_becomes_the_status_of_a_whole_answer(stage
 async def test_one_refused_prompt_ends_the_others_of_its_request(stage: Any) -> None:
     answer = asyncio.create_task(stage.post(COMPLETIONS, {"model": "demo", "prompt": ["a", "b"]}))
     first, second = await stage.backstage.submitted(2)
-    stage.backstage.send("scheduler", RequestEnded(first.request, "error", 0, "engine_error", "no"))
+    stage.backstage.send("scheduler", RequestEnded(first.request, "error", 0, "output_failed", "no"))
     assert (await answer)[0] == 500
     assert await stage.backstage.cancelled(second.request)
 

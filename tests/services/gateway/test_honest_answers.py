@@ -111,7 +111,6 @@ async def test_a_request_that_waited_says_where_it_stood_and_how_long_it_took(st
             {"retry-after": "2", "x-queue-position": "7"},
         ),
         ({"code": "request_exceeds_limit", "dimension": "total_tokens"}, (400, "invalid_request_error"), {}),
-        ({"code": "insufficient_quota"}, (429, "insufficient_quota"), {"x-should-retry": "false"}),
     ],
 )
 async def test_a_refusal_says_its_type_its_wait_and_what_is_left(
@@ -137,7 +136,7 @@ async def test_an_error_after_the_release_still_says_what_is_left(stage: Any, st
     answer = asyncio.create_task(stage.post(CHAT, BODIES[CHAT]))
     [submit] = await stage.backstage.submitted()
     await until(lambda: not stage.gateway._backend._unheard)
-    stage.backstage.send("scheduler", RequestEnded(submit.request, "error", 0, "engine_error", "the engine died"))
+    stage.backstage.send("scheduler", RequestEnded(submit.request, "error", 0, "output_failed", "the engine died"))
     status, _, headers = await answer
     assert status == 500
     assert said(headers, OPENAI) == OPENAI

@@ -210,7 +210,7 @@ async def test_an_error_in_the_middle_of_a_stream_is_an_event_of_its_own(stage: 
     stream = await stage.client().chat.completions.create(model="demo", messages=MESSAGES, stream=True)
     await anext(stream)
     [submit] = stage.backstage.all_of(Submit)
-    stage.backstage.send("scheduler", RequestEnded(submit.request, "error", 1, "engine_error", "the engine died"))
+    stage.backstage.send("scheduler", RequestEnded(submit.request, "error", 1, "output_failed", "the engine died"))
     with pytest.raises(openai.APIError, match="the engine died"):
         async for _ in stream:
             pass
