@@ -25,9 +25,10 @@ telemetry: {{endpoint: "{endpoint}", metrics: {{gateway: 0, admission: null, sch
 engine: {{kind: paced, paced_step_s: {step_s}}}
 """
 TOKENS = 60
+STEP_S = 0.02
 
 
-def deployment(folder: Path, endpoint: str = "", step_s: float = 0.02) -> tuple[str, str]:
+def deployment(folder: Path, endpoint: str = "", step_s: float = STEP_S) -> tuple[str, str]:
     file = folder / "deployment.yaml"
     file.write_text(DEPLOYMENT.format(endpoint=endpoint, step_s=step_s))
     return "--deployment", str(file)
@@ -54,11 +55,8 @@ class Reader:
         while line := answer.readline():
             if line.startswith(b"data: {") and b'"content":"' in line and b'"content":""' not in line:
                 self.times_s.append(time.monotonic())
+        self.ended_s = time.monotonic()
         connection.close()
-
-    @property
-    def gaps_s(self) -> list[float]:
-        return np.diff(self.times_s).tolist()
 
 
 def story(house: House, request: str) -> dict[str, Any]:
@@ -71,21 +69,17 @@ def test_what_a_reader_waited_is_what_the_parts_come_to(house: Callable[..., Hou
     running = house(*deployment(tmp_path))
     Reader(running)  # what is done once, on the first request, is no token's latency
     readers = [Reader(running) for _ in range(4)]
-    ours, theirs, taken = [], [], []
     for reader in readers:
         told = story(running, reader.id)
         (choice,) = told["choices"]
         assert len(choice["written_s"]) == TOKENS
         assert sum(told["first"].values()) == pytest.approx(told["ttft_s"])
-        ours += [sum(parts) for parts in choice["token_parts_s"]]
-        theirs += reader.gaps_s
-        # The reader's clock begins before its request is sent, and ends after its text came.
-        assert told["ttft_s"] <= reader.times_s[0] - reader.begun_s
-        taken_s = reader.times_s[-1] - reader.times_s[0]
-        taken.append(taken_s / (choice["written_s"][-1] - choice["written_s"][0]))
-    # Text of several tokens may come as one, and a busy machine wakes the reader late: the middle is what both saw.
-    assert np.median(taken) == pytest.approx(1.0, rel=0.05)
-    assert np.median(theirs) == pytest.approx(np.median(ours), rel=0.05, abs=0.0001)
+        parts_s = [sum(parts) for parts in choice["token_parts_s"]]
+        assert parts_s == pytest.approx(np.diff(choice["written_s"]).tolist(), abs=0.0001)
+        # The reader's clock begins before its request is sent. Whoever writes looks at its clock just after: what comes
+        # next is read no earlier, however late a busy machine wakes the reader. No text is written before its step.
+        assert told["ttft_s"] <= reader.times_s[1] - reader.begun_s
+        assert TOKENS * STEP_S <= choice["written_s"][-1] <= reader.ended_s - reader.begun_s
 
 
 def test_a_request_is_explained_and_the_house_is_looked_at_in_the_terminal(house: Callable[..., House]) -> None:
