@@ -216,7 +216,7 @@ async def test_what_rows_say_stays_reserved_when_the_instance_starts_again(redis
 
 
 async def test_what_a_lost_replica_held_is_free_once_its_lease_is_over(redis_server: Any) -> None:
-    one = Process(redis_server.url, "1", msgspec.structs.replace(PATIENT, lease_s=1.0))
+    one = Process(redis_server.url, "1", PATIENT)
     await one.store.open()
     async with a_process(redis_server, instance="2") as two:
         for _ in range(3):
@@ -224,6 +224,9 @@ async def test_what_a_lost_replica_held_is_free_once_its_lease_is_over(redis_ser
         over = await two.asks(RUNNING)
         assert isinstance(over, OverLimit)
         assert over.wait_s is None
+        # Shorter from here on, so that nobody has to wait: until now a machine that stood still cost it no lease.
+        one.store._session = one.store._session._replace(lease_s=0.5)
+        assert isinstance(await one.asks(RUNNING), OverLimit)
         await killed(one)
         async with asyncio.timeout(ENOUGH_S):
             while isinstance(await two.asks(RUNNING), OverLimit):

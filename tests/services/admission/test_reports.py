@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from engine.interface import Sampling
 from policies.events import CapacityChanged, TokensProduced
 from services import asking, fairness
+from services.admission import reports
 from services.admission.service import AdmissionService
 from services.asking import ask
 from services.policy_documents import CommandError
@@ -43,6 +45,16 @@ def busy(service: AdmissionService) -> None:
     service._submitted(submit(16, "globex", 20, 30))
 
 
+class SecondsPass:
+    """One between any two looks at the clock."""
+
+    def __init__(self) -> None:
+        self._now = count()
+
+    def monotonic(self) -> float:
+        return float(next(self._now))
+
+
 def submit(request: int, tenant: str, prompt_tokens: int, max_output_tokens: int) -> Submit:
     sampling = [Sampling(seed=request)]
     return Submit(request, tenant, "free", bytes(4 * prompt_tokens), max_output_tokens, sampling)
@@ -64,8 +76,7 @@ async def test_an_operator_is_told_of_every_tenant_and_of_one_if_asked(
 async def test_a_report_that_takes_long_is_told_again_instead_of_made_again(
     admission: AdmissionService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr("services.admission.reports.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(reports, "time", SecondsPass())
     made = []
     figures = admission._reports._meter.figures
     monkeypatch.setattr(admission._reports._meter, "figures", lambda now: made.append(now) or figures(now))

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from policies.document.tenants import digest
+from services.crashes import Crashes
 from services.gateway import live
 from services.wire import Capacity, PolicyNow
 from services.wire_parts import Levels
@@ -155,6 +156,9 @@ async def test_a_gateway_of_which_nothing_is_known_is_named_where_a_request_is_n
 
 @traced
 async def test_a_keeper_that_ended_is_not_shown_as_a_gateway_without_work(stage: Any, admin_key: str) -> None:
+    # Neither another look nor another keeper comes between.
+    stage.gateway.api.live._task.cancel()
+    stage.gateway.keeper._crashes = Crashes(0, 60.0)
     stage.gateway.keeper._process.kill()
     stage.gateway.keeper._process.wait()
     await stage.gateway.api.live.look()
@@ -181,7 +185,6 @@ async def test_what_happened_is_told_and_remembered_for_who_comes_later(stage: A
     stage.gateway.api.live._task.cancel()
     stage.says("def add(a, b)")
     await stage.post(CHAT, stage.chat())
-    stage.gateway.api.live._task.cancel()  # on a slow machine it would look between the looks of this test
     stage.backstage.send("admission", Capacity(1, 4096, 512, levels=Levels(queued={"all": 3})))
     for num_steps in (10, 20):
         levels = Levels(blocks=256, used_blocks=64, num_steps=num_steps, step_s=num_steps / 100, num_waiting=2)

@@ -20,7 +20,7 @@ from services.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 256
-WAIT_S = 20.0
+WAIT_S = 60.0
 QUESTION = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -97,6 +97,7 @@ def ask(client: socket.socket) -> bytes:
 
 def test_a_gateway_without_descriptors_turns_away_says_so_once_and_serves_again(gateway: Gateway) -> None:
     gateway.until(lambda: gateway.answer() == b"HTTP/1.1 200")
+    largest = gateway.largest()
     clients = [gateway.connect() for _ in range(LIMIT)]
     answers = [ask(client) for client in clients]
     # The first one, which found out that it serves, may still be leaving.
@@ -105,9 +106,11 @@ def test_a_gateway_without_descriptors_turns_away_says_so_once_and_serves_again(
     assert gateway.said("128 clients are connected, as many as may be: others are turned away") == 1
     for client in clients:
         client.close()
+    # Not before they have all left: the limit is a number of a descriptor, and those of the last are high.
+    gateway.until(lambda: gateway.largest() <= largest)
     gateway.until(lambda: gateway.answer() == b"HTTP/1.1 200")
 
-    gateway.may_open(gateway.largest() + 4)
+    gateway.may_open(largest + 4)
     clients = [gateway.connect() for _ in range(16)]
     assert [ask(client) for client in clients][-4:] == [b""] * 4
     gateway.until(lambda: gateway.said("files are open, as many as may be: who connects is cut off until") == 1)
