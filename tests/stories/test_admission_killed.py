@@ -180,7 +180,7 @@ def services(tmp_path: Path) -> Iterator[Services]:
     made.stop()
 
 
-def test_admission_is_killed_a_dozen_times_under_load_and_every_token_is_accounted_for(services: Services) -> None:
+def test_admission_is_killed_again_and_again_under_load_and_every_token_is_accounted_for(services: Services) -> None:
     load = asyncio.run(_story(services))
     services.stop()
     log = (Path(services.deployment.record) / "scheduler.log").read_bytes()

@@ -1,4 +1,4 @@
-"""Embeddings through the whole house: transformers' hidden states, whatever else is shared meanwhile."""
+"""Embeddings through the whole house: transformers' hidden states, whatever else is served meanwhile."""
 
 import asyncio
 import json
