@@ -1,6 +1,7 @@
 """A whole deployment for the stories: started by the command a user types, stopped as a user stops it."""
 
 import json
+import random
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 90
 
 
+# Below those that the kernel gives to connections, which may take one between the look and the start; and apart, since
+# further gateways have their metrics ten ports higher.
+PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000, 20), 600))
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Never the same one twice."""
+    for port in PORTS:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def fairlead(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
