@@ -37,3 +37,12 @@ def test_what_a_supervisor_gave_is_not_handed_on_to_a_service_processs_own_proce
     assert handed_on == {"pulse": False, "socket": False}
     for descriptor in (read, pulse):
         os.close(descriptor)
+
+
+def test_a_service_gives_the_memory_of_long_bodies_back_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(serve, "give_back_freed_memory", lambda: chosen.append("given back"))
+    monkeypatch.setattr(service, "build", lambda deployment: list(chosen))
+    monkeypatch.setattr(runtime, "set_up_logging", lambda name: None)
+    monkeypatch.setattr(runtime, "serve", lambda built, run_folder, pulse: 0 if built == ["given back"] else 1)
+    assert serve.run(Namespace(service="gateway", replica=1, pulse=None, socket=None)) == 0
